@@ -1,0 +1,38 @@
+# Everything is set up by itself, in .venv; it takes Python 3.10-3.13, git and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check prove render clean
+
+demo: .venv/demo  ## the script of pixtral.yaml on this machine, asked about two pictures
+	$(BIN)/pixtral-sky rehearse
+
+test: .venv/dev  ## the fast tests
+	$(BIN)/pytest -m "not engine"
+
+check: .venv/dev  ## lint, types, and the YAML files against their templates
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tools/render.py --check
+
+prove: .venv/dev  ## the tests on the real vLLM
+	$(BIN)/pytest -m engine
+
+render:  ## write pixtral.yaml and service.yaml from templates/
+	$(PYTHON) tools/render.py
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"  # the first that knows dependency groups
+
+.venv/demo: .venv/bin/pip pyproject.toml
+	$(BIN)/pip install --quiet --editable ".[rehearse]"
+	@touch $@
+
+.venv/dev: .venv/bin/pip pyproject.toml
+	$(BIN)/pip install --quiet --editable ".[rehearse,heic]" --group dev
+	@touch $@
+
+clean:
+	rm -rf .venv .*_cache dist

@@ -1,0 +1,5 @@
+"""``python -m pixtral_sky``."""
+
+from pixtral_sky.cli.app import main
+
+main()

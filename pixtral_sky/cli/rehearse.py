@@ -1,0 +1,95 @@
+"""pixtral-sky rehearse."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pixtral_sky import output
+from pixtral_sky.endpoint import DEFAULT_NAME
+
+QUESTION = ("Describe this chart in detail please.", "And what does this receipt add up to?")
+ANSWER_TOKENS = 48
+
+
+def rehearse(
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="The task file; without it the shipped pixtral.yaml.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave it running, for ask, endpoint and status.")] = False,
+    name: Annotated[str, typer.Option("--name", "-n", help="What to remember it as.")] = DEFAULT_NAME,
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="Without it 8081, or a free one.")
+    ] = None,
+) -> None:
+    """Run the script of pixtral.yaml on this machine: no GPU, no account, no cost.
+
+    The real vLLM of the same version serves a tiny Pixtral with random weights. The first time, the
+    engine is made (about 2.5 GB).
+
+    \b
+    Examples:
+      pixtral-sky rehearse
+      pixtral-sky rehearse --keep && pixtral-sky ask "What is this?" photo.jpg
+    """
+    from pixtral_sky import endpoint, engine, rehearsal, task
+    from pixtral_sky.errors import UsageError
+
+    # An end from outside (kill, a closing terminal) is a Ctrl-C: whatever was started is stopped.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+
+    the_task = task.load(file)
+    old = endpoint.recall(name)
+    if old and rehearsal.is_running(old):
+        raise UsageError(f"{name!r} is running already, at {old.url}.", f"Stop it: pixtral-sky down {name}")
+    port = rehearsal.free_port(port)
+    output.say(f"Rehearsing {the_task.path} with vLLM {the_task.vllm_version}")
+    with output.phase("engine"):
+        venv = engine.ensure(the_task.vllm_version)
+    with output.phase("checkpoint: tiny, random, real tokenizer"):
+        checkpoint = engine.checkpoint(venv)
+    started = time.monotonic()
+    deployment = rehearsal.start(the_task, venv, checkpoint, name, port)
+    keeping = False
+    try:
+        with output.phase("starting its script"):
+            rehearsal.wait_until_ready(deployment)
+        output.say(f"Ready in {time.monotonic() - started:.0f} s at {deployment.url}, behind the front door.\n")
+        _ask_about_two_pictures(deployment.endpoint)
+        keeping = keep
+    finally:
+        if not keeping:
+            with output.phase("stopping"):
+                rehearsal.stop(deployment)
+    if keep:
+        idle = the_task.envs.get("IDLE_MINUTES", "0")
+        output.say(f"It runs on, and ends itself after {idle} minutes without a request." if idle != "0" else "It runs on.")
+        output.say("Next:  pixtral-sky ask picture.jpg   |   pixtral-sky endpoint --env   |   pixtral-sky down")
+
+
+def _ask_about_two_pictures(target: Any) -> None:
+    from pixtral_sky import images, task
+    from pixtral_sky.asking import messages
+    from pixtral_sky.client import Client
+
+    chart, receipt = (
+        images.prepare(task.shipped(f"examples/{name}").read_bytes(), name)
+        for name in ("chart.png", "receipt.jpg")
+    )
+    output.say("The weights are random, so the words are noise. Real are: the script, vLLM and its flags, the")
+    output.say("front door and its key, the tokenizer, the pictures' way into the prompt, the token counts, streaming.\n")
+    output.say(f"{QUESTION[0]} [{chart.name}, {chart.tokens} tokens] {QUESTION[1]} [{receipt.name}, {receipt.tokens} tokens]")
+    with Client(target) as client:
+        answer = client.ask(messages([QUESTION[0], chart, QUESTION[1], receipt]), max_tokens=ANSWER_TOKENS)
+        chunks = 0
+        for delta in answer:
+            output.data(delta, end="")
+            chunks += 1
+        output.data("")
+    usage = answer.usage or {}
+    output.say(f"\n  prompt {usage.get('prompt_tokens')} tokens, answer {usage.get('completion_tokens')} tokens in {chunks} chunks")

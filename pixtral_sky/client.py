@@ -1,0 +1,300 @@
+"""Talks to an endpoint: asks, streams, tries again, and makes one of errors.py's errors of all that fails.
+
+It imports httpx: import it where it is used, not when the command line starts.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+from httpx_sse import EventSource
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential, wait_random
+
+from pixtral_sky import __version__
+from pixtral_sky.asking import Answer, printable
+from pixtral_sky.endpoint import Endpoint
+from pixtral_sky.errors import BrokenAnswer, Busy, NotAnAPI, Refused, Unauthorized, Unreachable, UsageError
+
+RETRY_SECONDS = 30.0  # for all attempts of a request together
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 600.0  # for the first piece of an answer, which waits for the queue, and between any two
+REASON_CHARACTERS = 300  # of a server's own words
+
+_BACKOFF = wait_exponential(multiplier=1, max=8) + wait_random(0, 1)
+_IS_IT_RUNNING = "Is it running? pixtral-sky status"
+_CHAT = "/v1/chat/completions"
+
+
+class _PassingError(Exception):
+    """A failure worth another attempt: ``error`` if it stays, and the seconds that it asks to ``wait``."""
+
+    def __init__(self, notice: str, error: Exception, wait: float = 0) -> None:
+        super().__init__(notice)
+        self.error = error
+        self.wait = wait
+
+
+class Client:
+    """The client of one endpoint, for one thread. Closed by ``with`` or ``close()``.
+
+    For ``budget`` seconds a request that fails may be tried again (0: never); ``notify`` gets a line before
+    each such attempt. Raises UsageError when the URL, the key or the proxy settings cannot be used.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        budget: float = RETRY_SECONDS,
+        read_timeout: float = READ_SECONDS,
+        notify: Callable[[str], None] = lambda _: None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.endpoint = endpoint
+        self._budget = budget
+        self._notify = notify
+        self._sleep = sleep
+        headers = {"User-Agent": f"pixtral-sky/{__version__}", "Content-Type": "application/json"}
+        if endpoint.key:
+            # Checked here, as the errors of the libraries below would quote it.
+            if not re.fullmatch(r"[!-~]+", endpoint.key):
+                raise UsageError("The key has characters that no key can have.", "Look at PIXTRAL_API_KEY.")
+            headers["Authorization"] = f"Bearer {endpoint.key}"
+        try:
+            host = httpx.URL(endpoint.url).host
+            host.encode("idna")  # the resolver does so too, and its error is not httpx's
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise UsageError(f"{endpoint.url!r} is not the URL of an endpoint.") from error
+        try:
+            self._http = httpx.Client(
+                base_url=endpoint.url,
+                headers=headers,
+                timeout=httpx.Timeout(read_timeout, connect=CONNECT_SECONDS),
+                verify=httpx.create_ssl_context(),  # minds SSL_CERT_FILE, with trust_env or without
+                trust_env=not _is_loopback(host),  # what stays on this machine passes no proxy
+                follow_redirects=False,  # the key is for this host alone
+            )
+        except (httpx.InvalidURL, ImportError, OSError, ValueError) as error:
+            raise UsageError(
+                "The proxy or certificate settings of this environment cannot be used.",
+                "Look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR.",
+            ) from error
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up. An answer that is still coming ends at the endpoint as well."""
+        self._http.close()
+
+    def ask(self, messages: list[dict[str, Any]], **fields: Any) -> Answer:
+        """Send OpenAI ``messages``; returns when the answer begins.
+
+        ``fields`` are further ones of the request: max_tokens (512), temperature (0.7), response_format...;
+        None is not sent. Raises EndpointError.
+        """
+        asked = time.monotonic()
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+        response = self._open("POST", _CHAT, self._body(messages, fields))
+        if not response.headers.get("content-type", "").startswith("text/event-stream"):
+            response.close()
+            raise self._not_an_api(response.status_code)
+        return Answer(self._events(response), asked, self._reason)
+
+    def complete(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+        """The whole ``chat.completion``, which has a text in its first choice. The rest is as for ``ask``."""
+        document = self._document("POST", _CHAT, self._body(messages, fields))
+        try:
+            if isinstance(document["choices"][0]["message"]["content"], str):
+                return dict(document)
+        except (LookupError, TypeError):
+            pass
+        raise self._not_an_api()
+
+    def models(self) -> list[dict[str, Any]]:
+        """What is served (``GET /v1/models``); each has an ``id``. Raises EndpointError."""
+        document = self._document("GET", "/v1/models")
+        try:
+            return [dict(model) for model in document["data"] if isinstance(model["id"], str)]
+        except (LookupError, TypeError, ValueError):
+            raise self._not_an_api() from None
+
+    def _body(self, messages: list[dict[str, Any]], fields: dict[str, Any]) -> bytes:
+        body = {
+            "model": self.endpoint.model,
+            "messages": messages,
+            "max_tokens": 512,
+            "temperature": 0.7,
+            **fields,
+        }
+        return json.dumps({k: v for k, v in body.items() if v is not None}, separators=(",", ":")).encode()
+
+    def _events(self, response: httpx.Response) -> Iterator[str]:
+        """The data of each event of a stream. Raises ConnectionError, which says what the stream did."""
+        try:
+            with closing(response):
+                for event in EventSource(response).iter_sse():
+                    yield event.data
+        except httpx.TimeoutException as error:
+            raise ConnectionError("stalled") from error
+        except httpx.HTTPError as error:
+            raise ConnectionError("broke off") from error
+
+    def _document(self, method: str, path: str, body: bytes = b"") -> Any:
+        with closing(self._open(method, path, body)) as response:
+            try:
+                return json.loads(response.read())
+            except httpx.HTTPError as error:
+                how = "stalled" if isinstance(error, httpx.TimeoutException) else "broke off"
+                arrived = response.num_bytes_downloaded
+                raise BrokenAnswer(f"The answer {how} after {arrived:,} bytes.", "Ask again.") from error
+            except (ValueError, RecursionError):
+                raise self._not_an_api() from None
+
+    def _open(self, method: str, path: str, body: bytes) -> httpx.Response:
+        """The head of a 2xx answer; its body is not read yet. The one place where anything is tried again."""
+        retrying = Retrying(
+            retry=retry_if_exception_type(_PassingError),
+            wait=lambda state: max(_BACKOFF(state), _failure(state).wait),
+            stop=self._is_spent,
+            before_sleep=lambda s: self._notify(f"{_failure(s)}; trying again in {s.upcoming_sleep:.0f} s"),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        try:
+            return retrying(self._attempt, self._http.build_request(method, path, content=body))
+        except _PassingError as failure:
+            raise failure.error from failure.__cause__
+
+    def _is_spent(self, state: RetryCallState) -> bool:
+        # The pauses are counted too: where ``sleep`` is a test's, the clock stands still.
+        return max(state.seconds_since_start or 0, state.idle_for) + state.upcoming_sleep > self._budget
+
+    def _attempt(self, request: httpx.Request) -> httpx.Response:
+        try:
+            response = self._http.send(request, stream=True)
+        except httpx.HTTPError as error:
+            raise self._unanswered(error, _mib(request)) from error
+        if response.is_success:
+            return response
+        with closing(response):
+            raise self._refusal(response, _mib(request))
+
+    def _unanswered(self, error: httpx.HTTPError, size: str) -> Exception:
+        """What it means that no answer began."""
+        url, cause = self.endpoint.url, _first_cause(error)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return Unreachable(
+                f"{url} has no certificate that is trusted here.", "Name its CA: SSL_CERT_FILE"
+            )
+        if isinstance(cause, ssl.SSLError):
+            return Unreachable(f"{url} speaks no TLS that can be used.", "Try http:// in place of https://.")
+        if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
+            return Unreachable(f"No host has the name in {url}.", "Is it spelled right?")
+        if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+            silent = f"othing answers at {url}"
+            return _PassingError(f"n{silent}", Unreachable(f"N{silent}.", _IS_IT_RUNNING))
+        if isinstance(error, httpx.TimeoutException):
+            return BrokenAnswer(f"{url} takes too long to answer.", _IS_IT_RUNNING)
+        if isinstance(error, httpx.ProxyError):
+            return Unreachable(
+                f"The proxy does not lead to {url}.", "Look at HTTPS_PROXY, HTTP_PROXY, NO_PROXY."
+            )
+        if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
+            return NotAnAPI(f"{url} does not speak HTTP.", "Try https:// in place of http://.")
+        dropped = Unreachable(f"{url} hangs up without an answer to a request of {size}.", _IS_IT_RUNNING)
+        return _PassingError("the connection was dropped before an answer began", dropped)
+
+    def _refusal(self, response: httpx.Response, size: str) -> Exception:
+        """What an answer that is not 2xx means."""
+        url, status = self.endpoint.url, response.status_code
+        try:
+            document = json.loads(response.read())
+        except (httpx.HTTPError, ValueError, RecursionError):
+            document = None  # the status says enough
+        error, detail = (document.get(k) if isinstance(document, dict) else None for k in ("error", "detail"))
+        reason = self._reason(error or detail)
+        because = f" ({status}): {reason}" if reason else f" ({status})."
+        # With `detail` it is SkyServe's balancer, which has asked nobody or everybody; vLLM says `error`.
+        no_replica = not error and isinstance(detail, str) and detail.startswith(("No ready", "Max retries"))
+        if status in (429, 502, 503, 504) or (status == 500 and no_replica):
+            wait = _retry_after(response)
+            hint = (
+                f"It asks to wait {wait:.0f} s." if wait else "Try again later. Its state: pixtral-sky status"
+            )
+            if no_replica:
+                return _PassingError("no replica is ready", Busy("No replica is ready.", hint), wait)
+            return _PassingError(f"{url} is busy ({status})", Busy(f"{url} is busy{because}", hint), wait)
+        if status in (401, 403):
+            what = "does not take this key" if self.endpoint.key else "asks for a key, and none was given"
+            return Unauthorized(
+                f"{url} {what} ({status}).", "Set PIXTRAL_API_KEY. Yours: pixtral-sky endpoint"
+            )
+        if status == 413:
+            return Refused(
+                f"The request is {size}, more than {url} takes.", "Send fewer or smaller pictures."
+            )
+        if response.is_redirect:
+            place = self._reason(response.headers["location"])
+            return Refused(
+                f"{url} redirects to {place}, where no key is sent.", "Is it yours? --endpoint URL"
+            )
+        if status >= 500:
+            return Refused(f"{url} failed{because}", "Its log tells more.")
+        return Refused(reason) if error and reason else self._not_an_api(status)
+
+    def _not_an_api(self, status: int = 200) -> NotAnAPI:
+        what = f"{self.endpoint.url} answers ({status}), but not as an OpenAI-compatible API does."
+        return NotAnAPI(what, "Is the address right? pixtral-sky endpoint")
+
+    def _reason(self, said: object) -> str:
+        """A server's own words, fit to be printed: one short line; no control character, key or picture."""
+        said = said.get("message") if isinstance(said, dict) else said
+        text = " ".join(printable(said).split()) if isinstance(said, str) else ""
+        if self.endpoint.key:
+            text = text.replace(self.endpoint.key, "***")
+        text = re.sub(r"data:[^\s,]*,[^\s'\"]*|[\w+/=-]{100,}", "...", text)
+        return text if len(text) <= REASON_CHARACTERS else f"{text[: REASON_CHARACTERS - 3]}..."
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__:
+        error = error.__cause__
+    return error
+
+
+def _failure(state: RetryCallState) -> _PassingError:
+    failure = state.outcome and state.outcome.exception()
+    assert isinstance(failure, _PassingError)
+    return failure
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds to wait, from a header that has them or a date; 0 when it is missing or makes no sense."""
+    value = response.headers.get("retry-after", "")
+    if re.fullmatch(r"[0-9]{1,9}", value):
+        return float(value)
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0)
+    except (ValueError, TypeError, OverflowError):
+        return 0

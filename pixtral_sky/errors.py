@@ -1,0 +1,88 @@
+"""What went wrong, in one line, and what to do next.
+
+    PixtralSkyError
+      UsageError          the command line does not add up                      (exit code 2)
+        NoEndpoint        no endpoint is given or remembered
+      PictureError        something given as a picture is none that can be sent
+      LimitError          more pictures or tokens than the endpoint takes
+      EndpointError       the endpoint did not do what it was asked
+        Unreachable       nothing answers at its address
+        Unauthorized      401 or 403: the key is missing or wrong
+        Busy              429, 503, or a balancer with no replica to ask
+        Refused           any other answer that is not 2xx, with the server's reason
+        BrokenAnswer      the answer stopped half-way, took too long, or is not what the API says
+        NotAnAPI          something answers, but it is not an OpenAI-compatible API
+      SchemaError         the answer does not fit the JSON Schema that was asked for
+      RehearsalError      the engine could not be made or started on this machine
+"""
+
+from __future__ import annotations
+
+
+class PixtralSkyError(Exception):
+    """An error that a person reads: ``what`` happened, and in ``hint`` the command that helps next.
+
+    Neither may hold a secret: both are printed.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.hint}".strip()
+
+
+class UsageError(PixtralSkyError):
+    exit_code = 2
+
+
+class NoEndpoint(UsageError):
+    pass
+
+
+class PictureError(PixtralSkyError):
+    pass
+
+
+class LimitError(PixtralSkyError):
+    pass
+
+
+class EndpointError(PixtralSkyError):
+    pass
+
+
+class Unreachable(EndpointError):
+    pass
+
+
+class Unauthorized(EndpointError):
+    pass
+
+
+class Busy(EndpointError):
+    pass
+
+
+class Refused(EndpointError):
+    pass
+
+
+class BrokenAnswer(EndpointError):
+    pass
+
+
+class NotAnAPI(EndpointError):
+    pass
+
+
+class SchemaError(PixtralSkyError):
+    pass
+
+
+class RehearsalError(PixtralSkyError):
+    pass

@@ -1,0 +1,127 @@
+"""The front door: an ASGI guard that stands before vLLM (`vllm serve --middleware front_door.FrontDoor`).
+
+vLLM's own API key leaves much open, full inference at POST /invocations included. Here a route is
+named below, or it does not exist. Standard library only: this file is all that a machine needs.
+
+PIXTRAL_API_KEY  asked for on every route but GET /health; empty: on none (the script that starts
+                 vLLM then listens on 127.0.0.1 only)
+IDLE_MINUTES     ends the server after that long without a request; 0 or empty: never
+MAX_BODY_MIB     the largest request body (32)
+"""
+
+import asyncio
+import hmac
+import json
+import os
+import signal
+import time
+
+OPEN = {("GET", "/health")}
+PROBES = {("GET", "/v1/models"), ("GET", "/metrics")}  # with the key; they keep no idle server alive
+WORK = {
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("POST", "/v1/messages"),
+    ("POST", "/tokenize"),
+}
+
+
+class FrontDoor:
+    def __init__(self, app):
+        self.app = app
+        self.key = os.environ.get("PIXTRAL_API_KEY", "").encode()
+        self.idle_seconds = float(os.environ.get("IDLE_MINUTES") or 0) * 60
+        self.max_body = int(float(os.environ.get("MAX_BODY_MIB") or 32) * 2**20)
+        self.in_flight = 0
+        self.last_request = time.monotonic()
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            return await self.lifespan(scope, receive, send)
+        if scope["type"] != "http":  # a websocket: closed before it is open
+            return await send({"type": "websocket.close", "code": 1008})
+
+        route = (scope["method"], scope["path"])
+        # One spelling a route: not percent-encoded, and nothing mounted before it.
+        plain = scope.get("raw_path") in (None, scope["path"].encode())
+        if route not in OPEN | PROBES | WORK or not plain or scope.get("root_path"):
+            return await refuse(send, 404, "not_found", "There is no such route here.")
+        if route not in OPEN and not self.has_key(scope):
+            return await refuse(send, 401, "invalid_api_key", "This needs 'Authorization: Bearer KEY'.")
+        if route not in WORK:
+            return await self.app(scope, receive, send)
+
+        self.in_flight += 1
+        try:
+            await self.limited(scope, receive, send)
+        finally:
+            self.in_flight -= 1
+            self.last_request = time.monotonic()
+
+    def has_key(self, scope):
+        if not self.key:
+            return True
+        given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+        if len(given) != 1:  # two could be read in two ways
+            return False
+        scheme, _, key = given[0].partition(b" ")
+        return hmac.compare_digest(key, self.key) and scheme.lower() == b"bearer"
+
+    async def limited(self, scope, receive, send):
+        """The app, with a body that is counted as it comes and cut off at the limit. Nothing is kept."""
+        for name, value in scope["headers"]:
+            if name.lower() == b"content-length" and (not value.isdigit() or int(value) > self.max_body):
+                return await self.too_large(send)
+        arrived, started, refused = 0, False, False
+
+        async def counted_receive():
+            nonlocal arrived, refused
+            message = await receive()
+            arrived += len(message.get("body") or b"")
+            if arrived <= self.max_body:
+                return message
+            if not started and not refused:
+                await self.too_large(send)
+            refused = True
+            return {"type": "http.disconnect"}
+
+        async def guarded_send(message):
+            nonlocal started
+            if not refused:
+                started = True
+                await send(message)
+
+        return await self.app(scope, counted_receive, guarded_send)
+
+    async def too_large(self, send):
+        limit = self.max_body / 2**20
+        await refuse(send, 413, "request_too_large", f"A request may have {limit:g} MiB here.")
+
+    async def lifespan(self, scope, receive, send):
+        clock = asyncio.create_task(self.idle_clock()) if self.idle_seconds > 0 else None
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if clock:
+                clock.cancel()
+
+    async def idle_clock(self):
+        self.last_request = time.monotonic()  # from when the server is up, not while it loads the model
+        while True:
+            left = self.last_request + self.idle_seconds - time.monotonic()
+            if left <= 0 and not self.in_flight:
+                break
+            await asyncio.sleep(max(left, 0.5))
+        print(f"front door: no request for {self.idle_seconds / 60:g} minutes: ending the server", flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)  # vLLM's own way to end: answers are finished, the GPU is freed
+
+
+async def refuse(send, status, code, message):
+    """An error as OpenAI's clients read it."""
+    body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}})
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body.encode()})

@@ -1,0 +1,57 @@
+"""Facts of Pixtral 12B, and the arithmetic that follows from them. Pure.
+
+Sources: ``params.json`` of mistralai/Pixtral-12B-2409; mistral-common 1.13.1,
+``tokens/tokenizers/image.py`` (checked against it, and against the running vLLM, by the tests).
+"""
+
+from __future__ import annotations
+
+MODEL = "mistralai/Pixtral-12B-2409"
+SERVED_NAME = "pixtral"
+
+# Parameters: decoder 12,247,782,400 + vision encoder 403,489,792 + adapter 31,467,520.
+PARAMETERS = 12_682_739_712
+WEIGHT_BYTES = PARAMETERS * 2  # bf16; 23.62 GiB
+
+LAYERS = 40
+KV_HEADS = 8
+HEAD_DIM = 128
+# Keys and values of one token over all layers, in bf16: 163,840 bytes.
+KV_BYTES_PER_TOKEN = 2 * LAYERS * KV_HEADS * HEAD_DIM * 2
+
+# Heads (32), KV heads (8) and vision heads (16) must divide evenly among the GPUs.
+TENSOR_PARALLEL = (1, 2, 4, 8)
+
+PATCH = 16  # pixels a side of one image token
+BOX = 1024  # pixels: a larger picture is shrunk into BOX x BOX, a smaller one is never enlarged
+MAX_IMAGE_TOKENS = (BOX // PATCH + 1) * (BOX // PATCH)  # 4,160
+
+
+def patches(width: int, height: int) -> tuple[int, int]:
+    """Columns and rows of 16-pixel patches that a picture of ``width`` x ``height`` pixels becomes.
+
+    Raises ValueError when a side is less than one pixel.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"a picture has at least 1x1 pixels, not {width}x{height}")
+    # Divided, not multiplied by the inverse: the rounding then equals mistral-common's, pixel for pixel.
+    ratio = max(height / BOX, width / BOX)
+    if ratio > 1:
+        width = max(round(width / ratio), 1)
+        height = max(round(height / ratio), 1)
+    return -(-width // PATCH), -(-height // PATCH)
+
+
+def image_tokens(width: int, height: int) -> int:
+    """Prompt tokens that a picture of ``width`` x ``height`` pixels costs: 1 to 4,160.
+
+    One a patch, and one more a row (a line break, and the end of the picture).
+    """
+    columns, rows = patches(width, height)
+    return (columns + 1) * rows
+
+
+def fit(width: int, height: int) -> tuple[int, int]:
+    """Width and height in pixels at which the model sees a picture: whole patches, at most 1024 a side."""
+    columns, rows = patches(width, height)
+    return columns * PATCH, rows * PATCH

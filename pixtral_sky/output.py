@@ -1,0 +1,52 @@
+"""One sink for everything that is printed: data goes to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+quiet = False
+
+
+def data(text: str, end: str = "\n") -> None:
+    """What the command was asked for. It alone reaches stdout, so that a pipe holds nothing else."""
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
+def say(text: str = "") -> None:
+    """What a person likes to know."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """What a person must know."""
+    print(f"Warning: {text}", file=sys.stderr, flush=True)
+
+
+def error(text: str) -> None:
+    print(f"Error: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def phase(title: str) -> Iterator[None]:
+    """Show what is being waited for, with the seconds: a spinner on a terminal, a line elsewhere."""
+    started = time.monotonic()
+    if quiet:
+        yield
+        return
+    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            progress.add_task(title)
+            yield
+    else:
+        yield
+    say(f"  {title:<44} {time.monotonic() - started:6.1f} s")

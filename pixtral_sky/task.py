@@ -1,0 +1,69 @@
+"""A SkyPilot YAML of this project as data: what it runs, and what it promises."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pixtral_sky.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a rehearsal needs of a task file. ``run`` is the script, to the letter."""
+
+    path: Path
+    run: str
+    setup: str
+    envs: dict[str, str]
+
+    @property
+    def vllm_version(self) -> str:
+        """The version of vLLM that the file's ``setup`` pins: the only place where it is named."""
+        found = re.search(r"\bvllm==([\w.]+)", self.setup)
+        if not found:
+            raise UsageError(f"{self.path} pins no vLLM in its setup.", "It wants a line with: vllm==VERSION")
+        return found.group(1)
+
+    def number(self, name: str) -> int:
+        """An env that is a whole number. Raises UsageError when it is missing or is none."""
+        value = self.envs.get(name, "")
+        try:
+            return int(value)
+        except ValueError:
+            raise UsageError(f"{self.path}: envs.{name} is {value!r}, not a whole number.") from None
+
+
+def shipped(name: str) -> Path:
+    """A file of the project: beside the package in a checkout, inside it when it is installed."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent, package):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{name} is missing from this installation of pixtral-sky")
+
+
+def load(path: Path | None = None) -> Task:
+    """Read a task file; without ``path`` the ``pixtral.yaml`` that is shipped.
+
+    Raises UsageError when it cannot be read, is not YAML, or is no task.
+    """
+    import yaml
+
+    path = path or shipped("pixtral.yaml")
+    try:
+        data: Any = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path} is not YAML: {reason}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("run"), str):
+        raise UsageError(f"{path} is no SkyPilot task: it has no 'run:' script.")
+    envs, setup = data.get("envs") or {}, data.get("setup") or ""
+    if not isinstance(envs, dict) or not isinstance(setup, str):
+        raise UsageError(f"{path} is no SkyPilot task: 'envs:' is a mapping and 'setup:' a text.")
+    # As SkyPilot does it: every value is a string.
+    return Task(path, data["run"], setup, {str(k): "" if v is None else str(v) for k, v in envs.items()})

@@ -1,0 +1,50 @@
+set -eo pipefail
+fail() { echo "pixtral: $*" >&2; exit 1; }
+venv="${VENV:-$HOME/.pixtral-sky/venv}"
+
+# A replica without a key would never be ready: say so before 30 GB are downloaded.
+if [ -n "$SKYPILOT_SERVE_REPLICA_ID" ] && [ -z "$PIXTRAL_API_KEY" ]; then
+  fail "a service needs a key. Run: sky serve up -n pixtral service.yaml --secret PIXTRAL_API_KEY"
+fi
+
+# vLLM's wheels are built for CUDA 13, and CUDA 13 needs driver 580 or newer.
+if command -v nvidia-smi >/dev/null; then
+  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1) || fail "nvidia-smi finds no GPU: $driver"
+  [ "${driver%%.*}" -ge 580 ] || fail "the NVIDIA driver here is $driver, and this vLLM needs 580 or newer." \
+    "Set resources.image_id to an image with a newer driver, or try another cloud: --infra."
+elif [ -z "$VENV" ]; then
+  fail "there is no NVIDIA driver on this machine (no nvidia-smi). Set resources.image_id to an image that has one."
+fi
+
+# A directory is a model that is here already; a name is one on the Hugging Face Hub, behind its licence.
+if [ ! -d "$MODEL" ]; then
+  hub="${HF_ENDPOINT:-https://huggingface.co}"
+  header=""; [ -z "$HF_TOKEN" ] || header="header = \"Authorization: Bearer $HF_TOKEN\""
+  # The token goes in by standard input: arguments can be read by every user of a machine.
+  status=$(printf '%s\n' "$header" | curl -sIL -K - -o /dev/null -w '%{http_code}' --retry 3 \
+    "$hub/$MODEL/resolve/main/params.json") || true
+  case "$status" in
+    200) ;;
+    401) fail "the Hugging Face token is missing or wrong. Accept the licence at $hub/$MODEL, make a token" \
+         "at $hub/settings/tokens, and pass it: HF_TOKEN=... and --secret HF_TOKEN." ;;
+    403) fail "this Hugging Face token does not open $MODEL. Accept the licence at $hub/$MODEL with the account" \
+         "of the token; a fine-grained token also needs read access to gated repositories." ;;
+    404) fail "there is no $MODEL in Mistral's format (no params.json) at $hub. Check MODEL." ;;
+    *)   fail "$hub does not answer for $MODEL (HTTP $status). Check the machine's network, or HF_ENDPOINT." ;;
+  esac
+fi
+
+if [ -z "$VENV" ]; then
+  export PATH="$HOME/.local/bin:$PATH"
+  command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+  [ -x "$venv/bin/python" ] || uv venv --python 3.12 "$venv"
+  # Compiled now, while nobody waits for an answer: the server then starts twice as fast.
+  uv pip install --python "$venv/bin/python" --compile-bytecode "vllm==0.32.0"
+fi
+
+# The weights come now, so that the server's readiness is about the server. Only Mistral's format:
+# the repository has nothing else of the model, but a copy of it might.
+if [ ! -d "$MODEL" ]; then
+  HF_XET_HIGH_PERFORMANCE=1 "$venv/bin/hf" download "$MODEL" \
+    --include "consolidated*.safetensors" --include params.json --include tekken.json
+fi

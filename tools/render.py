@@ -1,0 +1,41 @@
+"""Render pixtral.yaml and service.yaml from templates/ (`make render`); --check only compares.
+
+A line `# include: FILE` is replaced by that file, indented as the line is.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATES = ROOT / "templates"
+FILES = ("pixtral.yaml", "service.yaml")
+
+
+def render(path: Path) -> str:
+    """The text of ``path`` with what it includes, and what that includes in turn."""
+    lines = []
+    for line in path.read_text().splitlines():
+        text = line.lstrip()
+        if text.startswith("# include: "):
+            indent = line[: len(line) - len(text)]
+            included = render(path.parent / text.removeprefix("# include: ")).splitlines()
+            lines += [indent + part if part else "" for part in included]
+        else:
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    stale = [name for name in FILES if (ROOT / name).read_text() != render(TEMPLATES / name)] if "--check" in sys.argv else []
+    if "--check" not in sys.argv:
+        for name in FILES:
+            (ROOT / name).write_text(render(TEMPLATES / name))
+    if stale:
+        print(f"{', '.join(stale)} differ from templates/. Run: make render", file=sys.stderr)
+    return bool(stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
