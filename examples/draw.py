@@ -89,7 +89,7 @@ def chart() -> Image.Image:
 def receipt() -> Image.Image:
     """A receipt of a shop, as scanned a little askew, 700 x 1100 pixels."""
     ink, paper_color = 45, 247
-    paper = Image.new("L", (560, 980), paper_color)
+    paper = Image.new("L", (560, 1020), paper_color)
     draw = ImageDraw.Draw(paper)
     left, middle, right = 44, 280, 516
 
@@ -128,7 +128,7 @@ def receipt() -> Image.Image:
     x = 110
     while x < 446:
         width = chance.choice((2, 3, 5))
-        draw.rectangle((x, y + 222, x + width - 1, y + 276), ink)
+        draw.rectangle((x, y + 218, x + width - 1, y + 266), ink)
         x += width + chance.choice((2, 3, 4))
 
     # On a table, with a shadow; and the unevenness of print, paper and lens.

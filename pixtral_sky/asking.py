@@ -51,7 +51,7 @@ def check_pictures(endpoint: Endpoint, pictures: int) -> None:
     if pictures > endpoint.max_images:
         raise LimitError(
             f"{pictures} pictures, and this endpoint takes {endpoint.max_images} in one prompt.",
-            f"Ask about fewer at a time, redeploy with --env MAX_IMAGES={pictures}, or send them anyway: --no-check",
+            f"Ask about fewer at a time, redeploy with --env MAX_IMAGES={pictures}, or send them: --no-check",
         )
 
 
@@ -64,10 +64,10 @@ def check_tokens(endpoint: Endpoint, parts: Sequence[str | Picture | RemoteUrl],
     needed = tokens + max_tokens + FRAME_TOKENS
     if endpoint.max_model_len is not None and needed > endpoint.max_model_len:
         raise LimitError(
-            f"The pictures ({tokens:,} tokens) and the answer (--max-tokens {max_tokens}) need {needed:,} tokens, "
-            f"and this endpoint has {endpoint.max_model_len:,} for both.",
-            f"Lower --max-tokens, ask about fewer pictures at a time, redeploy with --env MAX_MODEL_LEN={needed}, "
-            "or send it anyway: --no-check",
+            f"The pictures ({tokens:,} tokens) and the answer (--max-tokens {max_tokens:,}) need {needed:,}, "
+            f"and this endpoint has {endpoint.max_model_len:,} tokens for both.",
+            "Lower --max-tokens, ask about fewer pictures at a time, redeploy with --env "
+            f"MAX_MODEL_LEN={needed} or more, or send it: --no-check",
         )
 
 
@@ -114,14 +114,15 @@ class Answer:
         done = False
         try:
             for event in self._events:
-                if done := event == "[DONE]":
-                    break
-                if piece := self._read(event):
+                # Read to the end even so: the connection is then good for the next request.
+                done = done or event == "[DONE]"
+                if not done and (piece := self._read(event)):
                     self.seconds_to_first = self.seconds_to_first or time.monotonic() - self._asked
                     self._pieces.append(piece)
                     yield piece
         except ConnectionError as error:
-            raise self._broken(str(error)) from error.__cause__
+            if not done:
+                raise self._broken(str(error)) from error.__cause__
         finally:
             self.seconds = time.monotonic() - self._asked
         if not done and not self.finish_reason:
@@ -155,7 +156,7 @@ class Schema:
 
     def __init__(self, path: Path) -> None:
         import jsonschema
-        from jsonschema_specifications import REGISTRY
+        from referencing.jsonschema import EMPTY_REGISTRY
 
         try:
             self.schema = json.loads(path.read_bytes())
@@ -176,7 +177,7 @@ class Schema:
             raise UsageError(
                 f"The schema {str(path)!r} is no JSON Schema: {_where_and_what(error)}"
             ) from error
-        self._validator = kind(self.schema, registry=REGISTRY)
+        self._validator = kind(self.schema, registry=EMPTY_REGISTRY)  # its default one downloads
         self._name = re.sub(r"[^a-zA-Z0-9_-]", "_", path.stem)[:64] or "answer"
 
     @property
@@ -190,9 +191,10 @@ class Schema:
         from jsonschema.exceptions import best_match
         from referencing.exceptions import Unresolvable
 
+        wrong = ""
         try:
-            error = best_match(self._validator.iter_errors(json.loads(text)))
-            wrong = f"The answer does not fit the schema: {_where_and_what(error)}" if error else ""
+            if error := best_match(self._validator.iter_errors(json.loads(text))):
+                wrong = f"The answer does not fit the schema: {_where_and_what(error)}"
         except ValueError as bad:
             wrong = f"The answer is no JSON: {bad}."
         except (Unresolvable, RecursionError) as bad:

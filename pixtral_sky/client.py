@@ -115,10 +115,10 @@ class Client:
         return Answer(self._events(response), asked, self._reason)
 
     def complete(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
-        """The whole ``chat.completion``, which has a text in its first choice. The rest is as for ``ask``."""
+        """The whole ``chat.completion``; its first choice has a message. The rest is as for ``ask``."""
         document = self._document("POST", _CHAT, self._body(messages, fields))
         try:
-            if isinstance(document["choices"][0]["message"]["content"], str):
+            if isinstance(document["choices"][0]["message"], dict):
                 return dict(document)
         except (LookupError, TypeError):
             pass
@@ -184,22 +184,21 @@ class Client:
         return max(state.seconds_since_start or 0, state.idle_for) + state.upcoming_sleep > self._budget
 
     def _attempt(self, request: httpx.Request) -> httpx.Response:
+        size = f"{len(request.content) / 2**20:.1f} MiB"
         try:
             response = self._http.send(request, stream=True)
         except httpx.HTTPError as error:
-            raise self._unanswered(error, _mib(request)) from error
+            raise self._unanswered(error, size) from error
         if response.is_success:
             return response
         with closing(response):
-            raise self._refusal(response, _mib(request))
+            raise self._refusal(response, size)
 
     def _unanswered(self, error: httpx.HTTPError, size: str) -> Exception:
         """What it means that no answer began."""
-        url, cause = self.endpoint.url, _first_cause(error)
+        url, cause = self.endpoint.url, _system_error(error)
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return Unreachable(
-                f"{url} has no certificate that is trusted here.", "Name its CA: SSL_CERT_FILE"
-            )
+            return Unreachable(f"{url} has no certificate that is trusted.", "Name its CA: SSL_CERT_FILE")
         if isinstance(cause, ssl.SSLError):
             return Unreachable(f"{url} speaks no TLS that can be used.", "Try http:// in place of https://.")
         if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
@@ -210,9 +209,7 @@ class Client:
         if isinstance(error, httpx.TimeoutException):
             return BrokenAnswer(f"{url} takes too long to answer.", _IS_IT_RUNNING)
         if isinstance(error, httpx.ProxyError):
-            return Unreachable(
-                f"The proxy does not lead to {url}.", "Look at HTTPS_PROXY, HTTP_PROXY, NO_PROXY."
-            )
+            return Unreachable(f"The proxy does not lead to {url}.", "Look at HTTPS_PROXY and NO_PROXY.")
         if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
             return NotAnAPI(f"{url} does not speak HTTP.", "Try https:// in place of http://.")
         dropped = Unreachable(f"{url} hangs up without an answer to a request of {size}.", _IS_IT_RUNNING)
@@ -232,23 +229,18 @@ class Client:
         no_replica = not error and isinstance(detail, str) and detail.startswith(("No ready", "Max retries"))
         if status in (429, 502, 503, 504) or (status == 500 and no_replica):
             wait = _retry_after(response)
-            hint = (
-                f"It asks to wait {wait:.0f} s." if wait else "Try again later. Its state: pixtral-sky status"
-            )
+            hint = f"It asks to wait {wait:.0f} s." if wait else "Try again later. See: pixtral-sky status"
             if no_replica:
                 return _PassingError("no replica is ready", Busy("No replica is ready.", hint), wait)
             return _PassingError(f"{url} is busy ({status})", Busy(f"{url} is busy{because}", hint), wait)
         if status in (401, 403):
             what = "does not take this key" if self.endpoint.key else "asks for a key, and none was given"
-            return Unauthorized(
-                f"{url} {what} ({status}).", "Set PIXTRAL_API_KEY. Yours: pixtral-sky endpoint"
-            )
+            hint = "Set PIXTRAL_API_KEY. Yours: pixtral-sky endpoint --env"
+            return Unauthorized(f"{url} {what} ({status}).", hint)
         if status == 413:
-            return Refused(
-                f"The request is {size}, more than {url} takes.", "Send fewer or smaller pictures."
-            )
+            return Refused(f"The request is {size}, more than {url} takes.", "Send fewer pictures at a time.")
         if response.is_redirect:
-            place = self._reason(response.headers["location"])
+            place = self._reason(response.headers["location"]).rstrip(".")
             return Refused(
                 f"{url} redirects to {place}, where no key is sent.", "Is it yours? --endpoint URL"
             )
@@ -261,13 +253,15 @@ class Client:
         return NotAnAPI(what, "Is the address right? pixtral-sky endpoint")
 
     def _reason(self, said: object) -> str:
-        """A server's own words, fit to be printed: one short line; no control character, key or picture."""
+        """A server's own words as one short sentence to print, with no control character, key or picture."""
         said = said.get("message") if isinstance(said, dict) else said
         text = " ".join(printable(said).split()) if isinstance(said, str) else ""
         if self.endpoint.key:
             text = text.replace(self.endpoint.key, "***")
         text = re.sub(r"data:[^\s,]*,[^\s'\"]*|[\w+/=-]{100,}", "...", text)
-        return text if len(text) <= REASON_CHARACTERS else f"{text[: REASON_CHARACTERS - 3]}..."
+        if len(text) > REASON_CHARACTERS:
+            return f"{text[: REASON_CHARACTERS - 3]}..."
+        return f"{text}." if text and text[-1] not in ".!?" else text
 
 
 def _is_loopback(host: str) -> bool:
@@ -277,9 +271,10 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _first_cause(error: BaseException) -> BaseException:
-    while error.__cause__:
-        error = error.__cause__
+def _system_error(error: BaseException | None) -> BaseException | None:
+    """What the system said, from the chain of errors behind one of httpx."""
+    while error and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
     return error
 
 

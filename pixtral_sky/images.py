@@ -183,7 +183,7 @@ def _prepare(image: Image.Image, data: bytes, name: str) -> Picture:
     if (
         media_type
         and image.mode in ("RGB", "L")
-        and not (large or turn or image.has_transparency_data)
+        and not (large or turn is not None or image.has_transparency_data)
         and getattr(image, "n_frames", 1) == 1
         and len(data) <= MAX_AS_IS
     ):

@@ -30,6 +30,9 @@ CPU_ARGS = (
 READY_SECONDS = 300.0
 STOP_SECONDS = 15.0
 
+# What this process has started. It may outlive us, on purpose; until then somebody has to hold it.
+_started: list[subprocess.Popen[bytes]] = []
+
 
 def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Deployment:
     """Start the task's script on 127.0.0.1:``port`` with a new key, and remember it under ``name``.
@@ -61,6 +64,7 @@ def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Dep
             ["bash", str(script)], env=environ, cwd=endpoint.home(), stdin=subprocess.DEVNULL,
             stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
         )
+    _started.append(process)
     deployment = Deployment(
         name=name, kind="rehearsal", url=f"http://127.0.0.1:{port}", key=key,
         max_model_len=max_model_len, max_images=max_images, created=time.time(),

@@ -9,7 +9,8 @@ fi
 
 # vLLM's wheels are built for CUDA 13, and CUDA 13 needs driver 580 or newer.
 if command -v nvidia-smi >/dev/null; then
-  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1) || fail "nvidia-smi finds no GPU: $driver"
+  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader) || fail "nvidia-smi finds no GPU: $driver"
+  driver=${driver%%$'\n'*} # a line a GPU
   [ "${driver%%.*}" -ge 580 ] || fail "the NVIDIA driver here is $driver, and this vLLM needs 580 or newer." \
     "Set resources.image_id to an image with a newer driver, or try another cloud: --infra."
 elif [ -z "$VENV" ]; then

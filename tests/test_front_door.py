@@ -67,7 +67,12 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         config = uvicorn.Config(
-            self.door, host="127.0.0.1", port=self.port, http=http, log_level="error", root_path=root_path,
+            self.door,
+            host="127.0.0.1",
+            port=self.port,
+            http=http,
+            log_level="error",
+            root_path=root_path,
             ws="websockets-sansio" if "websockets-sansio" in uvicorn.config.WS_PROTOCOLS else "auto",
         )
         self.server = uvicorn.Server(config)
@@ -91,7 +96,9 @@ class Server:
                 pass
             received = b""
             connection.settimeout(timeout)
-            while b"\r\n\r\n" not in received or (b"chunked" in received and not received.endswith(b"0\r\n\r\n")):
+            while b"\r\n\r\n" not in received or (
+                b"chunked" in received and not received.endswith(b"0\r\n\r\n")
+            ):
                 part = connection.recv(65536)
                 if not part:
                     break
@@ -103,36 +110,98 @@ class Server:
         return self.raw(f"{line} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode(), **options)
 
 
-@pytest.fixture(params=["h11", "httptools"])
-def server(request, monkeypatch):
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    monkeypatch.setenv("MAX_BODY_MIB", "1")
-    server = Server(request.param)
+@pytest.fixture(scope="module", params=["h11", "httptools"])
+def one_server(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIXTRAL_API_KEY", KEY)
+        patch.setenv("MAX_BODY_MIB", "1")
+        server = Server(request.param)
     yield server
     server.close()
 
 
+@pytest.fixture
+def server(one_server):
+    one_server.inner.seen.clear()
+    one_server.inner.bodies.clear()
+    return one_server
+
+
 ROUTES = [
-    "GET /v1/models", "GET /metrics", "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses",
-    "POST /v1/messages", "POST /tokenize",
+    "GET /v1/models",
+    "GET /metrics",
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "POST /v1/responses",
+    "POST /v1/messages",
+    "POST /tokenize",
 ]
 # All that vLLM 0.32 has besides, and what a scanner would try.
 CLOSED = [
-    "POST /invocations", "GET /ping", "POST /ping", "GET /docs", "GET /docs/oauth2-redirect", "GET /redoc",
-    "GET /openapi.json", "GET /version", "GET /load", "POST /detokenize", "GET /v1/responses/resp_1",
-    "POST /v1/responses/resp_1/cancel", "POST /v1/messages/count_tokens", "POST /v1/chat/completions/batch",
-    "POST /v1/chat/completions/render", "POST /generative_scoring", "POST /scale_elastic_ep",
-    "POST /is_scaling_elastic_ep", "POST /inference/v1/generate", "POST /v1/load_lora_adapter", "POST /sleep",
-    "POST /collective_rpc", "GET /kv_event_sources", "GET /", "GET /server_info", "POST /v1/embeddings",
+    "POST /invocations",
+    "GET /ping",
+    "POST /ping",
+    "GET /docs",
+    "GET /docs/oauth2-redirect",
+    "GET /redoc",
+    "GET /openapi.json",
+    "GET /version",
+    "GET /load",
+    "POST /detokenize",
+    "GET /v1/responses/resp_1",
+    "POST /v1/responses/resp_1/cancel",
+    "POST /v1/messages/count_tokens",
+    "POST /v1/chat/completions/batch",
+    "POST /v1/chat/completions/render",
+    "POST /generative_scoring",
+    "POST /scale_elastic_ep",
+    "POST /is_scaling_elastic_ep",
+    "POST /inference/v1/generate",
+    "POST /v1/load_lora_adapter",
+    "POST /sleep",
+    "POST /collective_rpc",
+    "GET /kv_event_sources",
+    "GET /",
+    "GET /server_info",
+    "POST /v1/embeddings",
 ]
 TRICKS = [
-    "GET /V1/models", "GET //v1/models", "GET /v1//models", "GET /v1/models/", "GET /v1/models/.", "GET /./v1/models",
-    "GET /v1/../v1/models", "GET /v1%2fmodels", "GET /v1%2Fmodels", "GET /%761/models", "GET /v1/models%00",
-    "GET /v1/models%20", "GET /v1/models;a=b", "GET /v1/models%3f", "GET /v1\\models", "GET /health/../docs",
-    "GET /health/", "GET /Health", "GET /health%2f..%2finvocations", "GET /health%3f", "POST /invocations#/health",
-    "POST /health", "HEAD /health", "OPTIONS /health", "HEAD /v1/models", "OPTIONS /v1/models", "TRACE /v1/models",
-    "POST /v1/models", "PUT /v1/chat/completions", "GET /v1/chat/completions", "OPTIONS /v1/chat/completions",
-    "POST /metrics", "FOO /health", "GET http://x/invocations", "POST /invocations?/health", "POST /invocations%3f",
+    "GET /V1/models",
+    "GET //v1/models",
+    "GET /v1//models",
+    "GET /v1/models/",
+    "GET /v1/models/.",
+    "GET /./v1/models",
+    "GET /v1/../v1/models",
+    "GET /v1%2fmodels",
+    "GET /v1%2Fmodels",
+    "GET /%761/models",
+    "GET /v1/models%00",
+    "GET /v1/models%20",
+    "GET /v1/models;a=b",
+    "GET /v1/models%3f",
+    "GET /v1\\models",
+    "GET /health/../docs",
+    "GET /health/",
+    "GET /Health",
+    "GET /health%2f..%2finvocations",
+    "GET /health%3f",
+    "POST /invocations#/health",
+    "POST /health",
+    "HEAD /health",
+    "OPTIONS /health",
+    "HEAD /v1/models",
+    "OPTIONS /v1/models",
+    "TRACE /v1/models",
+    "POST /v1/models",
+    "PUT /v1/chat/completions",
+    "GET /v1/chat/completions",
+    "OPTIONS /v1/chat/completions",
+    "POST /metrics",
+    "FOO /health",
+    "GET http://x/invocations",
+    "POST /invocations?/health",
+    "POST /invocations%3f",
 ]
 
 
@@ -165,10 +234,16 @@ def test_a_route_has_one_spelling(server, route, headers):
     assert server.inner.seen == []
 
 
-@pytest.mark.parametrize("header", [
-    "X-HTTP-Method-Override: POST", "X-Original-URL: /invocations", "X-Rewrite-URL: /invocations",
-    "X-Forwarded-Prefix: /invocations", "Host: other/invocations",
-])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "X-HTTP-Method-Override: POST",
+        "X-Original-URL: /invocations",
+        "X-Rewrite-URL: /invocations",
+        "X-Forwarded-Prefix: /invocations",
+        "Host: other/invocations",
+    ],
+)
 def test_no_header_changes_the_route(server, header):
     assert server.get("GET /health", header + "\r\n")[0] in (200, 400)  # 400: a second Host
     assert set(server.inner.seen) <= {("GET", "/health")}
@@ -179,14 +254,29 @@ def test_health_is_open(server):
     assert server.get("GET /health?x=1", "")[0] == 200
 
 
-@pytest.mark.parametrize("authorization", [
-    "", "Authorization:\r\n", "Authorization: Bearer\r\n", "Authorization: Bearer \r\n",
-    f"Authorization: {KEY}\r\n", f"Authorization: Basic {KEY}\r\n", f"Authorization: Bearer  {KEY}\r\n",
-    f"Authorization: Bearer {KEY}x\r\n", f"Authorization: Bearer {KEY[:-1]}\r\n", f"Authorization: Bearer {KEY.upper()}\r\n",
-    f"Authorization: Bearer {KEY}, Bearer x\r\n", AUTH + AUTH, AUTH + "Authorization: Bearer x\r\n",
-    "Authorization: Bearer x\r\n" + AUTH, f"X-Api-Key: {KEY}\r\n", f"Cookie: Authorization=Bearer {KEY}\r\n",
-    "Authorization: Bearer \u00ff\r\n", f"Proxy-Authorization: Bearer {KEY}\r\n",
-])
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "",
+        "Authorization:\r\n",
+        "Authorization: Bearer\r\n",
+        "Authorization: Bearer \r\n",
+        f"Authorization: {KEY}\r\n",
+        f"Authorization: Basic {KEY}\r\n",
+        f"Authorization: Bearer  {KEY}\r\n",
+        f"Authorization: Bearer {KEY}x\r\n",
+        f"Authorization: Bearer {KEY[:-1]}\r\n",
+        f"Authorization: Bearer {KEY.upper()}\r\n",
+        f"Authorization: Bearer {KEY}, Bearer x\r\n",
+        AUTH + AUTH,
+        AUTH + "Authorization: Bearer x\r\n",
+        "Authorization: Bearer x\r\n" + AUTH,
+        f"X-Api-Key: {KEY}\r\n",
+        f"Cookie: Authorization=Bearer {KEY}\r\n",
+        "Authorization: Bearer \u00ff\r\n",
+        f"Proxy-Authorization: Bearer {KEY}\r\n",
+    ],
+)
 def test_only_the_key_is_the_key(server, authorization):
     assert server.get("GET /v1/models", authorization)[0] in (400, 401)
     assert server.inner.seen == []
@@ -200,7 +290,9 @@ def test_the_scheme_is_read_as_http_reads_it(server, scheme):
 def test_a_streamed_answer_passes_in_its_pieces(server):
     server.inner.hold.clear()
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
-        connection.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\n{AUTH}Content-Length: 0\r\n\r\n".encode())
+        connection.sendall(
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\n{AUTH}Content-Length: 0\r\n\r\n".encode()
+        )
         received = b""
         while b"one " not in received:  # and the rest is held back: nothing waits for the whole
             received += connection.recv(65536)
@@ -240,11 +332,19 @@ def test_a_chunked_body_is_refused_while_it_comes(server):
     assert server.inner.bodies == [-1]  # the app was told that nobody is there any more
 
 
-@pytest.mark.parametrize("length", [
-    "Content-Length: -1", "Content-Length: 1e9", "Content-Length: +5", "Content-Length: 5, 5", "Content-Length: ",
-    f"Content-Length: 5\r\nContent-Length: {2 * MIB}", "Content-Length: 99999999999999999999999",
-    "Content-Length: 5\r\nTransfer-Encoding: chunked",
-])
+@pytest.mark.parametrize(
+    "length",
+    [
+        "Content-Length: -1",
+        "Content-Length: 1e9",
+        "Content-Length: +5",
+        "Content-Length: 5, 5",
+        "Content-Length: ",
+        f"Content-Length: 5\r\nContent-Length: {2 * MIB}",
+        "Content-Length: 99999999999999999999999",
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+    ],
+)
 def test_a_lying_length_gets_nothing_past_the_limit(server, length):
     status, _ = server.raw(post(length), more=chunks(2 * MIB))
     assert status in (200, 400, 413)  # 200: the server took the five bytes that were declared
@@ -333,8 +433,13 @@ async def one(door, method, path, query=b"", key=KEY):
     async def send(message):
         pass
 
-    scope = {"type": "http", "method": method, "path": path, "query_string": query,
-             "headers": [(b"authorization", b"Bearer " + key.encode())]}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": query,
+        "headers": [(b"authorization", b"Bearer " + key.encode())],
+    }
     await door(scope, receive, send)
 
 
@@ -369,10 +474,16 @@ def test_a_request_in_flight_keeps_it_alive(monkeypatch):
     assert 3.5 < run_clock(monkeypatch, work, seconds=6) < 4.7
 
 
-@pytest.mark.parametrize(("method", "path", "key"), [
-    ("GET", "/health", KEY), ("GET", "/metrics", KEY), ("GET", "/v1/models", KEY), ("POST", "/invocations", KEY),
-    ("POST", "/v1/chat/completions", "wrong"),
-])
+@pytest.mark.parametrize(
+    ("method", "path", "key"),
+    [
+        ("GET", "/health", KEY),
+        ("GET", "/metrics", KEY),
+        ("GET", "/v1/models", KEY),
+        ("POST", "/invocations", KEY),
+        ("POST", "/v1/chat/completions", "wrong"),
+    ],
+)
 def test_probes_and_strangers_do_not_keep_it_alive(monkeypatch, method, path, key):
     async def work(door):
         while True:

@@ -28,13 +28,14 @@ def render(path: Path) -> str:
 
 
 def main() -> int:
-    stale = [name for name in FILES if (ROOT / name).read_text() != render(TEMPLATES / name)] if "--check" in sys.argv else []
-    if "--check" not in sys.argv:
-        for name in FILES:
+    check = "--check" in sys.argv
+    stale = [name for name in FILES if (ROOT / name).read_text() != render(TEMPLATES / name)]
+    for name in stale:
+        if check:
+            print(f"{name} differs from its rendering. Run: make render", file=sys.stderr)
+        else:
             (ROOT / name).write_text(render(TEMPLATES / name))
-    if stale:
-        print(f"{', '.join(stale)} differ from templates/. Run: make render", file=sys.stderr)
-    return bool(stale)
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,481 @@
+"""On the real vLLM, through the front door, started by the script of pixtral.yaml as it stands."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import http.client
+import http.server
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from pixtral_sky import engine, images, rehearsal, task
+from pixtral_sky.asking import Schema, messages
+from pixtral_sky.cli.rehearse import QUESTION
+from pixtral_sky.client import Client
+from pixtral_sky.endpoint import Deployment
+from pixtral_sky.errors import RehearsalError
+from pixtral_sky.model import MAX_IMAGE_TOKENS, MODEL, image_tokens
+from tests.conftest import ROOT
+from tests.test_front_door import TRICKS
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+ASCII_ART = "Turn this logo into ASCII art."
+WORDS = 660 - 650  # of the prompt that is published with its 660 tokens: all but the 400x400 picture
+
+
+@pytest.fixture(scope="session")
+def venv() -> Path:
+    return engine.ensure(task.load().vllm_version)
+
+
+@pytest.fixture(scope="session")
+def start(venv, tmp_path_factory):
+    """Start a rehearsal with some envs changed; all that were started are stopped at the end."""
+    started: list[Deployment] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIXTRAL_SKY_HOME", str(tmp_path_factory.mktemp("rehearsals")))
+
+        def start(name: str, **envs: str) -> Deployment:
+            shipped = task.load()
+            changed = dataclasses.replace(shipped, envs={**shipped.envs, **envs})
+            started.append(rehearsal.start(changed, venv, engine.checkpoint(venv), name, rehearsal.free_port(0)))
+            return started[-1]
+
+        yield start
+        for deployment in started:
+            rehearsal.stop(deployment)
+
+
+@pytest.fixture(scope="session")
+def ready(start) -> tuple[Deployment, float]:
+    """A rehearsal, and the seconds from its start until it was ready."""
+    begin = time.monotonic()
+    deployment = start("tests")
+    rehearsal.wait_until_ready(deployment)
+    return deployment, time.monotonic() - begin
+
+
+@pytest.fixture
+def running(ready) -> Deployment:
+    return ready[0]
+
+
+@pytest.fixture
+def client(running) -> Iterator[Client]:
+    with Client(running.endpoint, budget=0) as client:
+        yield client
+
+
+def family(deployment: Deployment) -> list[psutil.Process]:
+    leader = psutil.Process(deployment.pid)
+    return [leader, *leader.children(recursive=True)]
+
+
+def request(deployment: Deployment, method: str, path: str, body: object = None, key: str | None = None):
+    """Status and body of one request, sent as it is."""
+    connection = http.client.HTTPConnection("127.0.0.1", int(deployment.url.rpartition(":")[2]), timeout=60)
+    headers = {"Content-Type": "application/json"}
+    if key is None:
+        key = deployment.key
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    try:
+        connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def drawn(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.radial_gradient("L").resize((width, height)).convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_warm_engine_is_ready_in_45_seconds(ready):
+    print(f"ready in {ready[1]:.1f} s")
+    assert ready[1] < 45
+
+
+def test_the_published_example_is_660_tokens(client):
+    picture = images.prepare(drawn(400, 400), "logo.png")
+    response = client.complete(messages([ASCII_ART, picture]), max_tokens=1)
+    assert response["usage"]["prompt_tokens"] == 660
+
+
+@pytest.mark.parametrize(("width", "height"), [
+    (1, 1), (16, 16), (17, 16), (100, 30), (640, 480), (1023, 1023), (1024, 1024), (1025, 1024), (1024, 1041),
+    (1920, 1080), (2480, 3508), (3000, 4000), (1366, 768), (1, 3000), (3000, 1), (333, 777),
+])  # fmt: skip
+def test_a_picture_costs_what_the_arithmetic_says(client, width, height):
+    original = drawn(width, height)
+    ours = images.prepare(original, "picture.png")
+    untouched = images.Picture("picture.png", width, height, "image/png", original)
+    expected = WORDS + image_tokens(width, height)
+    for picture in (ours, untouched):  # what we send, and what the server would have made of the original
+        response = client.complete(messages([ASCII_ART, picture]), max_tokens=1)
+        assert response["usage"]["prompt_tokens"] == expected
+
+
+def test_four_full_pictures_fit(client):
+    picture = images.prepare(drawn(1024, 1024), "full.png")
+    response = client.complete(messages(["Compare.", *[picture] * 4]), max_tokens=4)
+    assert response["usage"]["prompt_tokens"] > 4 * MAX_IMAGE_TOKENS
+
+
+def test_words_and_pictures_arrive_in_order(running):
+    small, large = (images.prepare(drawn(*size), "x.png") for size in ((32, 16), (48, 32)))
+    body = {"model": "pixtral", "messages": messages(["alpha", small, "beta", large, "gamma"]), "return_token_strs": True}
+    status, answer = request(running, "POST", "/tokenize", body)
+    assert status == 200, answer
+    tokens = json.loads(answer)["tokens"]
+    img, break_, end = 10, 12, 13  # [IMG], [IMG_BREAK] and [IMG_END] of the tokenizer
+    runs = [token if token in (img, break_, end) else 0 for token in tokens]
+    first = [img, img, end]
+    second = [img, img, img, break_, img, img, img, end]
+    at = next(i for i in range(len(runs)) if runs[i : i + 3] == first)
+    then = next(i for i in range(at + 3, len(runs)) if runs[i : i + 8] == second)
+    between = runs[at + 3 : then]
+    assert between
+    assert set(between) == {0}
+    text = "".join(json.loads(answer)["token_strs"])
+    assert re.search(r"alpha.*beta.*gamma", text, re.S)
+    assert text.index("alpha") < len("".join(json.loads(answer)["token_strs"][:at])) <= text.index("beta")
+
+
+def test_an_answer_streams(client):
+    answer = client.ask(messages(["Say something long."]), max_tokens=24)
+    pieces = list(answer)
+    assert len(pieces) > 5
+    assert answer.usage["completion_tokens"] == 24
+    assert "".join(pieces) == answer.text
+
+
+@pytest.mark.parametrize("model", ["pixtral", MODEL])
+def test_both_names_answer(running, model):
+    body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
+    assert request(running, "POST", "/v1/chat/completions", body)[0] == 200
+
+
+def test_a_schema_is_kept(client):
+    schema = Schema(ROOT / "examples" / "receipt.schema.json")
+    receipt = images.prepare((ROOT / "examples" / "receipt.jpg").read_bytes(), "receipt.jpg")
+    for _ in range(5):
+        answer = client.ask(messages(["Read this receipt.", receipt]), max_tokens=200, response_format=schema.response_format)
+        text = "".join(answer)
+        schema.check(text, answer.finish_reason, 200)
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    ("/v1/completions", {"prompt": "x", "max_tokens": 1}),
+    ("/v1/responses", {"input": "x", "max_output_tokens": 16}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}),
+    ("/tokenize", {"prompt": "x"}),
+])  # fmt: skip
+def test_the_other_routes_work(running, path, body):
+    status, answer = request(running, "POST", path, {"model": "pixtral", **body})
+    assert status == 200, answer
+
+
+# --- nobody gets in
+
+
+def routes(deployment: Deployment) -> set[str]:
+    """Every path that the running vLLM says it has registered."""
+    found = re.findall(r"Route: (\S+), ", Path(deployment.log).read_text())
+    assert len(found) > 20
+    assert "/invocations" in found
+    return {re.sub(r"\{[^}]*\}", "x", path) for path in found}
+
+
+def test_every_route_of_vllm_is_shut(running):
+    for path in sorted(routes(running)):
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
+            for key in ("", "wrong"):
+                status, _ = request(running, method, path, {}, key)
+                assert status == 200 if (method, path) == ("GET", "/health") else status in (401, 404), (method, path)
+
+
+def test_what_is_not_listed_is_shut_with_the_key_as_well(running):
+    listed = {
+        "/health", "/metrics", "/tokenize", "/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/responses",
+        "/v1/messages",
+    }  # fmt: skip
+    for path in sorted(routes(running) - listed):
+        for method in ("GET", "POST"):
+            assert request(running, method, path, {})[0] == 404, (method, path)
+
+
+@pytest.mark.parametrize("line", TRICKS)
+def test_no_trick_gets_past_it(running, line):
+    for key in ("", f"Authorization: Bearer {running.key}\r\n"):
+        with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])), timeout=30) as connection:
+            connection.sendall(f"{line} HTTP/1.1\r\nHost: x\r\n{key}Content-Length: 0\r\n\r\n".encode())
+            status = int(connection.recv(4096).split()[1])
+        assert status in (400, 404)
+
+
+class Bait(http.server.BaseHTTPRequestHandler):
+    asked: list[str] = []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(drawn(8, 8))
+
+    def log_message(self, *args):
+        pass
+
+
+def test_no_url_is_ever_fetched(running, tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bait)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    (tmp_path / "secret.png").write_bytes(drawn(8, 8))
+    try:
+        for host in ("127.0.0.1", "localhost"):
+            url = f"http://{host}:{server.server_port}/x.png"
+            for where in (url, f"http://none.invalid@{host}:{server.server_port}/x.png", f"file://{tmp_path}/secret.png"):
+                part = {"type": "image_url", "image_url": {"url": where}}
+                body = {"model": "pixtral", "max_tokens": 1, "messages": [{"role": "user", "content": [part]}]}
+                status, answer = request(running, "POST", "/v1/chat/completions", body)
+                assert status >= 400, answer
+            part = {"type": "input_image", "image_url": url, "detail": "auto"}
+            body = {"model": "pixtral", "max_output_tokens": 16, "input": [{"role": "user", "content": [part]}]}
+            assert request(running, "POST", "/v1/responses", body)[0] >= 400
+            part = {"type": "image", "source": {"type": "url", "url": url}}
+            body = {"model": "pixtral", "max_tokens": 1, "messages": [{"role": "user", "content": [part]}]}
+            assert request(running, "POST", "/v1/messages", body)[0] >= 400
+            body = {"model": "pixtral", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+            assert request(running, "POST", "/tokenize", body)[0] >= 400
+        assert Bait.asked == []
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def rss(deployment: Deployment) -> int:
+    return sum(process.memory_info().rss for process in family(deployment))
+
+
+def upload(deployment: Deployment, mib: int, chunked: bool) -> tuple[int, bytes]:
+    """Send so many MiB of rubbish, in one piece with its length or in chunks without."""
+    piece = b"x" * 2**20
+    connection = http.client.HTTPConnection("127.0.0.1", int(deployment.url.rpartition(":")[2]), timeout=60)
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {deployment.key}"}
+    body = (piece for _ in range(mib)) if chunked else piece * mib
+    connection.request("POST", "/tokenize", body, headers, encode_chunked=chunked)
+    response = connection.getresponse()
+    answer = response.status, response.read()
+    connection.close()
+    return answer
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_33_mib_are_refused_and_take_no_memory(running, chunked):
+    if chunked:
+        # Without a length the app has to read until the limit shows: as much as a request that is taken.
+        for _ in range(3):
+            assert upload(running, 31, chunked)[0] == 400
+    before = rss(running)
+    for _ in range(5):
+        status, answer = upload(running, 33, chunked)
+        assert status == 413
+        assert "32 MiB" in json.loads(answer)["error"]["message"]
+    grown = (rss(running) - before) / 2**20
+    print(f"grown by {grown:.1f} MiB")
+    assert grown < 8
+
+
+def test_it_listens_on_loopback_only(running):
+    listening = {
+        (address.laddr.ip, address.laddr.port)
+        for process in family(running)
+        for address in process.net_connections("inet")
+        if address.status == psutil.CONN_LISTEN
+    }
+    assert ("127.0.0.1", int(running.url.rpartition(":")[2])) in listening
+    assert {ip for ip, _ in listening} <= {"127.0.0.1", "::1"}, listening
+
+
+def test_the_key_is_in_no_argument_and_no_log(running):
+    client = Client(running.endpoint, budget=0)
+    list(client.ask(messages(["x"]), max_tokens=1))
+    client.close()
+    request(running, "POST", "/v1/chat/completions", {"nonsense": 1})
+    for process in psutil.process_iter():
+        try:
+            assert running.key not in " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+    home = Path(running.log).parent
+    holding = [path for path in home.rglob("*") if path.is_file() and running.key in path.read_text(errors="replace")]
+    assert [path.name for path in holding] == ["tests.json"]
+    assert holding[0].stat().st_mode & 0o777 == 0o600
+
+
+# --- it ends
+
+
+def test_the_idle_clock_ends_all_of_it(start):
+    deployment = start("idle", IDLE_MINUTES="0.05")
+    rehearsal.wait_until_ready(deployment)
+    processes = family(deployment)
+    assert any("EngineCore" in " ".join(process.cmdline()) for process in processes)
+    gone, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive
+    # The script ended well, so that the job counts as done and autostop begins.
+    assert processes[0].returncode in (0, None) or gone[0].returncode == 0
+    assert "front door: no request for 0.05 minutes" in Path(deployment.log).read_text()
+
+
+def test_a_flag_that_vllm_does_not_know_is_said(start):
+    deployment = start("flag", EXTRA_ARGS="--no-such-flag")
+    with pytest.raises(RehearsalError, match="unrecognized arguments: --no-such-flag"):
+        rehearsal.wait_until_ready(deployment)
+
+
+def test_only_named_hosts_are_fetched_from(start):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bait)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    deployment = start("media", ALLOWED_MEDIA_HOSTS="localhost")
+    try:
+        rehearsal.wait_until_ready(deployment)
+        Bait.asked.clear()
+        for host, fetched in (("127.0.0.1", []), ("localhost", ["/x.png"])):
+            part = {"type": "image_url", "image_url": {"url": f"http://{host}:{server.server_port}/x.png"}}
+            body = {"model": "pixtral", "max_tokens": 1, "messages": [{"role": "user", "content": [part]}]}
+            status, _ = request(deployment, "POST", "/v1/chat/completions", body)
+            assert (status == 200) is bool(fetched)
+            assert sorted(set(Bait.asked)) == fetched
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+# --- the command line, as a user has it
+
+
+@pytest.fixture
+def cli(tmp_path, venv):
+    """Run pixtral-sky in a home of its own."""
+    environ = {**os.environ, "PIXTRAL_SKY_HOME": str(tmp_path / "cli"), "PIXTRAL_SKY_ENGINE": str(venv / "bin/python")}
+    program = [sys.executable, "-m", "pixtral_sky"]
+
+    def run(*arguments: str, wait: bool = True, **options):
+        if not wait:
+            return subprocess.Popen([*program, *arguments], env=environ, text=True, **options)
+        return subprocess.run([*program, *arguments], env=environ, capture_output=True, text=True, **options)
+
+    return run
+
+
+def ours() -> set[int]:
+    """Every process that runs a rehearsal's script, or vLLM."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if re.search(r"vllm serve|VLLM::|/cli/pixtral\.sh", " ".join(process.cmdline())):
+                found.add(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_the_journey(cli, tmp_path):
+    before = ours()
+    kept = cli("rehearse", "--keep")
+    assert kept.returncode == 0, kept.stderr
+    assert re.search(r"Ready in \d+ s", kept.stderr)
+    assert "weights are random" in kept.stderr
+    assert QUESTION[0] in kept.stderr
+    assert len(kept.stdout.strip()) > 20  # the answer, alone
+    try:
+        again = cli("rehearse", "--keep")
+        assert (again.returncode, "is running already" in again.stderr) == (2, True)
+        status = cli("status")
+        assert status.returncode == 0, status.stderr
+        assert re.search(r"pixtral +rehearsal +running .* yes\n", status.stdout)
+
+        picture = str(ROOT / "examples" / "chart.png")
+        asked = cli("ask", "What is this?", picture, "and this?", picture, "--max-tokens", "8", "--usage")
+        assert asked.returncode == 0, asked.stderr
+        assert asked.stdout.strip()
+        assert re.search(r"5\d\d\d tokens in the prompt, 8 in the answer", asked.stderr)
+        raw = json.loads(cli("ask", picture, "--json", "--max-tokens", "8").stdout)
+        assert 2795 < raw["usage"]["prompt_tokens"] < 2795 + 20
+        with open(picture, "rb") as file:
+            assert cli("ask", "-", "--max-tokens", "4", stdin=file).returncode == 0
+
+        five = cli("ask", *[picture] * 5)
+        assert (five.returncode, five.stdout) == (1, "")
+        assert "5 pictures, and this endpoint takes 4" in five.stderr
+        unchecked = cli("ask", *[picture] * 5, "--no-check")
+        assert unchecked.returncode == 1
+        assert "At most 4 image(s) may be provided in one prompt." in unchecked.stderr
+
+        schema = str(ROOT / "examples" / "receipt.schema.json")
+        fits = cli("ask", "Read it.", str(ROOT / "examples" / "receipt.jpg"), "--schema", schema)
+        assert fits.returncode == 0, fits.stderr
+        assert set(json.loads(fits.stdout)) == {"shop", "paid_in_cash", "currency", "total"}
+
+        exports = cli("endpoint", "--env").stdout
+        environ = {k: v.strip("'") for k, v in re.findall(r"export (\w+)=(.*)", exports)}
+        for example in (["bash", "examples/curl.sh"], [sys.executable, "examples/openai_client.py"]):
+            result = subprocess.run(
+                example, env={**os.environ, **environ, "MAX_TOKENS": "8"}, cwd=ROOT, capture_output=True, text=True
+            )
+            assert result.returncode == 0, result.stderr
+            assert re.search(r'"prompt_tokens":5\d\d\d|\[5\d\d\d tokens in the prompt', result.stdout)
+
+        wrong = cli("ask", "x", "--api-key", "wrong")
+        assert wrong.returncode == 1
+        assert "does not take this key (401)" in wrong.stderr
+    finally:
+        down = cli("down")
+    assert down.returncode == 0, down.stderr
+    assert "no process of it is left" in down.stderr
+    assert ours() <= before
+    assert cli("status").returncode == 1
+    gone = cli("ask", "x")
+    assert (gone.returncode, "rehearse --keep" in gone.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [1.0, 12.0])
+def test_an_interrupted_rehearsal_leaves_nothing(cli, number, seconds):
+    before = ours()
+    process = cli("rehearse", wait=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 20
+    while not ours() - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(seconds)
+    assert ours() - before
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Traceback" not in errors
+    assert ours() <= before
+
+

@@ -1,0 +1,410 @@
+"""The two task files: what SkyPilot itself says of them, and what their scripts do on a bad machine."""
+
+from __future__ import annotations
+
+import copy
+import http.server
+import os
+import re
+import subprocess
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pixtral_sky import fit, task
+from pixtral_sky.errors import UsageError
+from pixtral_sky.model import MAX_IMAGE_TOKENS, MODEL
+from tests.conftest import ROOT
+
+FILES = ("pixtral.yaml", "service.yaml")
+
+
+def config(name: str) -> dict:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def sky(tmp_path_factory):
+    """SkyPilot's own package, in a home of its own: it writes there when it is imported."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SkyPilot's own
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("sky")))
+        patch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
+        import sky
+        import sky.serve.serve_utils
+
+        yield sky
+
+
+def validate(sky, cfg: dict, key: str = "abc"):
+    loaded = sky.Task.from_yaml_config(copy.deepcopy(cfg), secrets_overrides=[("PIXTRAL_API_KEY", key)])
+    if loaded.service is not None:
+        sky.serve.serve_utils.validate_service_task(loaded, pool=False)
+    return loaded
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_skypilot_takes_it(sky, name):
+    loaded = validate(sky, config(name))
+    assert loaded.name == "pixtral"
+    assert {tuple(r.accelerators.items())[0] for r in loaded.resources} == {
+        ("L4", 2), ("L4", 4), ("A10G", 4), ("L40S", 1), ("A100", 1), ("A100-80GB", 1), ("H100", 1),
+    }  # fmt: skip
+    for resources in loaded.resources:
+        assert resources.ports == ["8081"]
+        assert resources.disk_tier.value == "best"
+        # Nothing that is asked for keeps Kubernetes out, and no cloud, region or machine type is named.
+        assert not resources.get_required_cloud_features() & set(
+            sky.clouds.Kubernetes._CLOUD_UNSUPPORTED_FEATURES
+        )
+        assert resources.cloud is resources.region is resources.zone is resources.instance_type is None
+        assert resources.image_id is None
+        assert not resources.use_spot
+
+
+def test_a_machine_is_taken_down_and_a_replica_is_not(sky):
+    for resources in validate(sky, config("pixtral.yaml")).resources:
+        assert resources.autostop_config.enabled
+        assert resources.autostop_config.down
+        assert resources.autostop_config.idle_minutes == 5
+    assert task.load(ROOT / "pixtral.yaml").number("IDLE_MINUTES") == 30
+    for resources in validate(sky, config("service.yaml")).resources:
+        assert resources.autostop_config is None
+    assert task.load(ROOT / "service.yaml").number("IDLE_MINUTES") == 0
+
+
+def test_the_probe_carries_the_key_and_generates_nothing(sky):
+    service = validate(sky, config("service.yaml"), "sesame").service
+    assert service.readiness_headers == {"Authorization": "Bearer sesame"}
+    assert service.readiness_path == "/v1/models"
+    assert service.post_data is None
+    # 25 GB at 20 MB/s, and ten minutes for the wheels and the start.
+    assert service.initial_delay_seconds >= 25e9 / 20e6 + 600
+    assert (service.min_replicas, service.max_replicas, service.target_qps_per_replica) == (2, 8, 2)
+    assert service.load_balancing_policy == "least_load"
+    assert config("service.yaml")["service"]["load_balancer"] == {"stream_timeout_seconds": 600}
+
+
+def broken(cfg: dict, *path: str, value=None, remove: str | None = None) -> dict:
+    cfg = copy.deepcopy(cfg)
+    inner = cfg
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    if remove:
+        del cfg[remove]
+    return cfg
+
+
+@pytest.mark.parametrize(("name", "path", "value"), [
+    ("pixtral.yaml", ("resource",), {}),
+    ("pixtral.yaml", ("resources", "acelerators"), "L4:2"),
+    ("pixtral.yaml", ("resources", "accelerators"), "A100:none"),
+    ("pixtral.yaml", ("resources", "autostop"), {"idle_minutes": 5, "dwon": True}),
+    ("pixtral.yaml", ("resources", "disk_tier"), "fast"),
+    ("pixtral.yaml", ("resources", "ports"), "http"),
+    ("pixtral.yaml", ("envs", "MODEL"), None),
+    ("service.yaml", ("service", "readiness_probe"), {"path": "/v1/models", "header": {}}),
+    ("service.yaml", ("service", "replica_policy", "min_replicas"), 9),
+    ("service.yaml", ("service", "load_balancing_policy"), "random"),
+    ("service.yaml", ("service", "load_balancer"), {"stream_timeout": 600}),
+    ("service.yaml", ("service",), None),
+])  # fmt: skip
+def test_skypilot_rejects_a_broken_copy(sky, name, path, value):
+    cfg = broken(config(name), *path, value=value)
+    with pytest.raises((ValueError, TypeError, RuntimeError, AssertionError)):
+        loaded = validate(sky, cfg)
+        if name == "service.yaml":
+            assert loaded.service is not None
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_accelerator_holds_what_the_file_promises(name):
+    envs = task.load(ROOT / name)
+    context, images = envs.number("MAX_MODEL_LEN"), envs.number("MAX_IMAGES")
+    assert context >= images * MAX_IMAGE_TOKENS + 4096  # and room for words and an answer
+    for accelerator in config(name)["resources"]["accelerators"]:
+        gpu, count = accelerator.split(":")
+        assert fit.kv_tokens(gpu, int(count), images * MAX_IMAGE_TOKENS) >= context, accelerator
+
+
+@pytest.mark.parametrize(("gpu", "count"), [("L4", 1), ("A10G", 1)])
+def test_one_small_gpu_does_not(gpu, count):
+    assert fit.kv_tokens(gpu, count, 4 * MAX_IMAGE_TOKENS) < 0
+
+
+@pytest.mark.parametrize(("gpu", "count"), [("T4", 1), ("A100", 3)])
+def test_what_is_not_known_is_said(gpu, count):
+    with pytest.raises(ValueError, match=f"{gpu}|{count}"):
+        fit.kv_tokens(gpu, count, 8192)
+
+
+def test_the_files_are_as_rendered():
+    result = subprocess.run(
+        ["python3", "tools/render.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_changed_file_is_noticed(tmp_path):
+    for name in ("tools", "templates", "pixtral_sky", *FILES):
+        subprocess.run(["cp", "-r", ROOT / name, tmp_path], check=True)
+    with (tmp_path / "service.yaml").open("a") as file:
+        file.write("# changed\n")
+    result = subprocess.run(
+        ["python3", "tools/render.py", "--check"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert "service.yaml differs from its rendering" in result.stderr
+    assert subprocess.run(["python3", "tools/render.py"], cwd=tmp_path, check=True)
+    assert (tmp_path / "service.yaml").read_text() == (ROOT / "service.yaml").read_text()
+
+
+def test_both_files_run_the_same_scripts():
+    one, other = (task.load(ROOT / name) for name in FILES)
+    assert (one.run, one.setup) == (other.run, other.setup)
+    assert {**one.envs, "IDLE_MINUTES": ""} == {**other.envs, "IDLE_MINUTES": ""}
+    assert one.envs["MODEL"] == MODEL
+    # The guard stands in them to the letter.
+    assert (ROOT / "pixtral_sky" / "front_door.py").read_text() in one.run
+
+
+def test_the_guard_is_standard_library_only():
+    imports = re.findall(r"^(?:import|from) (\w+)", (ROOT / "pixtral_sky/front_door.py").read_text(), re.M)
+    assert imports
+    assert set(imports) <= set(__import__("sys").stdlib_module_names)
+
+
+# --- the scripts, in a shell with the programs of a GPU machine played by stand-ins
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The licence gate: 401 without a token, 403 with one that has not accepted, 200 with the right one."""
+
+    def do_HEAD(self):
+        token = self.headers.get("Authorization")
+        status = {None: 401, "Bearer good": 200, "Bearer other": 403}.get(token, 401)
+        if not self.path.startswith(f"/{MODEL}/resolve/main/params.json"):
+            status = 404
+        if status == 200 and self.path.endswith("params.json"):
+            self.send_response(307)
+            self.send_header("Location", self.path + "?there")
+        else:
+            self.send_response(status)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class Machine:
+    """A GPU machine: nvidia-smi and uv are stand-ins that write down how they are called."""
+
+    def __init__(self, folder: Path, hub: str) -> None:
+        self.folder, self.calls = folder, folder / "calls"
+        (folder / "bin").mkdir()
+        self.env = {
+            "PATH": f"{folder}/bin:/usr/bin:/bin", "HOME": str(folder), "HF_ENDPOINT": hub, "HF_TOKEN": "good",
+            "PIXTRAL_API_KEY": "sesame", "SKYPILOT_NUM_GPUS_PER_NODE": "2", "no_proxy": "*",
+            **task.load(ROOT / "pixtral.yaml").envs,
+        }  # fmt: skip
+        self.program("nvidia-smi", "echo 580.95.05; echo 580.95.05")
+        self.program("uv", f"""[ "$1" != venv ] || {{ mkdir -p "$4/bin"; cp {folder}/bin/hf "$4/bin/"; }}""")
+        self.program("hf", "")
+        self.program(
+            "vllm", "env | sort > $HOME/environment; cat ${PYTHONPATH%%:*}/front_door.py > $HOME/door"
+        )
+
+    def program(self, name: str, body: str) -> None:
+        path = self.folder / "bin" / name
+        path.write_text(f'#!/bin/bash\nprintf "%s\\n" "{name} $*" >> {self.calls}\n{body}\n')
+        path.chmod(0o755)
+
+    def run(self, script: str, **env: str) -> subprocess.CompletedProcess[str]:
+        text = getattr(task.load(ROOT / "pixtral.yaml"), script)
+        file = self.folder / "script.sh"
+        file.write_text(text)
+        return subprocess.run(
+            ["bash", file], env={**self.env, **env}, capture_output=True, text=True, cwd=self.folder
+        )
+
+    def called(self) -> str:
+        return self.calls.read_text() if self.calls.exists() else ""
+
+
+@pytest.fixture
+def machine(tmp_path, hub):
+    return Machine(tmp_path, hub)
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 1
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("pixtral: ")
+    return lines[0]
+
+
+def test_setup_installs_the_pinned_vllm_and_the_mistral_files(machine):
+    result = machine.run("setup")
+    assert result.returncode == 0, result.stderr
+    assert "vllm==0.32.0" in machine.called()
+    assert (
+        f"hf download {MODEL} --include consolidated*.safetensors --include params.json --include tekken.json"
+        in (machine.called())
+    )
+    assert "good" not in machine.called()  # the token is in nobody's arguments
+
+
+def test_setup_on_an_old_driver(machine):
+    machine.program("nvidia-smi", "echo 570.86.15")
+    line = one_line(machine.run("setup"))
+    assert "driver here is 570.86.15" in line
+    assert "580 or newer" in line
+    assert "image_id" in line
+    assert "uv" not in machine.called()
+
+
+def test_setup_without_a_driver(machine):
+    (machine.folder / "bin" / "nvidia-smi").unlink()
+    assert "no NVIDIA driver" in one_line(machine.run("setup"))
+
+
+@pytest.mark.parametrize(("token", "says"), [
+    ("", "token is missing or wrong"), ("expired", "token is missing or wrong"), ("other", "Accept the licence"),
+])  # fmt: skip
+def test_setup_at_a_closed_licence_gate(machine, token, says):
+    result = machine.run("setup", HF_TOKEN=token)
+    line = one_line(result)
+    assert says in line
+    assert f"/{MODEL}" in line
+    assert not token or token not in line
+    assert "uv" not in machine.called()  # before anything is downloaded
+
+
+def test_setup_with_a_model_that_is_not_there(machine):
+    assert "no mistralai/Nothing in Mistral's format" in one_line(
+        machine.run("setup", MODEL="mistralai/Nothing")
+    )
+
+
+def test_setup_with_no_hub(machine):
+    assert "does not answer" in one_line(machine.run("setup", HF_ENDPOINT="http://127.0.0.1:1"))
+
+
+@pytest.mark.parametrize("script", ["setup", "run"])
+def test_a_service_without_a_key_ends_at_once(machine, script):
+    line = one_line(machine.run(script, PIXTRAL_API_KEY="", SKYPILOT_SERVE_REPLICA_ID="1"))
+    assert "a service needs a key" in line
+    assert "--secret PIXTRAL_API_KEY" in line
+    assert machine.called() == ""
+
+
+def test_setup_with_all_that_is_there_already_does_nothing(machine):
+    (machine.folder / "bin" / "nvidia-smi").unlink()
+    result = machine.run("setup", MODEL=str(machine.folder), VENV="/somewhere")
+    assert (result.returncode, result.stderr, machine.called()) == (0, "", "")
+
+
+def environment(machine) -> dict[str, str]:
+    lines = (machine.folder / "environment").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def test_run_starts_vllm_behind_the_door(machine):
+    result = machine.run("run", EXTRA_ARGS="""--seed 7 --default-chat-template-kwargs '{"a": "b c"}'""")
+    assert result.returncode == 0, result.stderr
+    called = machine.called()
+    for flag in (
+        f"serve {MODEL} --served-model-name pixtral {MODEL}", "--host 0.0.0.0 --port 8081", "--tensor-parallel-size 2",
+        "--tokenizer-mode mistral --config-format mistral --load-format mistral",
+        '--limit-mm-per-prompt {"image": 4}', "--max-model-len 32768", "--max-num-batched-tokens 16640",
+        "--allowed-media-domains none.invalid", "--middleware front_door.FrontDoor", "--api-server-count 1",
+        "--seed 7", '{"a": "b c"}',
+    ):  # fmt: skip
+        assert flag in called
+    assert "sesame" not in called  # the key is in nobody's arguments
+    env = environment(machine)
+    assert (env["VLLM_API_KEY"], env["VLLM_NO_USAGE_STATS"], env["DO_NOT_TRACK"]) == ("sesame", "1", "1")
+    assert (machine.folder / "door").read_text() == (ROOT / "pixtral_sky" / "front_door.py").read_text()
+    assert not Path(env["PYTHONPATH"].split(":")[0]).exists()  # it is gone with the server
+
+
+def test_run_without_a_key_listens_on_loopback_only(machine):
+    result = machine.run("run", PIXTRAL_API_KEY="", LISTEN="0.0.0.0")
+    assert "--host 127.0.0.1 " in machine.called()
+    assert "no PIXTRAL_API_KEY, so it listens on 127.0.0.1 only" in result.stdout
+    assert "ssh -N -L 8081:localhost:8081 pixtral" in result.stdout
+
+
+def test_run_refuses_a_context_that_its_pictures_do_not_fit(machine):
+    line = one_line(machine.run("run", MAX_MODEL_LEN="10240"))
+    assert "MAX_IMAGES=4 pictures can need 16640 tokens" in line
+    assert machine.called() == ""
+
+
+@pytest.mark.parametrize(("images", "context", "batched"), [("1", "8192", "8192"), ("8", "-1", "33280")])
+def test_run_follows_its_numbers(machine, images, context, batched):
+    machine.run("run", MAX_IMAGES=images, MAX_MODEL_LEN=context)
+    assert f"--max-num-batched-tokens {batched}" in machine.called()
+    assert f'{{"image": {images}}} --max-model-len {context}' in machine.called()
+
+
+def test_run_opens_media_to_named_hosts_only(machine):
+    machine.run("run", ALLOWED_MEDIA_HOSTS="a.example b.example")
+    assert "--allowed-media-domains a.example b.example --middleware" in machine.called()
+    assert environment(machine)["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+
+
+def test_run_passes_on_how_vllm_ended(machine):
+    machine.program("vllm", "exit 3")
+    assert machine.run("run").returncode == 3
+
+
+# --- reading a task file
+
+
+def test_load_reads_the_pin_from_the_setup():
+    assert task.load().vllm_version == "0.32.0"
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("a: [", "is not YAML"), ("just words", "no 'run:' script"), ("run: [1]", "no 'run:' script"),
+    ("run: echo\nenvs: 5", "'envs:' is a mapping"), ("\x00", "is not YAML"),
+])  # fmt: skip
+def test_load_says_what_is_wrong(tmp_path, text, says):
+    path = tmp_path / "task.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=re.escape(says)) as error:
+        task.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_load_of_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        task.load(tmp_path / "none.yaml")
+    with pytest.raises(UsageError, match="pins no vLLM"):
+        _ = task.Task(Path("x"), "", "pip install vllm", {}).vllm_version
+    with pytest.raises(UsageError, match=r"envs.MAX_IMAGES is 'four'"):
+        task.Task(Path("x"), "", "", {"MAX_IMAGES": "four"}).number("MAX_IMAGES")
+
+
+def test_shipped_files_are_found():
+    assert task.shipped("pixtral.yaml") == ROOT / "pixtral.yaml"
+    assert os.access(task.shipped("service.yaml"), os.R_OK)
+    with pytest.raises(FileNotFoundError):
+        task.shipped("nothing.yaml")
