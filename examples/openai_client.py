@@ -41,4 +41,5 @@ for chunk in stream:
     if chunk.choices:
         print(chunk.choices[0].delta.content or "", end="", flush=True)
     elif chunk.usage:
-        print(f"\n[{chunk.usage.prompt_tokens} tokens in the prompt, {chunk.usage.completion_tokens} in the answer]")
+        usage = chunk.usage
+        print(f"\n[{usage.prompt_tokens} tokens in the prompt, {usage.completion_tokens} in the answer]")

@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -51,9 +51,17 @@ class Deployment:
 
     @property
     def endpoint(self) -> Endpoint:
-        return Endpoint(
-            self.url, self.key, max_model_len=self.max_model_len, max_images=self.max_images
-        )
+        return Endpoint(self.url, self.key, max_model_len=self.max_model_len, max_images=self.max_images)
+
+    def is_running(self) -> bool:
+        """Whether the very process that was started is still there: its pid, and its time of birth."""
+        import psutil
+
+        try:
+            process = psutil.Process(self.pid)
+            return process.create_time() == self.pid_started and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
 
 
 def home() -> Path:
@@ -132,7 +140,9 @@ def base_url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", url):
         raise UsageError(f"{text!r} is not the URL of an endpoint.", "It looks like http://10.0.0.7:8081")
     if parts.username or parts.password:
-        raise UsageError("An endpoint's URL holds no user and no password.", "Give the key with PIXTRAL_API_KEY.")
+        raise UsageError(
+            "An endpoint's URL holds no user and no password.", "Give the key with PIXTRAL_API_KEY."
+        )
     path = re.sub(r"/(v1(/.*)?)?$", "", parts.path)
     return f"{parts.scheme}://{parts.netloc}{path}".rstrip("/")
 
@@ -164,6 +174,9 @@ def find(
             if others
             else "Start one with: pixtral-sky rehearse --keep, or name yours: --endpoint URL.",
         )
-    from dataclasses import replace
-
+    if not deployment.is_running():
+        raise NoEndpoint(
+            f"The rehearsal {deployment.name!r} has ended (its log: {deployment.log}).",
+            "Start it again: pixtral-sky rehearse --keep",
+        )
     return replace(deployment.endpoint, key=key) if key else deployment.endpoint

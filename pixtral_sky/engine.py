@@ -230,15 +230,22 @@ def _uv() -> str:
     except (ImportError, FileNotFoundError):
         found = shutil.which("uv")
     if not found:
-        raise RehearsalError("A rehearsal's engine is installed with uv.", "pip install 'pixtral-sky[rehearse]'")
+        raise RehearsalError(
+            "A rehearsal's engine is installed with uv.", "pip install 'pixtral-sky[rehearse]'"
+        )
     return found
 
 
 def _run(command: list[str], show: bool = False) -> None:
     # A user's PYTHONDONTWRITEBYTECODE would leave the engine without the .pyc files that make it start fast.
     environ = {k: v for k, v in os.environ.items() if k not in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH")}
-    result = subprocess.run(command, env=environ, text=True, stderr=None if show else subprocess.PIPE,
-                            stdout=None if show else subprocess.DEVNULL)
+    result = subprocess.run(
+        command,
+        env=environ,
+        text=True,
+        stderr=None if show else subprocess.PIPE,
+        stdout=None if show else subprocess.DEVNULL,
+    )
     if result.returncode:
         reason = f": {_last_line(result.stderr)}" if result.stderr else ""
         raise RehearsalError(

@@ -1,19 +1,19 @@
 """What went wrong, in one line, and what to do next.
 
-    PixtralSkyError
-      UsageError          the command line does not add up                      (exit code 2)
-        NoEndpoint        no endpoint is given or remembered
-      PictureError        something given as a picture is none that can be sent
-      LimitError          more pictures or tokens than the endpoint takes
-      EndpointError       the endpoint did not do what it was asked
-        Unreachable       nothing answers at its address
-        Unauthorized      401 or 403: the key is missing or wrong
-        Busy              429, 503, or a balancer with no replica to ask
-        Refused           any other answer that is not 2xx, with the server's reason
-        BrokenAnswer      the answer stopped half-way, took too long, or is not what the API says
-        NotAnAPI          something answers, but it is not an OpenAI-compatible API
-      SchemaError         the answer does not fit the JSON Schema that was asked for
-      RehearsalError      the engine could not be made or started on this machine
+PixtralSkyError
+  UsageError          the command line does not add up                      (exit code 2)
+    NoEndpoint        no endpoint is given or remembered
+  PictureError        something given as a picture is none that can be sent
+  LimitError          more pictures or tokens than the endpoint takes
+  EndpointError       the endpoint did not do what it was asked
+    Unreachable       nothing answers at its address
+    Unauthorized      401 or 403: the key is missing or wrong
+    Busy              429, 503, or a balancer with no replica to ask
+    Refused           any other answer that is not 2xx, with the server's reason
+    BrokenAnswer      the answer stopped half-way, took too long, or is not what the API says
+    NotAnAPI          something answers, but it is not an OpenAI-compatible API
+  SchemaError         the answer does not fit the JSON Schema that was asked for
+  RehearsalError      the engine could not be made or started on this machine
 """
 
 from __future__ import annotations

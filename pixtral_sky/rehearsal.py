@@ -24,9 +24,7 @@ from pixtral_sky.errors import RehearsalError, UsageError
 from pixtral_sky.task import Task
 
 # What a CPU needs: random weights (no file to read them from), and no compiling and profiling for a GPU.
-CPU_ARGS = (
-    "--load-format dummy --enforce-eager --skip-mm-profiling --distributed-executor-backend uni"
-)
+CPU_ARGS = "--load-format dummy --enforce-eager --skip-mm-profiling --distributed-executor-backend uni"
 READY_SECONDS = 300.0
 STOP_SECONDS = 15.0
 
@@ -61,21 +59,36 @@ def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Dep
     with _private(log) as out:
         # A session of its own: a Ctrl-C at the terminal reaches us only, and we stop all of it in order.
         process = subprocess.Popen(
-            ["bash", str(script)], env=environ, cwd=endpoint.home(), stdin=subprocess.DEVNULL,
-            stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+            ["bash", str(script)],  # noqa: S607 (as SkyPilot does)
+            env=environ,
+            cwd=endpoint.home(),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     _started.append(process)
     deployment = Deployment(
-        name=name, kind="rehearsal", url=f"http://127.0.0.1:{port}", key=key,
-        max_model_len=max_model_len, max_images=max_images, created=time.time(),
-        pid=process.pid, pid_started=psutil.Process(process.pid).create_time(), log=str(log),
+        name=name,
+        kind="rehearsal",
+        url=f"http://127.0.0.1:{port}",
+        key=key,
+        max_model_len=max_model_len,
+        max_images=max_images,
+        created=time.time(),
+        pid=process.pid,
+        pid_started=psutil.Process(process.pid).create_time(),
+        log=str(log),
     )
     endpoint.remember(deployment)
     return deployment
 
 
 def wait_until_ready(deployment: Deployment, seconds: float = READY_SECONDS) -> None:
-    """Return when GET /health is 200. Raises RehearsalError with the script's own reason when it ends before."""
+    """Return when GET /health is 200.
+
+    Raises RehearsalError with the script's own reason when it ends before, or when ``seconds`` are over.
+    """
     import httpx
 
     deadline = time.monotonic() + seconds
@@ -85,24 +98,17 @@ def wait_until_ready(deployment: Deployment, seconds: float = READY_SECONDS) -> 
             with contextlib.suppress(httpx.TransportError):
                 if http.get(f"{deployment.url}/health").status_code == 200:
                     return
-            if not is_running(deployment):
-                raise RehearsalError(f"The server ended: {reason(Path(deployment.log))}", f"All it said: {deployment.log}")
+            if not deployment.is_running():
+                raise RehearsalError(
+                    f"The server ended: {reason(Path(deployment.log))}", f"All it said: {deployment.log}"
+                )
             time.sleep(0.2)
     raise RehearsalError(f"The server is not ready after {seconds:.0f} s.", f"What it says: {deployment.log}")
 
 
-def is_running(deployment: Deployment) -> bool:
-    """Whether the very process that was started is still there: its pid, and its time of birth."""
-    try:
-        process = psutil.Process(deployment.pid)
-        return process.create_time() == deployment.pid_started and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def stop(deployment: Deployment) -> None:
-    """End it with all its children, and forget it. Nothing happens to a process that only took over its pid."""
-    if is_running(deployment):
+    """End it with all its children, and forget it. A process that only took over its pid is left alone."""
+    if deployment.is_running():
         leader = psutil.Process(deployment.pid)
         family = [leader, *leader.children(recursive=True)]
         # vLLM's own process ends the others in order. The script's shell, which waits for it, then cleans up.
@@ -119,7 +125,7 @@ def stop(deployment: Deployment) -> None:
 
 
 def free_port(wanted: int | None = None) -> int:
-    """``wanted`` if it is given and free (UsageError if not), else 8081 if that is free, else any free one."""
+    """``wanted``; without it 8081, or any other that is free. Raises UsageError when ``wanted`` is taken."""
     for port in (wanted,) if wanted else (8081, 0):
         with socket.socket() as probe:
             # As the server will: a port whose last connections are still closing is free.
@@ -143,7 +149,8 @@ def _outside() -> dict[str, str]:
     """This process's environment without what would change the server or slow it down."""
     dropped = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     return {
-        name: value for name, value in os.environ.items()
+        name: value
+        for name, value in os.environ.items()
         if name not in dropped and not name.startswith(("VLLM_", "SKYPILOT_", "PIXTRAL_"))
     }
 

@@ -13,7 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of everything that is remembered, empty."""
-    for name in ("PIXTRAL_ENDPOINT", "PIXTRAL_API_KEY", "PIXTRAL_SKY_ENGINE", "PIXTRAL_SKY_DEBUG", "HF_TOKEN"):
+    for name in (
+        "PIXTRAL_ENDPOINT",
+        "PIXTRAL_API_KEY",
+        "PIXTRAL_SKY_ENGINE",
+        "PIXTRAL_SKY_DEBUG",
+        "HF_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
     home = tmp_path / "home"
     monkeypatch.setenv("PIXTRAL_SKY_HOME", str(home))
@@ -27,7 +33,11 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address):  # type: ignore[no-untyped-def]
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in (
+            "127.0.0.1",
+            "::1",
+            "localhost",
+        ):
             raise AssertionError(f"a test tried to reach {address}")
         return connect(self, address)
 

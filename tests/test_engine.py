@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import http.client
 import http.server
@@ -18,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -54,7 +54,9 @@ def start(venv, tmp_path_factory):
         def start(name: str, **envs: str) -> Deployment:
             shipped = task.load()
             changed = dataclasses.replace(shipped, envs={**shipped.envs, **envs})
-            started.append(rehearsal.start(changed, venv, engine.checkpoint(venv), name, rehearsal.free_port(0)))
+            started.append(
+                rehearsal.start(changed, venv, engine.checkpoint(venv), name, rehearsal.free_port(0))
+            )
             return started[-1]
 
         yield start
@@ -142,7 +144,11 @@ def test_four_full_pictures_fit(client):
 
 def test_words_and_pictures_arrive_in_order(running):
     small, large = (images.prepare(drawn(*size), "x.png") for size in ((32, 16), (48, 32)))
-    body = {"model": "pixtral", "messages": messages(["alpha", small, "beta", large, "gamma"]), "return_token_strs": True}
+    body = {
+        "model": "pixtral",
+        "messages": messages(["alpha", small, "beta", large, "gamma"]),
+        "return_token_strs": True,
+    }
     status, answer = request(running, "POST", "/tokenize", body)
     assert status == 200, answer
     tokens = json.loads(answer)["tokens"]
@@ -178,7 +184,9 @@ def test_a_schema_is_kept(client):
     schema = Schema(ROOT / "examples" / "receipt.schema.json")
     receipt = images.prepare((ROOT / "examples" / "receipt.jpg").read_bytes(), "receipt.jpg")
     for _ in range(5):
-        answer = client.ask(messages(["Read this receipt.", receipt]), max_tokens=200, response_format=schema.response_format)
+        answer = client.ask(
+            messages(["Read this receipt.", receipt]), max_tokens=200, response_format=schema.response_format
+        )
         text = "".join(answer)
         schema.check(text, answer.finish_reason, 200)
 
@@ -210,7 +218,10 @@ def test_every_route_of_vllm_is_shut(running):
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
             for key in ("", "wrong"):
                 status, _ = request(running, method, path, {}, key)
-                assert status == 200 if (method, path) == ("GET", "/health") else status in (401, 404), (method, path)
+                assert status == 200 if (method, path) == ("GET", "/health") else status in (401, 404), (
+                    method,
+                    path,
+                )
 
 
 def test_what_is_not_listed_is_shut_with_the_key_as_well(running):
@@ -226,14 +237,16 @@ def test_what_is_not_listed_is_shut_with_the_key_as_well(running):
 @pytest.mark.parametrize("line", TRICKS)
 def test_no_trick_gets_past_it(running, line):
     for key in ("", f"Authorization: Bearer {running.key}\r\n"):
-        with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])), timeout=30) as connection:
+        with socket.create_connection(
+            ("127.0.0.1", int(running.url.rpartition(":")[2])), timeout=30
+        ) as connection:
             connection.sendall(f"{line} HTTP/1.1\r\nHost: x\r\n{key}Content-Length: 0\r\n\r\n".encode())
             status = int(connection.recv(4096).split()[1])
         assert status in (400, 404)
 
 
 class Bait(http.server.BaseHTTPRequestHandler):
-    asked: list[str] = []
+    asked: ClassVar[list[str]] = []
 
     def do_GET(self):
         self.asked.append(self.path)
@@ -253,18 +266,33 @@ def test_no_url_is_ever_fetched(running, tmp_path):
     try:
         for host in ("127.0.0.1", "localhost"):
             url = f"http://{host}:{server.server_port}/x.png"
-            for where in (url, f"http://none.invalid@{host}:{server.server_port}/x.png", f"file://{tmp_path}/secret.png"):
+            for where in (
+                url,
+                f"http://none.invalid@{host}:{server.server_port}/x.png",
+                f"file://{tmp_path}/secret.png",
+            ):
                 part = {"type": "image_url", "image_url": {"url": where}}
-                body = {"model": "pixtral", "max_tokens": 1, "messages": [{"role": "user", "content": [part]}]}
+                body = {
+                    "model": "pixtral",
+                    "max_tokens": 1,
+                    "messages": [{"role": "user", "content": [part]}],
+                }
                 status, answer = request(running, "POST", "/v1/chat/completions", body)
                 assert status >= 400, answer
             part = {"type": "input_image", "image_url": url, "detail": "auto"}
-            body = {"model": "pixtral", "max_output_tokens": 16, "input": [{"role": "user", "content": [part]}]}
+            body = {
+                "model": "pixtral",
+                "max_output_tokens": 16,
+                "input": [{"role": "user", "content": [part]}],
+            }
             assert request(running, "POST", "/v1/responses", body)[0] >= 400
             part = {"type": "image", "source": {"type": "url", "url": url}}
             body = {"model": "pixtral", "max_tokens": 1, "messages": [{"role": "user", "content": [part]}]}
             assert request(running, "POST", "/v1/messages", body)[0] >= 400
-            body = {"model": "pixtral", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+            body = {
+                "model": "pixtral",
+                "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}],
+            }
             assert request(running, "POST", "/tokenize", body)[0] >= 400
         assert Bait.asked == []
     finally:
@@ -328,7 +356,9 @@ def test_the_key_is_in_no_argument_and_no_log(running):
         except psutil.Error:
             continue
     home = Path(running.log).parent
-    holding = [path for path in home.rglob("*") if path.is_file() and running.key in path.read_text(errors="replace")]
+    holding = [
+        path for path in home.rglob("*") if path.is_file() and running.key in path.read_text(errors="replace")
+    ]
     assert [path.name for path in holding] == ["tests.json"]
     assert holding[0].stat().st_mode & 0o777 == 0o600
 
@@ -380,7 +410,11 @@ def test_only_named_hosts_are_fetched_from(start):
 @pytest.fixture
 def cli(tmp_path, venv):
     """Run pixtral-sky in a home of its own."""
-    environ = {**os.environ, "PIXTRAL_SKY_HOME": str(tmp_path / "cli"), "PIXTRAL_SKY_ENGINE": str(venv / "bin/python")}
+    environ = {
+        **os.environ,
+        "PIXTRAL_SKY_HOME": str(tmp_path / "cli"),
+        "PIXTRAL_SKY_ENGINE": str(venv / "bin/python"),
+    }
     program = [sys.executable, "-m", "pixtral_sky"]
 
     def run(*arguments: str, wait: bool = True, **options):
@@ -444,7 +478,11 @@ def test_the_journey(cli, tmp_path):
         environ = {k: v.strip("'") for k, v in re.findall(r"export (\w+)=(.*)", exports)}
         for example in (["bash", "examples/curl.sh"], [sys.executable, "examples/openai_client.py"]):
             result = subprocess.run(
-                example, env={**os.environ, **environ, "MAX_TOKENS": "8"}, cwd=ROOT, capture_output=True, text=True
+                example,
+                env={**os.environ, **environ, "MAX_TOKENS": "8"},
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
             )
             assert result.returncode == 0, result.stderr
             assert re.search(r'"prompt_tokens":5\d\d\d|\[5\d\d\d tokens in the prompt', result.stdout)
@@ -477,5 +515,3 @@ def test_an_interrupted_rehearsal_leaves_nothing(cli, number, seconds):
     assert process.returncode != 0
     assert "Traceback" not in errors
     assert ours() <= before
-
-

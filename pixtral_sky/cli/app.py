@@ -39,8 +39,10 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the answer and errors.")] = False,
-    version: Annotated[
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say nothing but the answer and errors.")
+    ] = False,
+    version: Annotated[  # noqa: ARG001 (its callback has answered)
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
@@ -64,6 +66,8 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("PIXTRAL_SKY_DEBUG"):
             raise
-        output.error(f"{type(error).__name__}: {error}. This is a fault of pixtral-sky; "
-                     "PIXTRAL_SKY_DEBUG=1 shows where.")
+        output.error(
+            f"{type(error).__name__}: {error}. This is a fault of pixtral-sky; "
+            "PIXTRAL_SKY_DEBUG=1 shows where."
+        )
         sys.exit(1)

@@ -24,7 +24,11 @@ def down(
             f"No deployment named {name!r} is remembered here.",
             f"There are: {others}." if others else "There is none.",
         )
-    ran = rehearsal.is_running(deployment)
+    ran = deployment.is_running()
     with output.phase(f"stopping {name}"):
         rehearsal.stop(deployment)
-    output.say(f"{name} is stopped: no process of it is left." if ran else f"{name} had ended by itself; it is forgotten.")
+    output.say(
+        f"{name} is stopped: no process of it is left."
+        if ran
+        else f"{name} had ended by itself; it is forgotten."
+    )

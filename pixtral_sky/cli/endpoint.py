@@ -11,7 +11,9 @@ from pixtral_sky import output
 
 
 def endpoint(
-    name: Annotated[str | None, typer.Argument(help="A deployment's name; without it the one that ask uses.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A deployment's name; without it the one that ask uses.")
+    ] = None,
     env: Annotated[bool, typer.Option("--env", help="Print exports for a shell, the key with them.")] = False,
 ) -> None:
     """Print the URL of the endpoint.

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pixtral_sky import output
 from pixtral_sky.endpoint import DEFAULT_NAME
+
+if TYPE_CHECKING:
+    from pixtral_sky.endpoint import Endpoint
 
 QUESTION = ("Describe this chart in detail please.", "And what does this receipt add up to?")
 ANSWER_TOKENS = 48
@@ -20,7 +24,9 @@ def rehearse(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="The task file; without it the shipped pixtral.yaml.")
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave it running, for ask, endpoint and status.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave it running, for ask, endpoint and status.")
+    ] = False,
     name: Annotated[str, typer.Option("--name", "-n", help="What to remember it as.")] = DEFAULT_NAME,
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="Without it 8081, or a free one.")
@@ -45,7 +51,7 @@ def rehearse(
 
     the_task = task.load(file)
     old = endpoint.recall(name)
-    if old and rehearsal.is_running(old):
+    if old and old.is_running():
         raise UsageError(f"{name!r} is running already, at {old.url}.", f"Stop it: pixtral-sky down {name}")
     port = rehearsal.free_port(port)
     output.say(f"Rehearsing {the_task.path} with vLLM {the_task.vllm_version}")
@@ -59,7 +65,9 @@ def rehearse(
     try:
         with output.phase("starting its script"):
             rehearsal.wait_until_ready(deployment)
-        output.say(f"Ready in {time.monotonic() - started:.0f} s at {deployment.url}, behind the front door.\n")
+        output.say(
+            f"Ready in {time.monotonic() - started:.0f} s at {deployment.url}, behind the front door.\n"
+        )
         _ask_about_two_pictures(deployment.endpoint)
         keeping = keep
     finally:
@@ -68,28 +76,39 @@ def rehearse(
                 rehearsal.stop(deployment)
     if keep:
         idle = the_task.envs.get("IDLE_MINUTES", "0")
-        output.say(f"It runs on, and ends itself after {idle} minutes without a request." if idle != "0" else "It runs on.")
-        output.say("Next:  pixtral-sky ask picture.jpg   |   pixtral-sky endpoint --env   |   pixtral-sky down")
+        output.say(
+            f"It runs on, and ends itself after {idle} minutes without a request."
+            if idle != "0"
+            else "It runs on."
+        )
+        output.say(
+            "Next:  pixtral-sky ask picture.jpg   |   pixtral-sky endpoint --env   |   pixtral-sky down"
+        )
 
 
-def _ask_about_two_pictures(target: Any) -> None:
+def _ask_about_two_pictures(target: Endpoint) -> None:
     from pixtral_sky import images, task
-    from pixtral_sky.asking import messages
+    from pixtral_sky.asking import messages, printable
     from pixtral_sky.client import Client
 
     chart, receipt = (
         images.prepare(task.shipped(f"examples/{name}").read_bytes(), name)
         for name in ("chart.png", "receipt.jpg")
     )
-    output.say("The weights are random, so the words are noise. Real are: the script, vLLM and its flags, the")
-    output.say("front door and its key, the tokenizer, the pictures' way into the prompt, the token counts, streaming.\n")
-    output.say(f"{QUESTION[0]} [{chart.name}, {chart.tokens} tokens] {QUESTION[1]} [{receipt.name}, {receipt.tokens} tokens]")
+    output.say(
+        "The weights are random, so the words are noise. Real are: the script, vLLM and its flags, the\n"
+        "front door and its key, the tokenizer, the pictures' way into the prompt, the token counts,\n"
+        "the streaming.\n"
+    )
+    for question, picture in zip(QUESTION, (chart, receipt), strict=True):
+        output.say(f"  {question} [{picture.name}, {picture.tokens:,} tokens]")
+    output.say()
     with Client(target) as client:
         answer = client.ask(messages([QUESTION[0], chart, QUESTION[1], receipt]), max_tokens=ANSWER_TOKENS)
         chunks = 0
         for delta in answer:
-            output.data(delta, end="")
+            output.data(printable(delta) if sys.stdout.isatty() else delta, end="")
             chunks += 1
         output.data("")
-    usage = answer.usage or {}
-    output.say(f"\n  prompt {usage.get('prompt_tokens')} tokens, answer {usage.get('completion_tokens')} tokens in {chunks} chunks")
+    prompt, words = answer.usage.get("prompt_tokens", 0), answer.usage.get("completion_tokens", 0)
+    output.say(f"\n  {prompt:,} tokens in the prompt, {words} in the answer, in {chunks} chunks")

@@ -17,7 +17,7 @@ def status(
     """Show what is remembered here, and whether it answers. Exit code 0 only when all of it does."""
     import time
 
-    from pixtral_sky import endpoint, rehearsal
+    from pixtral_sky import endpoint
     from pixtral_sky.client import Client
     from pixtral_sky.errors import EndpointError, NoEndpoint
 
@@ -32,14 +32,16 @@ def status(
                 client.models()  # with the key
         except EndpointError as error:
             answers = f"no: {error.what}"
-        rows.append({
-            "name": each,
-            "kind": deployment.kind,
-            "state": "running" if rehearsal.is_running(deployment) else "ended",
-            "age": f"{(time.time() - deployment.created) / 60:.0f} min",
-            "endpoint": deployment.url,
-            "answers": answers,
-        })
+        rows.append(
+            {
+                "name": each,
+                "kind": deployment.kind,
+                "state": "running" if deployment.is_running() else "ended",
+                "age": f"{(time.time() - deployment.created) / 60:.0f} min",
+                "endpoint": deployment.url,
+                "answers": answers,
+            }
+        )
     if as_json:
         output.data(json.dumps(rows, indent=1))
     elif not rows:
