@@ -172,7 +172,7 @@ def find(
             f"No deployment named {name or DEFAULT_NAME!r} is remembered here.",
             f"Name one of: {', '.join(others)} (--name)."
             if others
-            else "Start one with: pixtral-sky rehearse --keep, or name yours: --endpoint URL.",
+            else "Start one with: pixtral-sky rehearse --keep, or name yours: PIXTRAL_ENDPOINT=URL",
         )
     if not deployment.is_running():
         raise NoEndpoint(

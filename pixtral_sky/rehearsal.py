@@ -54,6 +54,9 @@ def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Dep
         "SKYPILOT_NUM_GPUS_PER_NODE": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        # The worker lives in the engine's process. As a third busy process it would, on two cores, keep
+        # the server from sending what is there: streams would come in bursts, and the start take longer.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     log = endpoint.home() / f"{name}.log"
     with _private(log) as out:
