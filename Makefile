@@ -16,8 +16,8 @@ check: .venv/dev  ## lint, types, and the YAML files against their templates
 	$(BIN)/mypy
 	$(BIN)/python tools/render.py --check
 
-prove: .venv/dev  ## the tests on the real vLLM
-	$(BIN)/pytest -m engine
+prove: .venv/dev  ## the tests on the real vLLM; its engine is made in .cache
+	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m engine
 
 render:  ## write pixtral.yaml and service.yaml from templates/
 	$(PYTHON) tools/render.py

@@ -27,6 +27,10 @@ WORK = {
 }
 
 
+class TooLarge(BaseException):
+    """Ends the app that reads a body: no `except Exception` of it holds this up, or what it has read."""
+
+
 class FrontDoor:
     def __init__(self, app):
         self.app = app
@@ -73,26 +77,28 @@ class FrontDoor:
         for name, value in scope["headers"]:
             if name.lower() == b"content-length" and (not value.isdigit() or int(value) > self.max_body):
                 return await self.too_large(send)
-        arrived, started, refused = 0, False, False
+        arrived, started = 0, False
 
         async def counted_receive():
-            nonlocal arrived, refused
+            nonlocal arrived
             message = await receive()
             arrived += len(message.get("body") or b"")
-            if arrived <= self.max_body:
-                return message
-            if not started and not refused:
-                await self.too_large(send)
-            refused = True
-            return {"type": "http.disconnect"}
+            if arrived > self.max_body:
+                raise TooLarge
+            return message
 
-        async def guarded_send(message):
+        async def noted_send(message):
             nonlocal started
-            if not refused:
-                started = True
-                await send(message)
+            started = True
+            await send(message)
 
-        return await self.app(scope, counted_receive, guarded_send)
+        try:
+            await self.app(scope, counted_receive, noted_send)
+        except BaseException:
+            if arrived <= self.max_body:
+                raise
+            if not started:
+                await self.too_large(send)
 
     async def too_large(self, send):
         limit = self.max_body / 2**20
