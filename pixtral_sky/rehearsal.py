@@ -37,6 +37,7 @@ def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Dep
 
     ``venv`` is the engine, ``checkpoint`` the model's directory. It returns at once.
     """
+    endpoint.check_name(name)
     max_images, max_model_len = task.number("MAX_IMAGES"), task.number("MAX_MODEL_LEN")
     script = endpoint.home() / f"{name}.sh"
     script.write_text(task.run)
@@ -71,24 +72,28 @@ def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Dep
             start_new_session=True,
         )
     _started.append(process)
-    deployment = Deployment(
-        name=name,
-        kind="rehearsal",
-        url=f"http://127.0.0.1:{port}",
-        key=key,
-        max_model_len=max_model_len,
-        max_images=max_images,
-        created=time.time(),
-        pid=process.pid,
-        pid_started=psutil.Process(process.pid).create_time(),
-        log=str(log),
-    )
-    endpoint.remember(deployment)
+    try:
+        deployment = Deployment(
+            name=name,
+            kind="rehearsal",
+            url=f"http://127.0.0.1:{port}",
+            key=key,
+            max_model_len=max_model_len,
+            max_images=max_images,
+            created=time.time(),
+            pid=process.pid,
+            pid_born=endpoint.born(psutil.Process(process.pid)),
+            log=str(log),
+        )
+        endpoint.remember(deployment)
+    except BaseException:  # what nobody remembers, nobody could stop
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     return deployment
 
 
 def wait_until_ready(deployment: Deployment, seconds: float = READY_SECONDS) -> None:
-    """Return when GET /health is 200.
+    """Return when GET /health is 200, and it is ours that answers.
 
     Raises RehearsalError with the script's own reason when it ends before, or when ``seconds`` are over.
     """
@@ -99,43 +104,83 @@ def wait_until_ready(deployment: Deployment, seconds: float = READY_SECONDS) -> 
     with httpx.Client(trust_env=False, timeout=2) as http:
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
-                if http.get(f"{deployment.url}/health").status_code == 200:
+                if http.get(f"{deployment.url}/health").status_code == 200 and _is_listening(deployment):
                     return
             if not deployment.is_running():
-                raise RehearsalError(
-                    f"The server ended: {reason(Path(deployment.log))}", f"All it said: {deployment.log}"
-                )
+                why = reason(Path(deployment.log))
+                raise RehearsalError(f"The server ended: {why}", f"All it said: {deployment.log}")
             time.sleep(0.2)
     raise RehearsalError(f"The server is not ready after {seconds:.0f} s.", f"What it says: {deployment.log}")
 
 
 def stop(deployment: Deployment) -> None:
-    """End it with all its children, and forget it. A process that only took over its pid is left alone."""
-    if deployment.is_running():
-        leader = psutil.Process(deployment.pid)
-        family = [leader, *leader.children(recursive=True)]
-        # vLLM's own process ends the others in order. The script's shell, which waits for it, then cleans up.
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs(family, timeout=STOP_SECONDS)
+    """End every process of it, and forget it. A process that only took over its pid is left alone."""
+    asked: set[int] = set()
+    begin = time.monotonic()
+    while left := _processes(deployment):
+        seconds = time.monotonic() - begin
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, timeout=STOP_SECONDS)
+                if seconds > STOP_SECONDS:
+                    process.kill()
+                elif process.pid not in asked:  # also one that was born after the others were asked
+                    asked.add(process.pid)
+                    process.terminate()
+        if seconds > 2 * STOP_SECONDS:
+            pids = ", ".join(str(process.pid) for process in left)
+            raise RehearsalError(
+                f"These processes do not end: {pids}.", f"Try again: pixtral-sky down {deployment.name}"
+            )
+        time.sleep(0.05)
+    for child in _started:
+        child.poll()
     (endpoint.home() / f"{deployment.name}.sh").unlink(missing_ok=True)
     endpoint.forget(deployment.name)
 
 
+def _processes(deployment: Deployment) -> list[psutil.Process]:
+    """All that is alive of its session: the children of processes that ended are no one's descendants."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if not deployment.is_leader(psutil.Process(deployment.pid)):
+            return []  # a session's number is not used again while one of its processes lives
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == deployment.pid and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def _is_listening(deployment: Deployment) -> bool:
+    """Whether the port is its own: else some other server answers there, and would be sent the key."""
+    port = _port(deployment)
+    for process in _processes(deployment):
+        with contextlib.suppress(psutil.Error):
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                    return True
+    return False
+
+
+def _port(deployment: Deployment) -> int:
+    return int(deployment.url.rpartition(":")[2])
+
+
 def free_port(wanted: int | None = None) -> int:
-    """``wanted``; without it 8081, or any other that is free. Raises UsageError when ``wanted`` is taken."""
-    for port in (wanted,) if wanted else (8081, 0):
+    """``wanted`` (0: any); without it 8081, or any other that is free.
+
+    Raises UsageError when ``wanted`` is taken, be it by a rehearsal that is still starting.
+    """
+    remembered = [d for name in endpoint.known() if (d := endpoint.recall(name)) and d.is_running()]
+    taken = {_port(deployment) for deployment in remembered}
+    for port in (8081, 0) if wanted is None else (wanted,):
         with socket.socket() as probe:
             # As the server will: a port whose last connections are still closing is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port or 0))
-                return int(probe.getsockname()[1])
+                probe.bind(("127.0.0.1", port))
+                if port not in taken:
+                    return int(probe.getsockname()[1])
     raise UsageError(f"Port {wanted} is taken.", "Leave --port out to get a free one.")
 
 

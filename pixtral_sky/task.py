@@ -57,7 +57,7 @@ def load(path: Path | None = None) -> Task:
         data: Any = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} is not YAML: {reason}") from error
     if not isinstance(data, dict) or not isinstance(data.get("run"), str):

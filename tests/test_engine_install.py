@@ -108,14 +108,17 @@ class Uv:
         calls = []
         for number in range(len(list(self.here.glob("arguments.*")))):
             arguments, environ = (
-                (self.here / f"{kind}.{number}").read_text().split("\0")[:-1] for kind in ("arguments", "environ")
+                (self.here / f"{kind}.{number}").read_text().split("\0")[:-1]
+                for kind in ("arguments", "environ")
             )
             calls.append((arguments, dict(line.split("=", 1) for line in environ)))
         return calls
 
     @property
     def installations(self) -> list[tuple[list[str], dict[str, str]]]:
-        return [call for call in self.calls if call[0][:2] == ["pip", "install"] and "--dry-run" not in call[0]]
+        return [
+            call for call in self.calls if call[0][:2] == ["pip", "install"] and "--dry-run" not in call[0]
+        ]
 
 
 @pytest.fixture(autouse=True)
@@ -281,7 +284,15 @@ def _is_no_program(python: Path) -> None:
     python.chmod(0o644)
 
 
-@pytest.mark.parametrize("ends", [_exits, _dangles, _is_gone, _is_no_program])
+@pytest.mark.parametrize(
+    "ends",
+    [
+        _exits,
+        _dangles,
+        _is_gone,
+        _is_no_program,
+    ],
+)
 def test_one_whose_python_no_longer_starts_is_made_anew(uv: Uv, ends: Callable[[Path], None]) -> None:
     venv = engine.ensure(VERSION)
     ends(venv / "bin" / "python")
@@ -314,7 +325,7 @@ def test_the_second_of_two_waits(uv: Uv, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_second_makes_it_when_the_first_is_killed(uv: Uv, tmp_path: Path) -> None:
     """The lock goes with the process that has it."""
-    uv.plan(seconds="0.3", dies="yes")  # its uv outlives it for a while
+    uv.plan(seconds="0.2", dies="yes")  # its uv outlives it for a while
     program = (
         f"from pixtral_sky import engine; engine._uv = lambda: {str(uv.path)!r}; engine.DISK_BYTES = 0;"
         f"engine.ensure({VERSION!r})"
@@ -330,7 +341,7 @@ def test_the_second_makes_it_when_the_first_is_killed(uv: Uv, tmp_path: Path) ->
     uv.plan()
     venv = engine.ensure(VERSION)
     assert (venv / "complete").is_file()
-    time.sleep(0.3)  # until that uv is gone, too
+    time.sleep(0.2)  # until that uv is gone, too
 
 
 # Where its packages come from ------------------------------------------------------------------------------
@@ -348,16 +359,11 @@ def test_else_what_pip_is_configured_with(uv: Uv, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
     uv.plan(refuses="cpu")
     assert (engine.ensure(VERSION) / "complete").is_file()
-    found = options(uv.installations[0][0])
-    assert sorted(found) == sorted(
-        [
-            ("--default-index", "https://mirror.invalid/simple"),
-            ("--index", "https://b.invalid/simple"),
-            ("--index", "https://c.invalid/simple"),
-            ("--find-links", "/wheels"),
-            ("--index-strategy", "unsafe-best-match"),
-        ]
-    )
+    arguments, environ = uv.installations[0]
+    assert options(arguments) == [("--index-strategy", "unsafe-best-match")]
+    assert environ["UV_DEFAULT_INDEX"] == "https://mirror.invalid/simple"
+    assert environ["UV_INDEX"] == "https://b.invalid/simple https://c.invalid/simple"
+    assert environ["UV_FIND_LINKS"] == "/wheels"
 
 
 def test_pip_configured_by_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -368,28 +374,28 @@ def test_pip_configured_by_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         "[install]\nfind-links = /wheels /more\n"
     )
     monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
-    found = options(engine._pip_configuration())
-    assert ("--default-index", "https://mirror.invalid/simple") in found
-    index = [value for flag, value in found if flag == "--index"]
-    assert index == ["https://b.invalid/simple", "https://c.invalid/simple"]
-    assert {("--find-links", "/wheels"), ("--find-links", "/more")} <= set(found)
-    assert found[-1] == ("--index-strategy", "unsafe-best-match")
+    arguments, environ = engine._pip_configuration()
+    assert arguments == ["--index-strategy", "unsafe-best-match"]
+    assert environ == {
+        "UV_DEFAULT_INDEX": "https://mirror.invalid/simple",
+        "UV_INDEX": "https://b.invalid/simple https://c.invalid/simple",
+        "UV_FIND_LINKS": "/wheels,/more",
+    }
 
 
 def test_the_environment_overrides_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As in pip. uv ends when it is given two default indexes."""
+    """As in pip."""
     (tmp_path / "pip.conf").write_text("[global]\nindex-url = https://file.invalid/simple\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     monkeypatch.setenv("PIP_INDEX_URL", "https://env.invalid/simple")
-    found = [value for flag, value in options(engine._pip_configuration()) if flag == "--default-index"]
-    assert found == ["https://env.invalid/simple"]
+    assert engine._pip_configuration()[1] == {"UV_DEFAULT_INDEX": "https://env.invalid/simple"}
 
 
 def test_a_pip_without_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of wheels on a machine without a network: uv, too, must not look at PyPI."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
-    assert "--no-index" in engine._pip_configuration()
+    assert "--no-index" in engine._pip_configuration()[0]
 
 
 def test_a_password_of_pip_is_no_argument(uv: Uv, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,9 +449,7 @@ def test_no_wheels_for_this_machine(
     assert not uv.calls
 
 
-def test_an_engine_that_is_there_needs_neither(
-    uv: Uv, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_that_is_there_needs_neither(uv: Uv, monkeypatch: pytest.MonkeyPatch) -> None:
     venv = engine.ensure(VERSION)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: collections.namedtuple("Usage", "free")(0))
     assert engine.ensure(VERSION) == venv

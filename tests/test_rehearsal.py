@@ -22,6 +22,7 @@ from pixtral_sky import endpoint, rehearsal
 from pixtral_sky.endpoint import Deployment
 from pixtral_sky.errors import RehearsalError, UsageError
 from pixtral_sky.task import Task
+from tests.fake_endpoint import FakeEndpoint, status
 
 ENVS = {"MAX_IMAGES": "4", "MAX_MODEL_LEN": "32768", "MODEL": "the/real-one", "PORT": "8081", "LISTEN": ""}
 
@@ -53,6 +54,12 @@ wait
 Start = Callable[..., Deployment]
 
 
+def some_port() -> int:
+    """Nobody listens there. (``free_port`` prefers one that others want, too.)"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
 def of_session(leader: int) -> list[psutil.Process]:
     """All processes that a rehearsal has started, whoever their parent is now."""
     found = []
@@ -66,22 +73,23 @@ def of_session(leader: int) -> list[psutil.Process]:
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path) -> Iterator[Start]:
     """Starts a script. Whatever a test leaves behind is ended."""
-    monkeypatch.setattr(rehearsal, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(rehearsal, "STOP_SECONDS", 0.1)
     monkeypatch.setattr(rehearsal, "_started", [])
     home.mkdir()
     (home / "server.py").write_text(SERVER)
 
     def start(run: str, name: str = "pixtral", port: int | None = None, **envs: str) -> Deployment:
         task = Task(tmp_path / "task.yaml", run, "", {**ENVS, **envs})
-        port = port or rehearsal.free_port(0)
-        return rehearsal.start(task, tmp_path / "venv", tmp_path / "tiny", name, port)
+        return rehearsal.start(task, tmp_path / "venv", tmp_path / "tiny", name, port or some_port())
 
     yield start
     for process in rehearsal._started:
-        for each in of_session(process.pid):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
+        process.kill()  # first, so that it starts no more
         process.wait()
+        while left := of_session(process.pid):
+            for each in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
 
 
 def lines(file: Path, count: int) -> list[str]:
@@ -96,7 +104,7 @@ def lines(file: Path, count: int) -> list[str]:
 
 def ended(pid: int) -> bool:
     """Whether there is no such process, or soon none."""
-    deadline = time.monotonic() + 0.5
+    deadline = time.monotonic() + 0.3
     while time.monotonic() < deadline:
         try:
             if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
@@ -143,7 +151,7 @@ def test_start_and_stop(start: Start, home: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_script_is_the_tasks_to_the_letter(start: Start, home: Path) -> None:
-    run = "cat \"$0\" > seen; printf '%s' \"$BASH_VERSION\" > bash\n# \u00e9 $(not run) `nor this` \\n\n"
+    run = 'cat "$0" > seen; printf \'%s\' "$BASH_VERSION" > bash\n# \u00e9 $(not run) `nor this` \\n\n'
     start(run)
     lines(home / "bash", 1)
     assert (home / "seen").read_text() == run
@@ -169,7 +177,7 @@ def test_the_environment_of_the_script(
     monkeypatch.setenv("HF_TOKEN", "hf_USERS")
     monkeypatch.setenv("PIXTRAL_API_KEY", "sk-USERS")
     monkeypatch.setenv("PORT", "1")
-    port = rehearsal.free_port(0)
+    port = some_port()
     deployment = start(DUMP, port=port, HF_TOKEN="hf_TASKS", PIXTRAL_API_KEY="sk-TASKS", IDLE_MINUTES="30")
     found = environ(deployment)
     assert {
@@ -325,6 +333,13 @@ def test_it_takes_too_long(start: Start) -> None:
     assert deployment.is_running(), "whoever started it decides"
 
 
+def test_another_server_at_its_port_is_not_it(start: Start) -> None:
+    """The port was free when it was chosen, and the engine took minutes to make."""
+    with FakeEndpoint([status(200)]) as another:
+        deployment = start("sleep 60", port=another.port)
+        failure(deployment, 0.3)
+
+
 # Stopping --------------------------------------------------------------------------------------------------
 
 
@@ -336,9 +351,10 @@ def test_all_children_are_stopped(start: Start, home: Path) -> None:
     assert endpoint.recall() is None
 
 
-def test_a_script_cleans_up(start: Start, home: Path) -> None:
+def test_a_script_cleans_up(start: Start, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As that of pixtral.yaml, which has a server in its foreground and a directory to remove."""
     deployment = start("trap 'echo clean > clean' EXIT; echo up > up; sleep 60; true")
+    monkeypatch.setattr(rehearsal, "STOP_SECONDS", 0.4)
     lines(home / "up", 1)
     rehearsal.stop(deployment)
     assert (home / "clean").exists()
@@ -383,8 +399,8 @@ def test_another_process_with_that_pid_is_left_alone(
 ) -> None:
     deployment = start("true")
     rehearsal._started[0].wait()
-    born = psutil.Process(stranger.pid).create_time()
-    taken_over = dataclasses.replace(deployment, pid=stranger.pid, pid_started=born - 100)
+    born = endpoint.born(psutil.Process(stranger.pid))
+    taken_over = dataclasses.replace(deployment, pid=stranger.pid, pid_born=born - 100)
     rehearsal.stop(taken_over)
     assert stranger.poll() is None
     assert endpoint.recall() is None
@@ -411,7 +427,7 @@ def test_stop_from_another_process(start: Start, home: Path) -> None:
     deployment = start(FAMILY)
     lines(home / "pids", 2)
     program = (
-        "from pixtral_sky import endpoint, rehearsal; rehearsal.STOP_SECONDS = 0.2; "
+        "from pixtral_sky import endpoint, rehearsal; rehearsal.STOP_SECONDS = 0.1; "
         "rehearsal.stop(endpoint.recall())"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=20)
@@ -419,9 +435,7 @@ def test_stop_from_another_process(start: Start, home: Path) -> None:
     assert endpoint.known() == []
 
 
-def test_stop_waits_for_no_zombie(
-    start: Start, monkeypatch: pytest.MonkeyPatch, home: Path
-) -> None:
+def test_stop_waits_for_no_zombie(start: Start, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     """In a container, process 1 is often a program that collects nothing, and what has ended stays listed."""
     program = (
         "import subprocess, time; p = subprocess.Popen(['sleep', '60'], start_new_session=True);"
@@ -432,12 +446,12 @@ def test_stop_waits_for_no_zombie(
             assert parent.stdout
             pid = int(parent.stdout.readline())
             deployment = dataclasses.replace(
-                start("true"), pid=pid, pid_started=psutil.Process(pid).create_time()
+                start("true"), pid=pid, pid_born=endpoint.born(psutil.Process(pid))
             )
-            monkeypatch.setattr(rehearsal, "STOP_SECONDS", 0.5)
+            monkeypatch.setattr(rehearsal, "STOP_SECONDS", 0.3)
             before = time.monotonic()
             rehearsal.stop(deployment)
-            assert time.monotonic() - before < 0.4
+            assert time.monotonic() - before < 0.25
             assert ended(pid)
         finally:
             parent.kill()
@@ -472,6 +486,13 @@ def test_a_port_whose_last_connection_is_closing(listener: socket.socket) -> Non
         client.recv(1)
     listener.close()
     assert rehearsal.free_port(port) == port
+
+
+def test_a_port_of_one_that_is_starting(start: Start) -> None:
+    """Two rehearsals in a row get a port each."""
+    deployment = start("sleep 60")
+    with pytest.raises(UsageError, match="is taken"):
+        rehearsal.free_port(int(deployment.url.rpartition(":")[2]))
 
 
 def test_any_port() -> None:

@@ -64,11 +64,16 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:  # a full disk, a home that cannot be written to
+        if os.environ.get("PIXTRAL_SKY_DEBUG"):
+            raise
+        output.error(f"{error.strerror or type(error).__name__}: {error.filename or 'while writing'}.")
+        sys.exit(1)
     except Exception as error:
         if os.environ.get("PIXTRAL_SKY_DEBUG"):
             raise
         output.error(
-            f"{type(error).__name__}: {error}. This is a fault of pixtral-sky; "
+            f"{type(error).__name__}: {' '.join(str(error).split())}. This is a fault of pixtral-sky; "
             "PIXTRAL_SKY_DEBUG=1 shows where."
         )
         sys.exit(1)

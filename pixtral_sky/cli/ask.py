@@ -52,7 +52,7 @@ def ask(
         typer.Option(metavar="KEY", help="Better set PIXTRAL_API_KEY: others can see arguments."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Ask the deployment of this name.", show_default=False)
+        str | None, typer.Option("--name", "-n", help="Ask the deployment of this name.", show_default=False)
     ] = None,
 ) -> None:
     """Ask about pictures. Words and pictures go up in the order given, and the answer is printed as it comes.

@@ -12,7 +12,7 @@ from pixtral_sky import output
 
 def endpoint(
     name: Annotated[
-        str | None, typer.Argument(help="A deployment's name; without it the one that ask uses.")
+        str | None, typer.Option("--name", "-n", help="The deployment of this name.", show_default=False)
     ] = None,
     env: Annotated[bool, typer.Option("--env", help="Print exports for a shell, the key with them.")] = False,
 ) -> None:

@@ -53,14 +53,17 @@ def rehearse(
     old = endpoint.recall(name)
     if old and old.is_running():
         raise UsageError(f"{name!r} is running already, at {old.url}.", f"Stop it: pixtral-sky down {name}")
-    port = rehearsal.free_port(port)
-    output.say(f"Rehearsing {the_task.path} with vLLM {the_task.vllm_version}")
+    # All that can be wrong is said before the engine is made, which takes minutes.
+    version = the_task.vllm_version
+    the_task.number("MAX_IMAGES"), the_task.number("MAX_MODEL_LEN")
+    rehearsal.free_port(port)
+    output.say(f"Rehearsing {the_task.path} with vLLM {version}")
     with output.phase("engine"):
-        venv = engine.ensure(the_task.vllm_version)
+        venv = engine.ensure(version)
     with output.phase("checkpoint: tiny, random, real tokenizer"):
         checkpoint = engine.checkpoint(venv)
     started = time.monotonic()
-    deployment = rehearsal.start(the_task, venv, checkpoint, name, port)
+    deployment = rehearsal.start(the_task, venv, checkpoint, name, rehearsal.free_port(port))
     keeping = False
     try:
         with output.phase("starting its script"):

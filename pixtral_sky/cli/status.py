@@ -26,17 +26,20 @@ def status(
         deployment = endpoint.recall(each)
         if deployment is None:
             raise NoEndpoint(f"No deployment named {each!r} is remembered here.", "See: pixtral-sky status")
-        answers = "yes"
-        try:
-            with Client(deployment.endpoint, budget=0) as client:
-                client.models()  # with the key
-        except EndpointError as error:
-            answers = f"no: {error.what}"
+        running = deployment.is_running()
+        answers = "no"  # and it is not asked once it has ended: somebody else may have its port
+        if running:
+            try:
+                with Client(deployment.endpoint, budget=0, read_timeout=10) as client:
+                    client.models()  # with the key
+                answers = "yes"
+            except EndpointError as error:
+                answers = f"no: {error.what}"
         rows.append(
             {
                 "name": each,
                 "kind": deployment.kind,
-                "state": "running" if deployment.is_running() else "ended",
+                "state": "running" if running else "ended",
                 "age": f"{(time.time() - deployment.created) / 60:.0f} min",
                 "endpoint": deployment.url,
                 "answers": answers,
