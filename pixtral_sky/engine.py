@@ -176,7 +176,10 @@ def _source_of_torch(install: list[str]) -> Way:
     PyTorch's own index is the documented one. Where it is out of reach, what the user has configured
     for pip (which uv does not read) may offer that build: a mirror, or a folder of wheels.
     """
-    ways: list[Way] = [(["--torch-backend", "cpu"], {}), _pip_configuration()]
+    pip_options, pip_environ = _pip_configuration()
+    # A company's certificate is needed whatever is asked.
+    trust = {name: value for name, value in pip_environ.items() if name == "SSL_CERT_FILE"}
+    ways: list[Way] = [(["--torch-backend", "cpu"], trust), (pip_options, pip_environ)]
     failure = ""
     with output.phase("finding its packages"):
         for options, environ in ways:
@@ -192,7 +195,7 @@ def _source_of_torch(install: list[str]) -> Way:
 
 
 def _pip_configuration() -> Way:
-    """What ``pip config`` says of indexes and folders of wheels, for uv.
+    """What ``pip config`` says of indexes, folders of wheels and certificates, for uv.
 
     In the environment, not as options: an index's URL may hold a password.
     """
@@ -210,6 +213,7 @@ def _pip_configuration() -> Way:
         "UV_DEFAULT_INDEX": " ".join(configured.get("index-url", [])[-1:]),
         "UV_INDEX": " ".join(configured.get("extra-index-url", [])),
         "UV_FIND_LINKS": ",".join(configured.get("find-links", [])),
+        "SSL_CERT_FILE": " ".join(configured.get("cert", [])),
     }
     # pip takes the best version of all indexes; uv, without this, only those of the first that has any.
     options = ["--index-strategy", "unsafe-best-match"]
@@ -276,5 +280,5 @@ def _run(command: list[str], environ: dict[str, str] | None = None, show: bool =
 
 
 def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("hint:")]
     return lines[-1].rstrip(".") if lines else "no reason given"

@@ -383,6 +383,15 @@ def test_pip_configured_by_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     }
 
 
+def test_the_certificate_of_pip_is_for_both_ways(uv: Uv, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("PIP_CERT", "/company.pem")
+    for refuses in ("", "cpu"):
+        uv.plan(refuses=refuses)
+        assert (engine.ensure(VERSION + refuses) / "complete").is_file()
+        assert uv.installations[-1][1]["SSL_CERT_FILE"] == "/company.pem"
+
+
 def test_the_environment_overrides_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As in pip."""
     (tmp_path / "pip.conf").write_text("[global]\nindex-url = https://file.invalid/simple\n")
