@@ -25,6 +25,7 @@ WORK = {
     ("POST", "/v1/messages"),
     ("POST", "/tokenize"),
 }
+ROUTES = OPEN | PROBES | WORK
 
 
 class TooLarge(BaseException):
@@ -49,7 +50,7 @@ class FrontDoor:
         route = (scope["method"], scope["path"])
         # One spelling a route: not percent-encoded, and nothing mounted before it.
         plain = scope.get("raw_path") in (None, scope["path"].encode())
-        if route not in OPEN | PROBES | WORK or not plain or scope.get("root_path"):
+        if route not in ROUTES or not plain or scope.get("root_path"):
             return await refuse(send, 404, "not_found", "There is no such route here.")
         if route not in OPEN and not self.has_key(scope):
             return await refuse(send, 401, "invalid_api_key", "This needs 'Authorization: Bearer KEY'.")

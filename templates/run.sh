@@ -31,10 +31,13 @@ export VLLM_API_KEY="$PIXTRAL_API_KEY"                 # a second lock behind th
 export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1            # nothing is reported to anyone
 export VLLM_USE_RUST_FRONTEND=0                        # that front end knows no middleware
 export VLLM_MEDIA_URL_ALLOW_REDIRECTS=0                # an allowed host cannot point to another one
-export VLLM_SERVER_DEV_MODE=0
+export VLLM_SERVER_DEV_MODE=0                          # no development routes behind the door either
 
 eval "extra_args=($EXTRA_ARGS)" # quoted as in a shell
 
+# A prompt full of pictures is computed in one step: vLLM's own 2,048 tokens would cut each picture in two or
+# more. Answers by JSON Schema have no white space between: a model can lose itself in it. One API server,
+# as the idle clock is that of one.
 vllm serve "$MODEL" \
   --served-model-name pixtral mistralai/Pixtral-12B-2409 \
   --host "$host" --port "$PORT" \

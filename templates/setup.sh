@@ -2,7 +2,7 @@ set -eo pipefail
 fail() { echo "pixtral: $*" >&2; exit 1; }
 venv="${VENV:-$HOME/.pixtral-sky/venv}"
 
-# A replica without a key would never be ready: say so before 30 GB are downloaded.
+# A replica without a key would never be ready: say so before 35 GB are downloaded.
 if [ -n "$SKYPILOT_SERVE_REPLICA_ID" ] && [ -z "$PIXTRAL_API_KEY" ]; then
   fail "a service needs a key. Run: sky serve up -n pixtral service.yaml --secret PIXTRAL_API_KEY"
 fi
