@@ -2,13 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check prove render clean
+.PHONY: demo test check prove e2e render clean
 
 demo: .venv/demo  ## the script of pixtral.yaml on this machine, asked about two pictures
 	$(BIN)/pixtral-sky rehearse
 
 test: .venv/dev  ## the fast tests
-	$(BIN)/pytest -m "not engine"
+	$(BIN)/pytest -m "not engine and not e2e"
 
 check: .venv/dev  ## lint, types, and the YAML files against their templates
 	$(BIN)/ruff check .
@@ -18,6 +18,10 @@ check: .venv/dev  ## lint, types, and the YAML files against their templates
 
 prove: .venv/dev  ## the tests on the real vLLM; its engine is made in .cache
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m engine
+
+e2e: .venv/dev  ## the real SkyPilot launches pixtral.yaml on a real Slurm here; as root, on Debian
+	bash tests/e2e/install.sh
+	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m e2e
 
 render:  ## write pixtral.yaml and service.yaml from templates/
 	$(PYTHON) tools/render.py

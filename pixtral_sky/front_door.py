@@ -3,8 +3,8 @@
 vLLM's own API key leaves much open, full inference at POST /invocations included. Here a route is
 named below, or it does not exist. Standard library only: this file is all that a machine needs.
 
-PIXTRAL_API_KEY  asked for on every route but GET /health; empty: on none (the script that starts
-                 vLLM then listens on 127.0.0.1 only)
+PIXTRAL_API_KEY  asked for on every route but GET /health; empty: on none, but then the request has to be
+                 for localhost (and the script that starts vLLM listens on 127.0.0.1 only)
 IDLE_MINUTES     ends the server after that long without a request; 0 or empty: never
 MAX_BODY_MIB     the largest request body (32)
 """
@@ -65,9 +65,13 @@ class FrontDoor:
             self.last_request = time.monotonic()
 
     def has_key(self, scope):
+        headers = [(name.lower(), value) for name, value in scope["headers"]]
         if not self.key:
-            return True
-        given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+            # It listens on 127.0.0.1 only; this keeps out a web page in the user's browser, whose own name
+            # has been made to lead here.
+            hosts = [value.partition(b":")[0] for name, value in headers if name == b"host"]
+            return hosts in ([b"localhost"], [b"127.0.0.1"])
+        given = [value for name, value in headers if name == b"authorization"]
         if len(given) != 1:  # two could be read in two ways
             return False
         scheme, _, key = given[0].partition(b" ")

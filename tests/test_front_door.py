@@ -380,18 +380,23 @@ def test_under_a_root_path_nothing_exists(monkeypatch):
         server.close()
 
 
-def test_without_a_key_the_routes_are_the_same(monkeypatch):
+def test_without_a_key_the_routes_are_the_same_for_this_machine(monkeypatch):
     monkeypatch.setenv("PIXTRAL_API_KEY", "")
     server = Server("h11")
+
+    def get(line: str, host: str) -> int:
+        return server.raw(f"{line} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n".encode())[0]
+
     try:
-        assert server.get("GET /v1/models", "")[0] == 200
-        assert server.get("POST /invocations", "Content-Length: 0\r\n")[0] == 404
+        for host in ("localhost:8081", "127.0.0.1:8081", "localhost"):
+            assert get("GET /v1/models", host) == 200
+            assert get("POST /invocations", host) == 404
+        # A page that a browser took from there could send any request, and read the answer.
+        for host in ("evil.example:8081", "localhost.evil.example", "127.0.0.1.evil.example", ""):
+            assert get("GET /v1/models", host) == 401
+            assert get("GET /health", host) == 200
     finally:
         server.close()
-
-
-class Ended(Exception):
-    pass
 
 
 def run_clock(monkeypatch, requests, idle_minutes="0.02", seconds=4.0):
