@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,8 +159,13 @@ def _make(venv: Path, version: str) -> None:
     options, environ = _source_of_torch(install)
     # Without .pyc files every start would take two to three times as long.
     install += [*options, "--compile-bytecode"]
-    with output.phase("installing vLLM"):
-        _run(install, environ, show=sys.stderr.isatty() and not output.quiet)
+    if sys.stderr.isatty() and not output.quiet:  # uv shows its own progress there
+        started = time.monotonic()
+        _run(install, environ, show=True)
+        output.done("installing vLLM", time.monotonic() - started)
+    else:
+        with output.phase("installing vLLM"):
+            _run(install, environ)
     _name_it_vllm(venv, version)
     _declare_operators(venv)
     with output.phase("checking it"):

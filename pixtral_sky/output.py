@@ -34,7 +34,10 @@ def error(text: str) -> None:
 
 @contextmanager
 def phase(title: str) -> Iterator[None]:
-    """Show what is being waited for, with the seconds: a spinner on a terminal, a line elsewhere."""
+    """Show what is being waited for, with the seconds: a spinner on a terminal, a line elsewhere.
+
+    Nothing else may be shown within it, another phase neither.
+    """
     started = time.monotonic()
     if quiet:
         yield
@@ -49,4 +52,9 @@ def phase(title: str) -> Iterator[None]:
             yield
     else:
         yield
-    say(f"  {title:<44} {time.monotonic() - started:6.1f} s")
+    done(title, time.monotonic() - started)
+
+
+def done(title: str, seconds: float) -> None:
+    """The line that a phase leaves behind."""
+    say(f"  {title:<44} {seconds:6.1f} s")

@@ -58,8 +58,9 @@ def rehearse(
     the_task.number("MAX_IMAGES"), the_task.number("MAX_MODEL_LEN")
     rehearsal.free_port(port)
     output.say(f"Rehearsing {the_task.path} with vLLM {version}")
-    with output.phase("engine"):
-        venv = engine.ensure(version)
+    started = time.monotonic()
+    venv = engine.ensure(version)
+    output.done("engine", time.monotonic() - started)
     with output.phase("checkpoint: tiny, random, real tokenizer"):
         checkpoint = engine.checkpoint(venv)
     started = time.monotonic()
