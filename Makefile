@@ -19,7 +19,7 @@ check: .venv/dev  ## lint, types, and the YAML files against their templates
 prove: .venv/dev  ## the tests on the real vLLM; its engine is made in .cache
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m engine
 
-e2e: .venv/dev  ## the real SkyPilot launches pixtral.yaml on a real Slurm here; as root, on Debian
+e2e: .venv/dev  ## the real SkyPilot launches pixtral.yaml on a real Slurm here; as root, on Debian, whose packages it installs
 	bash tests/e2e/install.sh
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m e2e
 

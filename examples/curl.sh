@@ -4,6 +4,7 @@
 #   eval "$(pixtral-sky endpoint --env)"    # or set PIXTRAL_ENDPOINT and PIXTRAL_API_KEY yourself
 #   bash examples/curl.sh
 set -eo pipefail
+: "${PIXTRAL_ENDPOINT:?is not set. Run: eval \"\$(pixtral-sky endpoint --env)\"}"
 cd "$(dirname "$0")"
 
 picture() { printf '{"type": "image_url", "image_url": {"url": "data:%s;base64,%s"}}' "$1" "$(base64 < "$2" | tr -d '\n')"; }

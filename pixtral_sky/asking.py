@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from pixtral_sky.endpoint import Endpoint
 from pixtral_sky.errors import BrokenAnswer, LimitError, NotAnAPI, Refused, SchemaError, UsageError
+from pixtral_sky.model import MAX_IMAGE_TOKENS
 
 if TYPE_CHECKING:
     from pixtral_sky.client import Client
     from pixtral_sky.images import Picture
 
-# Tokens of a prompt beside the pictures, at the least: what marks its beginning, the roles, a few words.
-FRAME_TOKENS = 16
+# Tokens of a prompt beside pictures and words: its beginning, and the two that frame the question.
+FRAME_TOKENS = 3
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,12 @@ def messages(parts: Sequence[str | Picture | RemoteUrl], system: str = "") -> li
 def check_pictures(endpoint: Endpoint, pictures: int) -> None:
     """Raises LimitError when they are more than the endpoint takes in one prompt."""
     if pictures > endpoint.max_images:
+        longer = f" --env MAX_MODEL_LEN={pictures * MAX_IMAGE_TOKENS + 16384}"
+        wanted = longer if pictures * MAX_IMAGE_TOKENS >= (endpoint.max_model_len or 0) else ""
         raise LimitError(
             f"{pictures} pictures, and this endpoint takes {endpoint.max_images} in one prompt.",
-            f"Ask about fewer at a time, redeploy with --env MAX_IMAGES={pictures}, or send them: --no-check",
+            f"Ask about fewer at a time, redeploy with --env MAX_IMAGES={pictures}{wanted}, "
+            "or send them: --no-check",
         )
 
 
@@ -63,11 +67,13 @@ def check_tokens(endpoint: Endpoint, parts: Sequence[str | Picture | RemoteUrl],
     tokens = sum(part.tokens for part in parts if not isinstance(part, (str, RemoteUrl)))
     needed = tokens + max_tokens + FRAME_TOKENS
     if endpoint.max_model_len is not None and needed > endpoint.max_model_len:
+        what, fewer = f"An answer of --max-tokens {max_tokens:,} needs", ""
+        if tokens:
+            what = f"The pictures ({tokens:,} tokens) and the answer (--max-tokens {max_tokens:,}) need"
+            fewer = "ask about fewer pictures at a time, "
         raise LimitError(
-            f"The pictures ({tokens:,} tokens) and the answer (--max-tokens {max_tokens:,}) need {needed:,}, "
-            f"and this endpoint has {endpoint.max_model_len:,} tokens for both.",
-            "Lower --max-tokens, ask about fewer pictures at a time, redeploy with --env "
-            f"MAX_MODEL_LEN={needed} or more, or send it: --no-check",
+            f"{what} {needed:,}, and this endpoint has {endpoint.max_model_len:,} tokens for all.",
+            f"Lower --max-tokens, {fewer}raise its MAX_MODEL_LEN, or send it: --no-check",
         )
 
 

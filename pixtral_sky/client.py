@@ -31,7 +31,6 @@ READ_SECONDS = 600.0  # for the first piece of an answer, which waits for the qu
 REASON_CHARACTERS = 300  # of a server's own words
 
 _BACKOFF = wait_exponential(multiplier=1, max=8) + wait_random(0, 1)
-_IS_IT_RUNNING = "Is it running? pixtral-sky status"
 _CHAT = "/v1/chat/completions"
 
 
@@ -65,6 +64,7 @@ class Client:
         self._notify = notify
         self._sleep = sleep
         headers = {"User-Agent": f"pixtral-sky/{__version__}", "Content-Type": "application/json"}
+        headers["Accept-Encoding"] = "identity"  # answers are short, and a compressed one has no known size
         if endpoint.key:
             # Checked here, as the errors of the libraries below would quote it.
             if not re.fullmatch(r"[!-~]+", endpoint.key):
@@ -205,14 +205,14 @@ class Client:
             return Unreachable(f"No host has the name in {url}.", "Is it spelled right?")
         if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
             silent = f"othing answers at {url}"
-            return _PassingError(f"n{silent}", Unreachable(f"N{silent}.", _IS_IT_RUNNING))
+            return _PassingError(f"n{silent}", Unreachable(f"N{silent}.", self.endpoint.hint))
         if isinstance(error, httpx.TimeoutException):
-            return BrokenAnswer(f"{url} takes too long to answer.", _IS_IT_RUNNING)
+            return BrokenAnswer(f"{url} takes too long to answer.", self.endpoint.hint)
         if isinstance(error, httpx.ProxyError):
             return Unreachable(f"The proxy does not lead to {url}.", "Look at HTTPS_PROXY and NO_PROXY.")
         if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
             return NotAnAPI(f"{url} does not speak HTTP.", "Try https:// in place of http://.")
-        dropped = Unreachable(f"{url} hangs up without an answer to a request of {size}.", _IS_IT_RUNNING)
+        dropped = Unreachable(f"{url} hangs up without an answer to a request of {size}.", self.endpoint.hint)
         return _PassingError("the connection was dropped before an answer began", dropped)
 
     def _refusal(self, response: httpx.Response, size: str) -> Exception:
@@ -229,14 +229,13 @@ class Client:
         no_replica = not error and isinstance(detail, str) and detail.startswith(("No ready", "Max retries"))
         if status in (429, 502, 503, 504) or (status == 500 and no_replica):
             wait = _retry_after(response)
-            hint = f"It asks to wait {wait:.0f} s." if wait else "Try again later. See: pixtral-sky status"
+            hint = f"It asks to wait {wait:.0f} s." if wait else "Try again later."
             if no_replica:
                 return _PassingError("no replica is ready", Busy("No replica is ready.", hint), wait)
             return _PassingError(f"{url} is busy ({status})", Busy(f"{url} is busy{because}", hint), wait)
         if status in (401, 403):
             what = "does not take this key" if self.endpoint.key else "asks for a key, and none was given"
-            hint = "Set PIXTRAL_API_KEY. Yours: pixtral-sky endpoint --env"
-            return Unauthorized(f"{url} {what} ({status}).", hint)
+            return Unauthorized(f"{url} {what} ({status}).", self.endpoint.hint)
         if status == 413:
             return Refused(f"The request is {size}, more than {url} takes.", "Send fewer pictures at a time.")
         if response.is_redirect:
@@ -246,11 +245,15 @@ class Client:
             )
         if status >= 500:
             return Refused(f"{url} failed{because}", "Its log tells more.")
+        if status == 404 and reason == "There is no such route here.":  # our front door
+            return Refused(f"{url} has no such route.", self.endpoint.hint)
+        if "from one of the allowed domains" in reason:
+            return Refused("This endpoint fetches no pictures from there.", "Leave out --remote-urls.")
         return Refused(reason) if error and reason else self._not_an_api(status)
 
     def _not_an_api(self, status: int = 200) -> NotAnAPI:
         what = f"{self.endpoint.url} answers ({status}), but not as an OpenAI-compatible API does."
-        return NotAnAPI(what, "Is the address right? pixtral-sky endpoint")
+        return NotAnAPI(what, self.endpoint.hint)
 
     def _reason(self, said: object) -> str:
         """A server's own words as one short sentence to print, with no control character, key or picture."""

@@ -36,6 +36,17 @@ class Endpoint:
     # Tokens of prompt and answer together; None when only the endpoint itself knows.
     max_model_len: int | None = None
     max_images: int = DEFAULT_MAX_IMAGES
+    # The name of the remembered deployment that it is, or the variable that names it; empty: it was given.
+    origin: str = ""
+
+    @property
+    def hint(self) -> str:
+        """What to do when it does not do what was asked of it."""
+        if self.origin == "PIXTRAL_ENDPOINT":
+            return "PIXTRAL_ENDPOINT and PIXTRAL_API_KEY are set here: correct them, or unset both."
+        if self.origin:
+            return f"Is it running? pixtral-sky status {self.origin}"
+        return "Are its address and PIXTRAL_API_KEY right?"
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,13 @@ class Deployment:
 
     @property
     def endpoint(self) -> Endpoint:
-        return Endpoint(self.url, self.key, max_model_len=self.max_model_len, max_images=self.max_images)
+        return Endpoint(
+            self.url,
+            self.key,
+            max_model_len=self.max_model_len,
+            max_images=self.max_images,
+            origin=self.name,
+        )
 
     def is_running(self) -> bool:
         """Whether the very process that was started is still there: its pid, and its time of birth."""
@@ -187,9 +204,16 @@ def find(
     Raises NoEndpoint when there is none.
     """
     if url:
-        return Endpoint(base_url(url), key or environ.get("PIXTRAL_API_KEY", ""))
+        known_url = environ.get("PIXTRAL_ENDPOINT")
+        # The key of the environment is for the endpoint of the environment, where it names one.
+        theirs = not known_url or base_url(known_url) == base_url(url)
+        return Endpoint(base_url(url), key or (environ.get("PIXTRAL_API_KEY", "") if theirs else ""))
     if name is None and environ.get("PIXTRAL_ENDPOINT"):
-        return Endpoint(base_url(environ["PIXTRAL_ENDPOINT"]), key or environ.get("PIXTRAL_API_KEY", ""))
+        return Endpoint(
+            base_url(environ["PIXTRAL_ENDPOINT"]),
+            key or environ.get("PIXTRAL_API_KEY", ""),
+            origin="PIXTRAL_ENDPOINT",
+        )
     deployment = recall(name or DEFAULT_NAME)
     if deployment is None:
         others = known()
@@ -202,6 +226,6 @@ def find(
     if not deployment.is_running():
         raise NoEndpoint(
             f"The rehearsal {deployment.name!r} has ended (its log: {deployment.log}).",
-            "Start it again: pixtral-sky rehearse --keep",
+            f"Start it again: pixtral-sky rehearse --keep --name {deployment.name}",
         )
     return replace(deployment.endpoint, key=key) if key else deployment.endpoint

@@ -117,8 +117,10 @@ def _usable(venv: Path) -> bool:
     """Finished, and its Python still starts (an upgrade of the system's Python can end an environment)."""
     try:
         python = [str(venv / "bin" / "python"), "-c", ""]
-        return (venv / "complete").is_file() and subprocess.run(python, capture_output=True).returncode == 0
-    except OSError:  # it is a link to a Python that is gone
+        # A moved or copied environment is another one: its programs name the place where it was made.
+        here = (venv / "complete").read_text() == str(venv)
+        return here and subprocess.run(python, capture_output=True).returncode == 0
+    except OSError:  # not complete, or its Python is a link to one that is gone
         return False
 
 
@@ -170,7 +172,7 @@ def _make(venv: Path, version: str) -> None:
     _declare_operators(venv)
     with output.phase("checking it"):
         _run([str(venv / "bin" / "vllm"), "--version"])
-    (venv / "complete").touch()
+    (venv / "complete").write_text(str(venv))
 
 
 Way = tuple[list[str], dict[str, str]]  # options and environment variables of uv

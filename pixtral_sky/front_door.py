@@ -26,6 +26,9 @@ WORK = {
     ("POST", "/tokenize"),
 }
 ROUTES = OPEN | PROBES | WORK
+# Seconds without a byte in or out after which a request in flight no longer keeps an idle server alive:
+# longer than any answer that is not streamed, and shorter than a laptop that was shut in the middle of one.
+STALLED = 3600
 
 
 class TooLarge(BaseException):
@@ -90,12 +93,14 @@ class FrontDoor:
             arrived += len(message.get("body") or b"")
             if arrived > self.max_body:
                 raise TooLarge
+            self.last_request = time.monotonic()
             return message
 
         async def noted_send(message):
             nonlocal started
             started = True
             await send(message)
+            self.last_request = time.monotonic()
 
         try:
             await self.app(scope, counted_receive, noted_send)
@@ -119,11 +124,11 @@ class FrontDoor:
 
     async def idle_clock(self):
         self.last_request = time.monotonic()  # from when the server is up, not while it loads the model
-        while True:
-            left = self.last_request + self.idle_seconds - time.monotonic()
-            if left <= 0 and not self.in_flight:
-                break
-            await asyncio.sleep(max(left, 0.5))
+        left = self.idle_seconds
+        while left > 0:
+            await asyncio.sleep(max(min(left, self.idle_seconds), 0.5))
+            patience = self.idle_seconds + (STALLED if self.in_flight else 0)
+            left = self.last_request + patience - time.monotonic()
         print(f"front door: no request for {self.idle_seconds / 60:g} minutes: ending the server", flush=True)
         os.kill(os.getpid(), signal.SIGTERM)  # vLLM's own way to end: answers are finished, the GPU is freed
 

@@ -310,8 +310,11 @@ def _download(url: str) -> bytes:
             if not answer.is_success:
                 reason = shown(f"{answer.status_code} {answer.reason_phrase}".strip())
                 raise PictureError(f"{name} answers {reason}.", hint)
+            if answer.headers.get("content-encoding", "identity") != "identity":
+                # It was not asked for, and a few bytes of it can be gigabytes.
+                raise PictureError(f"{name} sends a compressed answer.", hint)
             content = bytearray()
-            for piece in answer.iter_bytes():
+            for piece in answer.iter_raw():
                 content += piece
                 if len(content) > MAX_DOWNLOAD:
                     raise PictureError(f"{name} is larger than {MAX_DOWNLOAD // MIB} MiB.", hint)

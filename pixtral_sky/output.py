@@ -8,11 +8,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pixtral_sky.errors import PixtralSkyError
+
 quiet = False
 
 
 def data(text: str, end: str = "\n") -> None:
     """What the command was asked for. It alone reaches stdout, so that a pipe holds nothing else."""
+    if sys.stdout is None:  # closed by whoever started us
+        raise PixtralSkyError("Standard output is closed.")
     sys.stdout.write(text + end)
     sys.stdout.flush()
 

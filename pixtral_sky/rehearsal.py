@@ -7,6 +7,7 @@ differ from what SkyPilot would set on a GPU machine.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import signal
@@ -15,18 +16,20 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
 from pixtral_sky import endpoint
 from pixtral_sky.endpoint import Deployment
-from pixtral_sky.errors import RehearsalError, UsageError
+from pixtral_sky.errors import PixtralSkyError, RehearsalError, UsageError
 from pixtral_sky.task import Task
 
 # What a CPU needs: random weights (no file to read them from), and no compiling and profiling for a GPU.
 CPU_ARGS = "--load-format dummy --enforce-eager --skip-mm-profiling --distributed-executor-backend uni"
 READY_SECONDS = 300.0
-STOP_SECONDS = 15.0
+STOP_SECONDS = 15.0  # to end in order; then it is killed
+KILL_SECONDS = 10.0
 
 # What this process has started. It may outlive us, on purpose; until then somebody has to hold it.
 _started: list[subprocess.Popen[bytes]] = []
@@ -40,7 +43,8 @@ def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Dep
     endpoint.check_name(name)
     max_images, max_model_len = task.number("MAX_IMAGES"), task.number("MAX_MODEL_LEN")
     script = endpoint.home() / f"{name}.sh"
-    script.write_text(task.run)
+    with _private(script) as file:
+        file.write(task.run.encode())
     key = secrets.token_urlsafe(32)
     environ = {
         **_outside(),
@@ -92,6 +96,24 @@ def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Dep
     return deployment
 
 
+@contextlib.contextmanager
+def starting(name: str) -> Iterator[None]:
+    """One start at a time, of any name: two would be given one port, or one name.
+
+    Raises UsageError when that name is running; what is left of one that has ended is stopped.
+    """
+    with (endpoint.home() / ".starting").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        old = endpoint.recall(name)
+        if old and old.is_running():
+            raise UsageError(
+                f"{name!r} is running already, at {old.url}.", f"Stop it: pixtral-sky down {name}"
+            )
+        if old:
+            stop(old)
+        yield
+
+
 def wait_until_ready(deployment: Deployment, seconds: float = READY_SECONDS) -> None:
     """Return when GET /health is 200, and it is ours that answers.
 
@@ -108,7 +130,9 @@ def wait_until_ready(deployment: Deployment, seconds: float = READY_SECONDS) -> 
                     return
             if not deployment.is_running():
                 why = reason(Path(deployment.log))
-                raise RehearsalError(f"The server ended: {why}", f"All it said: {deployment.log}")
+                raise RehearsalError(
+                    f"The server ended: {why.rstrip('.')}.", f"All it said: {deployment.log}"
+                )
             time.sleep(0.2)
     raise RehearsalError(f"The server is not ready after {seconds:.0f} s.", f"What it says: {deployment.log}")
 
@@ -119,14 +143,16 @@ def stop(deployment: Deployment) -> None:
     begin = time.monotonic()
     while left := _processes(deployment):
         seconds = time.monotonic() - begin
+        # The script first: it ends the server, which ends its own in order, and cleans up behind them.
+        in_order = seconds < STOP_SECONDS / 3 and any(process.pid == deployment.pid for process in left)
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if seconds > STOP_SECONDS:
                     process.kill()
-                elif process.pid not in asked:  # also one that was born after the others were asked
+                elif process.pid not in asked and (process.pid == deployment.pid or not in_order):
                     asked.add(process.pid)
                     process.terminate()
-        if seconds > 2 * STOP_SECONDS:
+        if seconds > STOP_SECONDS + KILL_SECONDS:
             pids = ", ".join(str(process.pid) for process in left)
             raise RehearsalError(
                 f"These processes do not end: {pids}.", f"Try again: pixtral-sky down {deployment.name}"
@@ -171,8 +197,11 @@ def free_port(wanted: int | None = None) -> int:
 
     Raises UsageError when ``wanted`` is taken, be it by a rehearsal that is still starting.
     """
-    remembered = [d for name in endpoint.known() if (d := endpoint.recall(name)) and d.is_running()]
-    taken = {_port(deployment) for deployment in remembered}
+    taken = set()
+    for name in endpoint.known():
+        with contextlib.suppress(PixtralSkyError):  # a damaged file is no reason not to start another
+            if (deployment := endpoint.recall(name)) and deployment.is_running():
+                taken.add(_port(deployment))
     for port in (8081, 0) if wanted is None else (wanted,):
         with socket.socket() as probe:
             # As the server will: a port whose last connections are still closing is free.
@@ -203,12 +232,7 @@ def _outside() -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def _private(path: Path) -> Iterator[int]:
-    """An empty file that only its owner can read, open for writing."""
+def _private(path: Path) -> BinaryIO:
+    """A new file that only its owner can read, open for writing. What has its name is removed first."""
     path.unlink(missing_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")

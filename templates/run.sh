@@ -1,22 +1,15 @@
-set -eo pipefail
-fail() { echo "pixtral: $*" >&2; exit 1; }
+# include: check.sh
+
 export PATH="${VENV:-$HOME/.pixtral-sky/venv}/bin:$PATH"
+command -v vllm >/dev/null || fail "there is no vllm in VENV=$VENV."
 
 # No key, no open door: without one, only this machine can connect.
-if [ -n "$PIXTRAL_API_KEY" ]; then
-  host="${LISTEN:-0.0.0.0}"
-elif [ -n "$SKYPILOT_SERVE_REPLICA_ID" ]; then
-  fail "a service needs a key. Run: sky serve up -n pixtral service.yaml --secret PIXTRAL_API_KEY"
-else
+host="${LISTEN:-0.0.0.0}"
+if [ -z "$PIXTRAL_API_KEY" ]; then
   host=127.0.0.1
   echo "pixtral: no PIXTRAL_API_KEY, so it listens on 127.0.0.1 only. From your machine:" \
     "ssh -N -L $PORT:localhost:$PORT pixtral"
 fi
-
-# A picture of 1024x1024 or more is 4,160 tokens, and a prompt full of them must fit.
-prompt_of_images=$((MAX_IMAGES * 4160))
-[ "$MAX_MODEL_LEN" -eq -1 ] || [ "$MAX_MODEL_LEN" -gt "$prompt_of_images" ] ||
-  fail "MAX_IMAGES=$MAX_IMAGES pictures can need $prompt_of_images tokens, and MAX_MODEL_LEN=$MAX_MODEL_LEN. Raise it, or lower MAX_IMAGES."
 
 # The front door, an ASGI guard before all of vLLM: a short list of routes, the key, the size of a request,
 # and the clock that ends an idle server.
@@ -25,15 +18,19 @@ trap 'rm -rf "$door"' EXIT
 cat > "$door/front_door.py" <<'FRONT_DOOR'
 # include: ../pixtral_sky/front_door.py
 FRONT_DOOR
+# Without httptools, which takes heads without end into memory, uvicorn uses h11, which has a limit.
+echo 'raise ImportError' > "$door/httptools.py"
 export PYTHONPATH="$door${PYTHONPATH:+:$PYTHONPATH}"
 
 export VLLM_API_KEY="$PIXTRAL_API_KEY"                 # a second lock behind the door, and never in argv
 export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1            # nothing is reported to anyone
 export VLLM_USE_RUST_FRONTEND=0                        # that front end knows no middleware
 export VLLM_MEDIA_URL_ALLOW_REDIRECTS=0                # an allowed host cannot point to another one
+export GLOO_SOCKET_IFNAME=lo                           # its processes find each other on this machine only
 export VLLM_SERVER_DEV_MODE=0                          # no development routes behind the door either
 
-eval "extra_args=($EXTRA_ARGS)" # quoted as in a shell
+eval "extra_args=($EXTRA_ARGS)" 2>/dev/null || fail "EXTRA_ARGS is not quoted as in a shell: $EXTRA_ARGS"
+read -ra media_hosts <<< "${ALLOWED_MEDIA_HOSTS:-/}" # '/' is the name of no host
 
 # A prompt full of pictures is computed in one step: vLLM's own 2,048 tokens would cut each picture in two or
 # more. Answers by JSON Schema have no white space between: a model can lose itself in it. One API server,
@@ -47,7 +44,10 @@ vllm serve "$MODEL" \
   --max-model-len "$MAX_MODEL_LEN" \
   --max-num-batched-tokens $((prompt_of_images > 8192 ? prompt_of_images : 8192)) \
   --structured-outputs-config '{"backend": "guidance", "disable_any_whitespace": true}' \
-  --allowed-media-domains ${ALLOWED_MEDIA_HOSTS:-none.invalid} \
-  --middleware front_door.FrontDoor --api-server-count 1 \
+  --allowed-media-domains "${media_hosts[@]}" \
+  --middleware front_door.FrontDoor --api-server-count 1 --h11-max-incomplete-event-size 65536 \
   --no-enable-log-requests --disable-uvicorn-access-log \
-  "${extra_args[@]}"
+  "${extra_args[@]}" &
+# Who ends this script ends the server. The first wait returns when a signal comes, the second with its end.
+trap 'kill -TERM $! 2>/dev/null' TERM INT
+wait $! || wait $!

@@ -1,11 +1,6 @@
-set -eo pipefail
-fail() { echo "pixtral: $*" >&2; exit 1; }
-venv="${VENV:-$HOME/.pixtral-sky/venv}"
+# include: check.sh
 
-# A replica without a key would never be ready: say so before 35 GB are downloaded.
-if [ -n "$SKYPILOT_SERVE_REPLICA_ID" ] && [ -z "$PIXTRAL_API_KEY" ]; then
-  fail "a service needs a key. Run: sky serve up -n pixtral service.yaml --secret PIXTRAL_API_KEY"
-fi
+venv="${VENV:-$HOME/.pixtral-sky/venv}"
 
 # vLLM's wheels are built for CUDA 13, and CUDA 13 needs driver 580 or newer.
 if command -v nvidia-smi >/dev/null; then
@@ -20,6 +15,7 @@ fi
 # A directory is a model that is here already; a name is one on the Hugging Face Hub, behind its licence.
 if [ ! -d "$MODEL" ]; then
   hub="${HF_ENDPOINT:-https://huggingface.co}"
+  [[ $HF_TOKEN =~ ^[A-Za-z0-9_-]*$ ]] || fail "HF_TOKEN has characters that a token cannot have."
   header=""; [ -z "$HF_TOKEN" ] || header="header = \"Authorization: Bearer $HF_TOKEN\""
   # The token goes in by standard input: arguments can be read by every user of a machine.
   status=$(printf '%s\n' "$header" | curl -sIL -K - -o /dev/null -w '%{http_code}' --retry 3 \

@@ -141,11 +141,11 @@ def test_five_pictures_are_refused_before_any_request(run: Run, pictures: dict[s
 
 
 def test_too_many_tokens_are_refused_before_the_question(run: Run, pictures: dict[str, bytes]) -> None:
-    with FakeEndpoint(models=[{"id": "pixtral", "max_model_len": 533}]) as endpoint:
+    with FakeEndpoint(models=[{"id": "pixtral", "max_model_len": 520}]) as endpoint:
         result = run(endpoint, "What?", "red.png")
         assert result.code == 1
         assert (
-            "(6 tokens) and the answer (--max-tokens 512) need 534, and this endpoint has 533" in result.err
+            "(6 tokens) and the answer (--max-tokens 512) need 521, and this endpoint has 520" in result.err
         )
         assert not endpoint.asked
         assert run(endpoint, "What?", "red.png", "--max-tokens", "511").code == 0
@@ -233,7 +233,7 @@ def test_exit_code_2(arguments: list[str], run: Run) -> None:
             "Error: At most 4 image(s)",
         ),
         (fake.status(413), "Error: The request is 0.0 MiB, more than http://127.0.0.1:"),
-        (fake.page(404), "not as an OpenAI-compatible API does. Is the address right?"),
+        (fake.page(404), "not as an OpenAI-compatible API does. Are its address and PIXTRAL_API_KEY right?"),
         (fake.vllm_error(400, f"You said Bearer {KEY}"), "Error: You said Bearer ***."),
     ],
 )
@@ -249,7 +249,7 @@ def test_a_wrong_key(run: Run) -> None:
     with FakeEndpoint(key="another") as endpoint:
         result = run(endpoint, "What?", "--api-key", "SENTINEL")
     assert result.code == 1
-    assert "does not take this key (401). Set PIXTRAL_API_KEY." in result.err
+    assert "does not take this key (401). Are its address and PIXTRAL_API_KEY right?" in result.err
     assert endpoint.requests[0].headers["authorization"] == "Bearer SENTINEL"
 
 

@@ -78,9 +78,9 @@ def test_as_many_tokens_as_the_context_has() -> None:
     with pytest.raises(LimitError) as caught:
         check_tokens(endpoint, parts, 513)
     assert "(4,810 tokens)" in caught.value.what
-    assert "(--max-tokens 513) need 5,339" in caught.value.what
-    assert "has 5,338 tokens for both." in caught.value.what
-    assert "--env MAX_MODEL_LEN=5339 or more" in caught.value.hint
+    assert "(--max-tokens 513) need 5,326" in caught.value.what
+    assert "has 5,325 tokens for all." in caught.value.what
+    assert "raise its MAX_MODEL_LEN" in caught.value.hint
     assert "--no-check" in caught.value.hint
     check_tokens(Endpoint("http://h", max_model_len=None), parts, 10**9)
 

@@ -220,10 +220,14 @@ def test_a_fault_of_many_lines(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_damaged_file(run: Run, remember: Remember, home: Path) -> None:
     remember()
     (home / "deployments" / "pixtral.json").write_text("{")
-    for command in ("endpoint", "status", "down"):
+    for command in ("endpoint", "down"):
         result = run(command)
         assert result.code == 1
         assert "is damaged. Remove it: rm " in result.error
+    result = run("status")  # a row of its own: the others are shown as well
+    assert result.code == 1
+    assert "damaged" in result.out
+    assert "Remove it: rm " in result.out
 
 
 # endpoint --------------------------------------------------------------------------------------------------

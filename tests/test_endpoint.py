@@ -145,7 +145,9 @@ def test_the_argument_comes_first() -> None:
 
 def test_an_argument_takes_the_key_of_the_environment() -> None:
     remember(deployment())
-    assert find("arg:1", environ=ENV).key == "sk-ENV"
+    assert find("arg:1", environ={"PIXTRAL_API_KEY": "sk-ENV"}).key == "sk-ENV"
+    assert find("arg:1", environ={**ENV, "PIXTRAL_ENDPOINT": "http://arg:1/v1"}).key == "sk-ENV"
+    assert find("arg:1", environ={**ENV, "PIXTRAL_ENDPOINT": "other:1"}).key == "", "it is another's"
     assert find("arg:1", environ={}).key == "", "and never the remembered one"
 
 
@@ -164,7 +166,9 @@ def test_then_the_environment() -> None:
 
 def test_then_what_is_remembered() -> None:
     remember(deployment(url="http://127.0.0.1:7777", max_model_len=4096, max_images=2))
-    assert find(environ={}) == Endpoint("http://127.0.0.1:7777", KEY, max_model_len=4096, max_images=2)
+    assert find(environ={}) == Endpoint(
+        "http://127.0.0.1:7777", KEY, max_model_len=4096, max_images=2, origin="pixtral"
+    )
 
 
 def test_a_name_goes_before_the_environment() -> None:
@@ -466,3 +470,10 @@ def test_no_name_is_a_path(home: Path, name: str) -> None:
 def test_a_name_too_long_for_a_file() -> None:
     with pytest.raises(UsageError):
         remember(deployment("a" * 300))
+
+
+def test_the_hint_is_for_where_it_came_from() -> None:
+    remember(deployment())
+    assert find(environ={}).hint == "Is it running? pixtral-sky status pixtral"
+    assert "unset both" in find(environ=ENV).hint
+    assert "PIXTRAL_API_KEY right?" in find("arg:1", environ={}).hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import http.server
@@ -335,6 +336,35 @@ def test_33_mib_are_refused_and_take_no_memory(running, chunked):
     assert grown < 8
 
 
+def test_a_stranger_cannot_fill_the_memory(running):
+    """Heads of requests come before any guard sees them: endless ones are cut off, and so are endless many."""
+    port = int(running.url.rpartition(":")[2])
+    before = rss(running)
+    for begin, flood in ((b"GET / HTTP/1.1\r\n", b"x: y\r\n" * 100_000), (b"GET /", b"x" * 2**20)):
+        sent = 0
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=30) as connection,
+            contextlib.suppress(OSError),  # it hangs up, at whatever point
+        ):
+            connection.sendall(begin)
+            while sent < 64 * 2**20:
+                connection.sendall(flood)
+                sent += len(flood)
+                time.sleep(0.01)
+        assert sent < 64 * 2**20, "it takes heads without end"
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=30) as connection,
+        contextlib.suppress(OSError),
+    ):
+        for _ in range(40):  # 8 MiB of requests whose answers nobody reads
+            connection.settimeout(1)
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 7000)
+    grown = (rss(running) - before) / 2**20
+    print(f"grown by {grown:.1f} MiB")
+    assert grown < 64
+    assert request(running, "GET", "/v1/models")[0] == 200
+
+
 def test_it_listens_on_loopback_only(running):
     listening = {
         (address.laddr.ip, address.laddr.port)
@@ -512,6 +542,8 @@ def test_an_interrupted_rehearsal_leaves_nothing(cli, number, seconds):
     time.sleep(seconds)
     assert ours() - before
     process.send_signal(number)
+    time.sleep(0.1)
+    process.send_signal(number)  # and once more, by who does not like to wait
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "Traceback" not in errors

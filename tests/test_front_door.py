@@ -413,6 +413,8 @@ def run_clock(monkeypatch, requests, idle_minutes="0.02", seconds=4.0):
             await asyncio.sleep(60)
         elif b"slow" in scope.get("query_string", b""):
             await asyncio.sleep(2.5)
+        elif b"stalls" in scope.get("query_string", b""):
+            await asyncio.sleep(60)
 
     async def main():
         door = FrontDoor(app)
@@ -498,3 +500,13 @@ def test_probes_and_strangers_do_not_keep_it_alive(monkeypatch, method, path, ke
             await asyncio.sleep(0.1)
 
     assert run_clock(monkeypatch, work) < 2.0
+
+
+def test_a_request_that_stalls_keeps_it_alive_for_a_while_only(monkeypatch):
+    """A laptop that is shut in the middle of an upload must not be billed for until its connection dies."""
+    monkeypatch.setattr("pixtral_sky.front_door.STALLED", 2)
+
+    async def work(door):
+        await one(door, "POST", "/v1/completions", b"stalls")
+
+    assert 3.0 < run_clock(monkeypatch, work, seconds=8) < 5.0

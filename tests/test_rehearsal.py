@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -322,7 +323,7 @@ def test_a_relative_home(start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path
 )
 def test_a_script_that_ends_says_why(start: Start, run: str, said: str) -> None:
     deployment = start(run)
-    assert failure(deployment).what == f"The server ended: {said}"
+    assert failure(deployment).what == f"The server ended: {said.rstrip('.')}."
 
 
 def test_it_takes_too_long(start: Start) -> None:
@@ -502,3 +503,23 @@ def test_any_port() -> None:
         assert port != 8081
         return
     assert rehearsal.free_port() != 8081, "somebody else has it"
+
+
+def test_one_start_at_a_time(start: Start) -> None:
+    """The second finds the name taken, however close behind the first it is."""
+    with rehearsal.starting("first"):
+        entered = []
+        thread = threading.Thread(target=lambda: entered.append(_starts("second")))
+        thread.start()
+        thread.join(0.3)
+        assert not entered
+    thread.join(5)
+    assert entered == [True]
+    start("sleep 30")
+    with pytest.raises(UsageError, match="is running already"), rehearsal.starting("pixtral"):
+        pass
+
+
+def _starts(name: str) -> bool:
+    with rehearsal.starting(name):
+        return True

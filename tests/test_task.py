@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -305,6 +306,44 @@ def test_setup_with_no_hub(machine):
 
 
 @pytest.mark.parametrize("script", ["setup", "run"])
+@pytest.mark.parametrize(("name", "values"), [
+    ("MAX_IMAGES", ["four", "4 pics", "08", "0", ""]), ("MAX_MODEL_LEN", ["32k", "", "-2"]),
+    ("IDLE_MINUTES", ["30 min", "nan", "inf", "-1", ""]), ("MAX_BODY_MIB", ["0", "-1", "inf", ""]),
+    ("PIXTRAL_API_KEY", ["with space", 'a"b', "a\\b", "\u00fc", "a\nb", "$(id)"]),
+])  # fmt: skip
+def test_a_value_that_is_none_is_said_at_once(machine, script, name, values):
+    for value in values:
+        line = one_line(machine.run(script, **{name: value}))
+        assert line.startswith(f"pixtral: {name}")
+    assert machine.called() == ""
+
+
+def test_a_token_cannot_reach_the_options_of_curl(machine):
+    for token in ('a"b', "a\nurl = x", "a b"):
+        assert "HF_TOKEN has characters" in one_line(machine.run("setup", HF_TOKEN=token))
+
+
+def test_run_says_what_is_wrong_with_its_arguments(machine):
+    assert "EXTRA_ARGS is not quoted" in one_line(machine.run("run", EXTRA_ARGS="it's"))
+    (machine.folder / "bin" / "vllm").unlink()
+    assert "there is no vllm in VENV=/nowhere" in one_line(machine.run("run", VENV="/nowhere"))
+
+
+def test_who_ends_the_script_ends_the_server(machine):
+    machine.program(
+        "vllm",
+        "trap 'echo ended >> $HOME/calls; exit 0' TERM; echo up >> $HOME/calls; while :; do sleep 0.05; done",
+    )
+    (machine.folder / "script.sh").write_text(task.load(ROOT / "pixtral.yaml").run)
+    process = subprocess.Popen(["bash", machine.folder / "script.sh"], env=machine.env, cwd=machine.folder)
+    while "up" not in machine.called():
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(10) == 0
+    assert "ended" in machine.called()
+
+
+@pytest.mark.parametrize("script", ["setup", "run"])
 def test_a_service_without_a_key_ends_at_once(machine, script):
     line = one_line(machine.run(script, PIXTRAL_API_KEY="", SKYPILOT_SERVE_REPLICA_ID="1"))
     assert "a service needs a key" in line
@@ -331,7 +370,7 @@ def test_run_starts_vllm_behind_the_door(machine):
         f"serve {MODEL} --served-model-name pixtral {MODEL}", "--host 0.0.0.0 --port 8081", "--tensor-parallel-size 2",
         "--tokenizer-mode mistral --config-format mistral --load-format mistral",
         '--limit-mm-per-prompt {"image": 4}', "--max-model-len 32768", "--max-num-batched-tokens 16640",
-        "--allowed-media-domains none.invalid", "--middleware front_door.FrontDoor", "--api-server-count 1",
+        "--allowed-media-domains /", "--middleware front_door.FrontDoor", "--api-server-count 1",
         "--seed 7", '{"a": "b c"}',
     ):  # fmt: skip
         assert flag in called

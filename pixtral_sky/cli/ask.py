@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pixtral_sky import output
+from pixtral_sky.errors import PictureError
 
 
 def ask(
@@ -81,7 +82,7 @@ def ask(
         elif remote_urls and images.is_url(part.source):
             content.append(asking.RemoteUrl(part.source))
         else:
-            content.append(images.read(part.source, stdin=sys.stdin.buffer.read))
+            content.append(images.read(part.source, stdin=_stdin))
 
     from pixtral_sky.client import Client
 
@@ -123,12 +124,18 @@ def ask(
         _say_usage(counts, seconds, first)
 
 
+def _stdin() -> bytes:
+    if sys.stdin is None:  # closed by whoever started us
+        raise PictureError("Standard input is closed, and '-' is the picture on it.")
+    return sys.stdin.buffer.read()
+
+
 def _show(pieces: Iterable[str]) -> None:
     """Print the pieces as they come, and a newline after them where none is."""
     from pixtral_sky.asking import printable
 
     # A model may be led to say what a terminal would take for a command.
-    terminal = sys.stdout.isatty()
+    terminal = sys.stdout is not None and sys.stdout.isatty()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # any character can come, whatever the locale has
     last = "\n"

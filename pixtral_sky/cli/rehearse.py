@@ -42,17 +42,15 @@ def rehearse(
       pixtral-sky rehearse
       pixtral-sky rehearse --keep && pixtral-sky ask "What is this?" photo.jpg
     """
-    from pixtral_sky import endpoint, engine, rehearsal, task
-    from pixtral_sky.errors import UsageError
+    from pixtral_sky import engine, rehearsal, task
 
     # An end from outside (kill, a closing terminal) is a Ctrl-C: whatever was started is stopped.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
 
     the_task = task.load(file)
-    old = endpoint.recall(name)
-    if old and old.is_running():
-        raise UsageError(f"{name!r} is running already, at {old.url}.", f"Stop it: pixtral-sky down {name}")
+    with rehearsal.starting(name):
+        pass
     # All that can be wrong is said before the engine is made, which takes minutes.
     version = the_task.vllm_version
     the_task.number("MAX_IMAGES"), the_task.number("MAX_MODEL_LEN")
@@ -64,7 +62,8 @@ def rehearse(
     with output.phase("checkpoint: tiny, random, real tokenizer"):
         checkpoint = engine.checkpoint(venv)
     started = time.monotonic()
-    deployment = rehearsal.start(the_task, venv, checkpoint, name, rehearsal.free_port(port))
+    with rehearsal.starting(name):  # again: making the engine may have taken minutes
+        deployment = rehearsal.start(the_task, venv, checkpoint, name, rehearsal.free_port(port))
     keeping = False
     try:
         with output.phase("starting its script"):
@@ -76,6 +75,8 @@ def rehearse(
         keeping = keep
     finally:
         if not keeping:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
             with output.phase("stopping"):
                 rehearsal.stop(deployment)
     if keep:
@@ -85,9 +86,9 @@ def rehearse(
             if idle != "0"
             else "It runs on."
         )
-        output.say(
-            "Next:  pixtral-sky ask picture.jpg   |   pixtral-sky endpoint --env   |   pixtral-sky down"
-        )
+        this, it = ("", "") if name == DEFAULT_NAME else (f" -n {name}", f" {name}")
+        commands = (f"ask{this} picture.jpg", f"endpoint{this} --env", f"down{it}")
+        output.say("Next:  " + "   |   ".join(f"pixtral-sky {command}" for command in commands))
 
 
 def _ask_about_two_pictures(target: Endpoint) -> None:

@@ -19,11 +19,26 @@ def status(
 
     from pixtral_sky import endpoint
     from pixtral_sky.client import Client
-    from pixtral_sky.errors import EndpointError, NoEndpoint
+    from pixtral_sky.errors import EndpointError, NoEndpoint, PixtralSkyError, UsageError
 
     rows = []
-    for each in [name] if name else endpoint.known():
-        deployment = endpoint.recall(each)
+    for each in endpoint.known() if name is None else [name]:
+        try:
+            deployment = endpoint.recall(each)
+        except UsageError:
+            raise
+        except PixtralSkyError as damaged:
+            rows.append(
+                {
+                    "name": each,
+                    "kind": "?",
+                    "state": "damaged",
+                    "age": "?",
+                    "endpoint": "?",
+                    "answers": f"no: {damaged}",
+                }
+            )
+            continue
         if deployment is None:
             raise NoEndpoint(f"No deployment named {each!r} is remembered here.", "See: pixtral-sky status")
         running = deployment.is_running()

@@ -6,7 +6,8 @@ dpkg -s "${packages[@]}" >/dev/null 2>&1 && exit 0
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # Installed, not started: the test starts its own, and stops them.
-printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
-chmod 755 /usr/sbin/policy-rc.d
-trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+if [ ! -e /usr/sbin/policy-rc.d ]; then
+  trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+  install -m 755 /dev/stdin /usr/sbin/policy-rc.d <<< $'#!/bin/sh\nexit 101'
+fi
 apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null

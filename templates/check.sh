@@ -1,0 +1,17 @@
+set -eo pipefail
+fail() { echo "pixtral: $*" >&2; exit 1; }
+
+# What cannot work is said at once, not after 35 GB and a model's start.
+[[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number of pictures."
+[[ $MAX_MODEL_LEN =~ ^(-1|[1-9][0-9]*)$ ]] || fail "MAX_MODEL_LEN=$MAX_MODEL_LEN is no number of tokens (nor -1: all that fit)."
+[[ $IDLE_MINUTES =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "IDLE_MINUTES=$IDLE_MINUTES is no number of minutes (0: never)."
+[[ $MAX_BODY_MIB =~ ^[1-9][0-9]*$ ]] || fail "MAX_BODY_MIB=$MAX_BODY_MIB is no number of MiB."
+# Other characters change on their way through YAML, JSON and a header.
+[[ $PIXTRAL_API_KEY =~ ^[A-Za-z0-9._~+/=-]*$ ]] || fail "PIXTRAL_API_KEY has characters that a key cannot have. Make one: openssl rand -hex 32"
+if [ -n "$SKYPILOT_SERVE_REPLICA_ID" ] && [ -z "$PIXTRAL_API_KEY" ]; then # it would never be ready
+  fail "a service needs a key. Run: sky serve up -n pixtral service.yaml --secret PIXTRAL_API_KEY"
+fi
+# A picture of 1024x1024 or more is 4,160 tokens, and a prompt full of them must fit.
+prompt_of_images=$((MAX_IMAGES * 4160))
+[ "$MAX_MODEL_LEN" -eq -1 ] || [ "$MAX_MODEL_LEN" -gt "$prompt_of_images" ] ||
+  fail "MAX_IMAGES=$MAX_IMAGES pictures can need $prompt_of_images tokens, and MAX_MODEL_LEN=$MAX_MODEL_LEN. Raise it, or lower MAX_IMAGES."
