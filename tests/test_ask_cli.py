@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from pixtral_sky.cli.app import main
 from pixtral_sky.client import Client
 from tests import fake_endpoint as fake
+from tests.command_line import KEY, Result, run_main
 from tests.fake_endpoint import FakeEndpoint, says
-
-KEY = "sk-SENTINEL-4711"
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
 
 Run = Callable[..., Result]
 
@@ -45,16 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
     def run(endpoint: FakeEndpoint | None, *arguments: str, stdin: bytes = b"") -> Result:
         where = ["--endpoint", endpoint.url] if endpoint else []
-        monkeypatch.setattr(sys, "argv", ["pixtral-sky", "ask", *where, *arguments])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        out, err = capsys.readouterr()
-        assert "SENTINEL" not in out + err
-        return Result(code, out, err)
+        return run_main(monkeypatch, capsys, "ask", *where, *arguments, stdin=stdin)
 
     return run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import re
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +20,9 @@ import psutil
 import pytest
 
 from pixtral_sky import __version__, client, endpoint, engine, output, rehearsal
-from pixtral_sky.cli.app import main
 from pixtral_sky.endpoint import Deployment
+from tests.command_line import KEY, Result, run_main
 from tests.fake_endpoint import FakeEndpoint
-
-KEY = "sk-SENTINEL-4711"
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """What the one line of an error says."""
-        assert self.out == ""
-        found = re.fullmatch(r"Error: (.+)\n", self.err)
-        assert found, self.err
-        return found[1]
-
 
 Run = Callable[..., Result]
 Remember = Callable[..., Deployment]
@@ -56,16 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     def run(*arguments: object, shows_key: bool = False) -> Result:
-        monkeypatch.setattr(sys, "argv", ["pixtral-sky", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        out, err = capsys.readouterr()
-        assert shows_key or "SENTINEL" not in out + err
-        return Result(code, out, err)
+        return run_main(monkeypatch, capsys, *map(str, arguments), shows_key=shows_key)
 
     yield run
     for number, handler in handlers.items():
