@@ -63,6 +63,7 @@ class Client:
         self._budget = budget
         self._notify = notify
         self._sleep = sleep
+        self._tunnelled = False
         headers = {"User-Agent": f"pixtral-sky/{__version__}", "Content-Type": "application/json"}
         headers["Accept-Encoding"] = "identity"  # answers are short, and a compressed one has no known size
         if endpoint.key:
@@ -185,9 +186,16 @@ class Client:
 
     def _attempt(self, request: httpx.Request) -> httpx.Response:
         size = f"{len(request.content) / 2**20:.1f} MiB"
+        if self.endpoint.tunnel and not self._tunnelled:
+            try:
+                self.endpoint.tunnel.open()
+            except Unreachable as error:
+                raise _PassingError(f"{self.endpoint.tunnel.name} cannot be reached", error) from error
+            self._tunnelled = True
         try:
             response = self._http.send(request, stream=True)
         except httpx.HTTPError as error:
+            self._tunnelled = False  # before another attempt it is looked at
             raise self._unanswered(error, size) from error
         if response.is_success:
             return response

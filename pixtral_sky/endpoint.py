@@ -1,28 +1,18 @@
-"""A running Pixtral as seen from here: its URL and key, and where both are remembered.
-
-A deployment is one JSON file, readable by its owner only, named after it in the user's state
-directory (``$PIXTRAL_SKY_HOME`` moves it).
-"""
+"""A running Pixtral as seen from here: its URL, its key, and the way there."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
-from pixtral_sky.errors import NoEndpoint, PixtralSkyError, UsageError
+from pixtral_sky.errors import NoEndpoint, UsageError
 from pixtral_sky.model import SERVED_NAME
+from pixtral_sky.state import DEFAULT_NAME, Cluster, Deployment, Rehearsal, known, recall
+from pixtral_sky.tunnel import Tunnel
 
-if TYPE_CHECKING:
-    import psutil
-
-DEFAULT_NAME = "pixtral"
 DEFAULT_MAX_IMAGES = 4  # what pixtral.yaml and service.yaml ship
 
 
@@ -38,6 +28,30 @@ class Endpoint:
     max_images: int = DEFAULT_MAX_IMAGES
     # The name of the remembered deployment that it is, or the variable that names it; empty: it was given.
     origin: str = ""
+    # What has to be open before ``url`` leads anywhere.
+    tunnel: Tunnel | None = None
+
+    @classmethod
+    def of(cls, deployment: Deployment) -> Endpoint:
+        """The endpoint of a deployment. Raises NoEndpoint when it has ended, or has none yet."""
+        name, tunnel = deployment.name, None
+        if isinstance(deployment, Rehearsal) and not deployment.is_running():
+            raise NoEndpoint(
+                f"The rehearsal {name!r} has ended (its log: {deployment.log}).",
+                f"Start it again: pixtral-sky rehearse --keep --name {name}",
+            )
+        if not deployment.url:
+            raise NoEndpoint(f"{name!r} has no endpoint yet.", f"What it does: pixtral-sky status {name}")
+        if isinstance(deployment, Cluster) and deployment.private:
+            tunnel = Tunnel(name, urlsplit(deployment.url).port or 0, deployment.port)
+        return cls(
+            deployment.url,
+            deployment.key,
+            max_model_len=deployment.max_model_len if deployment.max_model_len > 0 else None,
+            max_images=deployment.max_images,
+            origin=name,
+            tunnel=tunnel,
+        )
 
     @property
     def hint(self) -> str:
@@ -47,119 +61,6 @@ class Endpoint:
         if self.origin:
             return f"Is it running? pixtral-sky status {self.origin}"
         return "Are its address and PIXTRAL_API_KEY right?"
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """What was launched under a name, and how to reach it."""
-
-    name: str
-    kind: str  # "rehearsal"
-    url: str
-    key: str = field(repr=False)
-    max_model_len: int
-    max_images: int
-    created: float  # seconds since the epoch
-    pid: int  # the leader of its session, which all its processes belong to
-    pid_born: float  # seconds after the machine was started: a pid alone may be reused
-    log: str
-
-    @property
-    def endpoint(self) -> Endpoint:
-        return Endpoint(
-            self.url,
-            self.key,
-            max_model_len=self.max_model_len,
-            max_images=self.max_images,
-            origin=self.name,
-        )
-
-    def is_running(self) -> bool:
-        """Whether the very process that was started is still there: its pid, and its time of birth."""
-        import psutil
-
-        try:
-            process = psutil.Process(self.pid)
-            return self.is_leader(process) and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
-    def is_leader(self, process: psutil.Process) -> bool:
-        """Whether it is the process that was started, and not one that has got its pid since."""
-        return process.pid == self.pid and abs(born(process) - self.pid_born) < 0.05
-
-
-def born(process: psutil.Process) -> float:
-    """When it was started, in seconds after the machine was: setting the clock does not change it."""
-    import psutil
-
-    return process.create_time() - psutil.boot_time()
-
-
-def home() -> Path:
-    """The directory of everything that is remembered; made, for its owner only, when it is first used."""
-    import platformdirs
-
-    path = Path(os.environ.get("PIXTRAL_SKY_HOME") or platformdirs.user_state_dir("pixtral-sky")).absolute()
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
-
-
-def check_name(name: str) -> None:
-    """Raises UsageError when it is no name. SkyPilot's rule; it also keeps a name from being a path."""
-    if not re.fullmatch(r"[a-zA-Z]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?", name):
-        raise UsageError(
-            f"{name[:70]!r} is no name for a deployment: it is up to 63 letters, digits, '-', '_' and '.'."
-        )
-
-
-def _file(name: str) -> Path:
-    check_name(name)
-    directory = home() / "deployments"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    return directory / f"{name}.json"
-
-
-def remember(deployment: Deployment) -> None:
-    """Write it down, whole or not at all, in a file of mode 0600."""
-    path = _file(deployment.name)
-    # mkstemp makes the file 0600 from its first instant.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".json")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(asdict(deployment), file, indent=1)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def recall(name: str = DEFAULT_NAME) -> Deployment | None:
-    """The deployment of that name, or None. A file that others can read is closed to them first."""
-    path = _file(name)
-    try:
-        if path.stat().st_mode & 0o077:
-            path.chmod(0o600)
-        data = json.loads(path.read_text())
-        values = {f.name: data[f.name] for f in fields(Deployment)}
-        kinds: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
-        if not all(isinstance(values[f.name], kinds[str(f.type)]) for f in fields(Deployment)):
-            raise TypeError("a field of another kind")
-        return Deployment(**values)
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise PixtralSkyError(f"{path} is damaged.", f"Remove it: rm '{path}'") from error
-
-
-def forget(name: str) -> None:
-    """Remove what is remembered of a deployment; nothing happens when there is nothing."""
-    _file(name).unlink(missing_ok=True)
-
-
-def known() -> list[str]:
-    """The names of all that is remembered, sorted."""
-    return sorted(path.stem for path in (home() / "deployments").glob("[!.]*.json"))
 
 
 def base_url(text: str) -> str:
@@ -221,11 +122,7 @@ def find(
             f"No deployment named {name or DEFAULT_NAME!r} is remembered here.",
             f"Name one of: {', '.join(others)} (--name)."
             if others
-            else "Start one with: pixtral-sky rehearse --keep, or name yours: PIXTRAL_ENDPOINT=URL",
+            else "Start one: pixtral-sky launch, or pixtral-sky rehearse --keep. Or PIXTRAL_ENDPOINT=URL",
         )
-    if not deployment.is_running():
-        raise NoEndpoint(
-            f"The rehearsal {deployment.name!r} has ended (its log: {deployment.log}).",
-            f"Start it again: pixtral-sky rehearse --keep --name {deployment.name}",
-        )
-    return replace(deployment.endpoint, key=key) if key else deployment.endpoint
+    found = Endpoint.of(deployment)
+    return replace(found, key=key) if key else found

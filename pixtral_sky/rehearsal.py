@@ -11,18 +11,18 @@ import fcntl
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 import psutil
 
-from pixtral_sky import endpoint
-from pixtral_sky.endpoint import Deployment
-from pixtral_sky.errors import PixtralSkyError, RehearsalError, UsageError
+from pixtral_sky import state
+from pixtral_sky.errors import RehearsalError, UsageError
+from pixtral_sky.state import Rehearsal
 from pixtral_sky.task import Task
 
 # What a CPU needs: random weights (no file to read them from), and no compiling and profiling for a GPU.
@@ -35,14 +35,14 @@ KILL_SECONDS = 10.0
 _started: list[subprocess.Popen[bytes]] = []
 
 
-def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Deployment:
+def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Rehearsal:
     """Start the task's script on 127.0.0.1:``port`` with a new key, and remember it under ``name``.
 
     ``venv`` is the engine, ``checkpoint`` the model's directory. It returns at once.
     """
-    endpoint.check_name(name)
+    state.check_name(name)
     max_images, max_model_len = task.number("MAX_IMAGES"), task.number("MAX_MODEL_LEN")
-    script = endpoint.home() / f"{name}.sh"
+    script = state.home() / f"{name}.sh"
     with _private(script) as file:
         file.write(task.run.encode())
     key = secrets.token_urlsafe(32)
@@ -63,13 +63,13 @@ def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Dep
         # the server from sending what is there: streams would come in bursts, and the start take longer.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
-    log = endpoint.home() / f"{name}.log"
+    log = state.home() / f"{name}.log"
     with _private(log) as out:
         # A session of its own: a Ctrl-C at the terminal reaches us only, and we stop all of it in order.
         process = subprocess.Popen(
             ["bash", str(script)],  # noqa: S607 (as SkyPilot does)
             env=environ,
-            cwd=endpoint.home(),
+            cwd=state.home(),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -77,19 +77,18 @@ def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Dep
         )
     _started.append(process)
     try:
-        deployment = Deployment(
+        deployment = Rehearsal(
             name=name,
-            kind="rehearsal",
             url=f"http://127.0.0.1:{port}",
             key=key,
             max_model_len=max_model_len,
             max_images=max_images,
             created=time.time(),
             pid=process.pid,
-            pid_born=endpoint.born(psutil.Process(process.pid)),
+            pid_born=state.born(psutil.Process(process.pid)),
             log=str(log),
         )
-        endpoint.remember(deployment)
+        state.remember(deployment)
     except BaseException:  # what nobody remembers, nobody could stop
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -102,19 +101,21 @@ def starting(name: str) -> Iterator[None]:
 
     Raises UsageError when that name is running; what is left of one that has ended is stopped.
     """
-    with (endpoint.home() / ".starting").open("w") as file:
+    with (state.home() / ".starting").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        old = endpoint.recall(name)
-        if old and old.is_running():
-            raise UsageError(
-                f"{name!r} is running already, at {old.url}.", f"Stop it: pixtral-sky down {name}"
-            )
-        if old:
+        old = state.recall(name)
+        if isinstance(old, Rehearsal):
+            if old.is_running():
+                raise UsageError(
+                    f"{name!r} is running already, at {old.url}.", f"Stop it: pixtral-sky down {name}"
+                )
             stop(old)
+        elif old:
+            raise UsageError(f"{name!r} is a {old.kind} that was launched.", "Take another name: --name")
         yield
 
 
-def wait_until_ready(deployment: Deployment, seconds: float = READY_SECONDS) -> None:
+def wait_until_ready(deployment: Rehearsal, seconds: float = READY_SECONDS) -> None:
     """Return when GET /health is 200, and it is ours that answers.
 
     Raises RehearsalError with the script's own reason when it ends before, or when ``seconds`` are over.
@@ -137,7 +138,7 @@ def wait_until_ready(deployment: Deployment, seconds: float = READY_SECONDS) -> 
     raise RehearsalError(f"The server is not ready after {seconds:.0f} s.", f"What it says: {deployment.log}")
 
 
-def stop(deployment: Deployment) -> None:
+def stop(deployment: Rehearsal) -> None:
     """End every process of it, and forget it. A process that only took over its pid is left alone."""
     asked: set[int] = set()
     begin = time.monotonic()
@@ -160,11 +161,11 @@ def stop(deployment: Deployment) -> None:
         time.sleep(0.05)
     for child in _started:
         child.poll()
-    (endpoint.home() / f"{deployment.name}.sh").unlink(missing_ok=True)
-    endpoint.forget(deployment.name)
+    (state.home() / f"{deployment.name}.sh").unlink(missing_ok=True)
+    state.forget(deployment.name)
 
 
-def _processes(deployment: Deployment) -> list[psutil.Process]:
+def _processes(deployment: Rehearsal) -> list[psutil.Process]:
     """All that is alive of its session: the children of processes that ended are no one's descendants."""
     with contextlib.suppress(psutil.NoSuchProcess):
         if not deployment.is_leader(psutil.Process(deployment.pid)):
@@ -177,40 +178,15 @@ def _processes(deployment: Deployment) -> list[psutil.Process]:
     return found
 
 
-def _is_listening(deployment: Deployment) -> bool:
+def _is_listening(deployment: Rehearsal) -> bool:
     """Whether the port is its own: else some other server answers there, and would be sent the key."""
-    port = _port(deployment)
+    port = urlsplit(deployment.url).port
     for process in _processes(deployment):
         with contextlib.suppress(psutil.Error):
             for connection in process.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
                     return True
     return False
-
-
-def _port(deployment: Deployment) -> int:
-    return int(deployment.url.rpartition(":")[2])
-
-
-def free_port(wanted: int | None = None) -> int:
-    """``wanted`` (0: any); without it 8081, or any other that is free.
-
-    Raises UsageError when ``wanted`` is taken, be it by a rehearsal that is still starting.
-    """
-    taken = set()
-    for name in endpoint.known():
-        with contextlib.suppress(PixtralSkyError):  # a damaged file is no reason not to start another
-            if (deployment := endpoint.recall(name)) and deployment.is_running():
-                taken.add(_port(deployment))
-    for port in (8081, 0) if wanted is None else (wanted,):
-        with socket.socket() as probe:
-            # As the server will: a port whose last connections are still closing is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                if port not in taken:
-                    return int(probe.getsockname()[1])
-    raise UsageError(f"Port {wanted} is taken.", "Leave --port out to get a free one.")
 
 
 def reason(log: Path) -> str:

@@ -19,13 +19,13 @@ from typing import Any
 import psutil
 import pytest
 
-from pixtral_sky import __version__, client, endpoint, engine, output, rehearsal
-from pixtral_sky.endpoint import Deployment
+from pixtral_sky import __version__, client, endpoint, engine, output, rehearsal, state
+from pixtral_sky.state import Rehearsal
 from tests.command_line import KEY, Result, run_main
 from tests.fake_endpoint import FakeEndpoint
 
 Run = Callable[..., Result]
-Remember = Callable[..., Deployment]
+Remember = Callable[..., Rehearsal]
 
 
 @pytest.fixture
@@ -48,25 +48,24 @@ def remember() -> Iterator[Remember]:
     """Remembers a deployment whose process sleeps."""
     processes = []
 
-    def remember(name: str = "pixtral", **fields: Any) -> Deployment:
+    def remember(name: str = "pixtral", **fields: Any) -> Rehearsal:
         process = subprocess.Popen(["sleep", "60"], start_new_session=True)
         processes.append(process)
         deployment = dataclasses.replace(
-            Deployment(
+            Rehearsal(
                 name=name,
-                kind="rehearsal",
                 url=f"http://127.0.0.1:{closed_port()}",
                 key=KEY,
                 max_model_len=32768,
                 max_images=4,
                 created=time.time() - 300,
                 pid=process.pid,
-                pid_born=endpoint.born(psutil.Process(process.pid)),
+                pid_born=state.born(psutil.Process(process.pid)),
                 log="/the/log",
             ),
             **fields,
         )
-        endpoint.remember(deployment)
+        state.remember(deployment)
         return deployment
 
     yield remember
@@ -383,7 +382,7 @@ def test_down(run: Run, remember: Remember) -> None:
     assert "pixtral is stopped" in result.err
     assert not deployment.is_running()
     assert other.is_running()
-    assert endpoint.known() == ["other"]
+    assert state.known() == ["other"]
     assert run("-q", "down", "other") == Result(0, "", "")
     assert not other.is_running()
 
@@ -394,7 +393,7 @@ def test_down_of_one_that_has_ended(run: Run, remember: Remember) -> None:
     assert result.code == 0
     assert "had ended by itself" in result.err
     assert psutil.pid_exists(deployment.pid), "another process has its pid now"
-    assert endpoint.known() == []
+    assert state.known() == []
 
 
 def test_down_of_nothing(run: Run, remember: Remember) -> None:
@@ -501,7 +500,7 @@ def test_one_is_running_already(
     assert result.code == 2
     assert "is running already" in result.error
     assert "pixtral-sky down pixtral" in result.error
-    assert endpoint.recall() == deployment
+    assert state.recall() == deployment
     assert deployment.is_running()
     assert not no_engine
 
@@ -561,13 +560,13 @@ def test_rehearse(run: Run, no_engine: list[str], server: Path, home: Path) -> N
     assert len(key) > 40
     assert key not in result.err
     assert not psutil.pid_exists(int((home / "pid").read_text()))
-    assert endpoint.known() == []
+    assert state.known() == []
 
 
 def test_rehearse_and_keep(run: Run, server: Path, home: Path) -> None:
     port = closed_port()
     result = run("rehearse", "--keep", "--name", "kept", "--file", server, "--port", port)
-    deployment = endpoint.recall("kept")
+    deployment = state.recall("kept")
     assert deployment is not None
     try:
         assert (result.code, result.out) == (0, "noise \u00e9\n")
@@ -597,7 +596,7 @@ def test_a_server_that_ends_early(run: Run, no_engine: list[str], task_file: Cal
     )
     assert result.code == 1
     assert result.error.startswith("The server ended: pixtral: so it is. All it said: ")
-    assert endpoint.known() == []
+    assert state.known() == []
     log = Path(result.error.rpartition("All it said: ")[2])
     assert log.read_text() == "pixtral: so it is.\nmore\n"
 
@@ -609,7 +608,7 @@ def test_an_answer_that_fails_ends_the_rehearsal(
     result = run("-q", "rehearse", "--keep", "--file", server, "--port", closed_port())
     assert result.code == 1
     assert "not so" in result.error
-    assert endpoint.known() == []
+    assert state.known() == []
     assert not psutil.pid_exists(int((home / "pid").read_text()))
 
 
@@ -656,9 +655,9 @@ def test_a_rehearsal_that_is_interrupted(
     deployment = None
     try:
         deadline = time.monotonic() + 20
-        while not ((home / "pid").exists() and endpoint.known()) and time.monotonic() < deadline:
+        while not ((home / "pid").exists() and state.known()) and time.monotonic() < deadline:
             time.sleep(0.02)
-        deployment = endpoint.recall()
+        deployment = state.recall()
         assert deployment is not None
         time.sleep(0.1)  # it waits for the server by now
         process.send_signal(number)
@@ -671,4 +670,4 @@ def test_a_rehearsal_that_is_interrupted(
             os.kill(deployment.pid, signal.SIGKILL)
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
-    assert endpoint.known() == []
+    assert state.known() == []

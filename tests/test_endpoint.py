@@ -15,28 +15,28 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pixtral_sky import endpoint
-from pixtral_sky.endpoint import Deployment, Endpoint, base_url, find, forget, known, recall, remember
+from pixtral_sky import state
+from pixtral_sky.endpoint import Endpoint, base_url, find
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, UsageError
+from pixtral_sky.state import Rehearsal, forget, known, recall, remember
 
 KEY = "sk-REMEMBERED"
 ENV = {"PIXTRAL_ENDPOINT": "http://from-env:9000/v1", "PIXTRAL_API_KEY": "sk-ENV"}
 
 
-def deployment(name: str = "pixtral", **fields: object) -> Deployment:
+def deployment(name: str = "pixtral", **fields: object) -> Rehearsal:
     """A deployment that runs: its process is this one."""
     me = psutil.Process()
     return dataclasses.replace(
-        Deployment(
+        Rehearsal(
             name=name,
-            kind="rehearsal",
             url="http://127.0.0.1:8081",
             key=KEY,
             max_model_len=32768,
             max_images=4,
             created=1.0,
             pid=me.pid,
-            pid_born=endpoint.born(me),
+            pid_born=state.born(me),
             log="/the/log",
         ),
         **fields,
@@ -245,7 +245,7 @@ def test_running_is_the_very_process() -> None:
 def test_a_zombie_does_not_run() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it ended, and is not collected
-    born = endpoint.born(psutil.Process(child.pid))
+    born = state.born(psutil.Process(child.pid))
     assert not deployment(pid=child.pid, pid_born=born).is_running()
     child.wait()
 
@@ -297,16 +297,16 @@ def test_the_directory_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.delenv("PIXTRAL_SKY_HOME")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     remember(deployment())
-    assert endpoint.home().name == "pixtral-sky"
-    assert endpoint.home().is_relative_to(tmp_path)
-    assert mode(endpoint.home()) == 0o700
+    assert state.home().name == "pixtral-sky"
+    assert state.home().is_relative_to(tmp_path)
+    assert mode(state.home()) == 0o700
 
 
 def test_a_relative_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A rehearsal's script is started in another directory than this one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PIXTRAL_SKY_HOME", "here")
-    assert endpoint.home() == tmp_path / "here"
+    assert state.home() == tmp_path / "here"
 
 
 # Secrets ---------------------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_an_open_file_is_closed(home: Path) -> None:
 
 
 def test_no_repr_holds_a_key() -> None:
-    for thing in (deployment(), deployment().endpoint, Endpoint("http://x", KEY)):
+    for thing in (deployment(), Endpoint.of(deployment()), Endpoint("http://x", KEY)):
         assert KEY not in repr(thing)
         assert KEY not in str(thing)
 
@@ -364,7 +364,7 @@ def test_no_repr_holds_a_key() -> None:
         b"{}",
         b"\xff\xfe",
         b'"text"',
-        json.dumps({**dataclasses.asdict(deployment()), "key": None}).encode()[:-20],
+        json.dumps({"kind": "rehearsal", **dataclasses.asdict(deployment()), "key": None}).encode()[:-20],
     ],
 )
 def test_a_damaged_file(home: Path, content: bytes) -> None:
@@ -380,7 +380,7 @@ def test_a_damaged_file(home: Path, content: bytes) -> None:
     assert recall() is None
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Deployment)])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Rehearsal)])
 def test_a_missing_field(home: Path, field: str) -> None:
     remember(deployment())
     path = home / "deployments" / "pixtral.json"

@@ -24,13 +24,14 @@ import psutil
 import pytest
 from PIL import Image
 
-from pixtral_sky import engine, images, rehearsal, task
+from pixtral_sky import engine, images, rehearsal, state, task
 from pixtral_sky.asking import Schema, messages
 from pixtral_sky.cli.rehearse import QUESTION
 from pixtral_sky.client import Client
-from pixtral_sky.endpoint import Deployment
+from pixtral_sky.endpoint import Endpoint
 from pixtral_sky.errors import RehearsalError
 from pixtral_sky.model import MAX_IMAGE_TOKENS, MODEL, image_tokens
+from pixtral_sky.state import Rehearsal
 from tests.conftest import ROOT
 from tests.test_front_door import TRICKS
 
@@ -48,16 +49,14 @@ def venv() -> Path:
 @pytest.fixture(scope="session")
 def start(venv, tmp_path_factory):
     """Start a rehearsal with some envs changed; all that were started are stopped at the end."""
-    started: list[Deployment] = []
+    started: list[Rehearsal] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIXTRAL_SKY_HOME", str(tmp_path_factory.mktemp("rehearsals")))
 
-        def start(name: str, **envs: str) -> Deployment:
+        def start(name: str, **envs: str) -> Rehearsal:
             shipped = task.load()
             changed = dataclasses.replace(shipped, envs={**shipped.envs, **envs})
-            started.append(
-                rehearsal.start(changed, venv, engine.checkpoint(venv), name, rehearsal.free_port(0))
-            )
+            started.append(rehearsal.start(changed, venv, engine.checkpoint(venv), name, state.free_port(0)))
             return started[-1]
 
         yield start
@@ -66,7 +65,7 @@ def start(venv, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def ready(start) -> tuple[Deployment, float]:
+def ready(start) -> tuple[Rehearsal, float]:
     """A rehearsal, and the seconds from its start until it was ready."""
     begin = time.monotonic()
     deployment = start("tests")
@@ -75,22 +74,22 @@ def ready(start) -> tuple[Deployment, float]:
 
 
 @pytest.fixture
-def running(ready) -> Deployment:
+def running(ready) -> Rehearsal:
     return ready[0]
 
 
 @pytest.fixture
 def client(running) -> Iterator[Client]:
-    with Client(running.endpoint, budget=0) as client:
+    with Client(Endpoint.of(running), budget=0) as client:
         yield client
 
 
-def family(deployment: Deployment) -> list[psutil.Process]:
+def family(deployment: Rehearsal) -> list[psutil.Process]:
     leader = psutil.Process(deployment.pid)
     return [leader, *leader.children(recursive=True)]
 
 
-def request(deployment: Deployment, method: str, path: str, body: object = None, key: str | None = None):
+def request(deployment: Rehearsal, method: str, path: str, body: object = None, key: str | None = None):
     """Status and body of one request, sent as it is."""
     connection = http.client.HTTPConnection("127.0.0.1", int(deployment.url.rpartition(":")[2]), timeout=60)
     headers = {"Content-Type": "application/json"}
@@ -207,7 +206,7 @@ def test_the_other_routes_work(running, path, body):
 # --- nobody gets in
 
 
-def routes(deployment: Deployment) -> set[str]:
+def routes(deployment: Rehearsal) -> set[str]:
     """Every path that the running vLLM says it has registered."""
     found = re.findall(r"Route: (\S+), ", Path(deployment.log).read_text())
     assert len(found) > 20
@@ -303,11 +302,11 @@ def test_no_url_is_ever_fetched(running, tmp_path):
         server.server_close()
 
 
-def rss(deployment: Deployment) -> int:
+def rss(deployment: Rehearsal) -> int:
     return sum(process.memory_info().rss for process in family(deployment))
 
 
-def upload(deployment: Deployment, mib: int, chunked: bool) -> tuple[int, bytes]:
+def upload(deployment: Rehearsal, mib: int, chunked: bool) -> tuple[int, bytes]:
     """Send so many MiB of rubbish, in one piece with its length or in chunks without."""
     piece = b"x" * 2**20
     connection = http.client.HTTPConnection("127.0.0.1", int(deployment.url.rpartition(":")[2]), timeout=60)
@@ -377,7 +376,7 @@ def test_it_listens_on_loopback_only(running):
 
 
 def test_the_key_is_in_no_argument_and_no_log(running):
-    client = Client(running.endpoint, budget=0)
+    client = Client(Endpoint.of(running), budget=0)
     list(client.ask(messages(["x"]), max_tokens=1))
     client.close()
     request(running, "POST", "/v1/chat/completions", {"nonsense": 1})

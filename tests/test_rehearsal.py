@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pixtral_sky import endpoint, rehearsal
-from pixtral_sky.endpoint import Deployment
+from pixtral_sky import endpoint, rehearsal, state
 from pixtral_sky.errors import RehearsalError, UsageError
+from pixtral_sky.state import Rehearsal
 from pixtral_sky.task import Task
 from tests.fake_endpoint import FakeEndpoint, status
 
@@ -52,7 +52,7 @@ echo $! >> pids
 wait
 """
 
-Start = Callable[..., Deployment]
+Start = Callable[..., Rehearsal]
 
 
 def some_port() -> int:
@@ -79,7 +79,7 @@ def start(monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path) -> Iterat
     home.mkdir()
     (home / "server.py").write_text(SERVER)
 
-    def start(run: str, name: str = "pixtral", port: int | None = None, **envs: str) -> Deployment:
+    def start(run: str, name: str = "pixtral", port: int | None = None, **envs: str) -> Rehearsal:
         task = Task(tmp_path / "task.yaml", run, "", {**ENVS, **envs})
         return rehearsal.start(task, tmp_path / "venv", tmp_path / "tiny", name, port or some_port())
 
@@ -116,7 +116,7 @@ def ended(pid: int) -> bool:
     return False
 
 
-def failure(deployment: Deployment, seconds: float = 10) -> RehearsalError:
+def failure(deployment: Rehearsal, seconds: float = 10) -> RehearsalError:
     with pytest.raises(RehearsalError) as caught:
         rehearsal.wait_until_ready(deployment, seconds)
     assert "\n" not in str(caught.value)
@@ -134,7 +134,7 @@ def test_start_and_stop(start: Start, home: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     before = time.time()
     deployment = start(SERVE)
-    assert deployment == endpoint.recall()
+    assert deployment == state.recall()
     assert (deployment.name, deployment.kind) == ("pixtral", "rehearsal")
     assert (deployment.max_images, deployment.max_model_len) == (4, 32768)
     assert before <= deployment.created <= time.time()
@@ -147,7 +147,7 @@ def test_start_and_stop(start: Start, home: Path, monkeypatch: pytest.MonkeyPatc
     rehearsal.stop(deployment)
     assert not deployment.is_running()
     assert of_session(deployment.pid) == []
-    assert endpoint.recall() is None
+    assert state.recall() is None
     assert sorted(path.name for path in home.iterdir()) == ["deployments", "pixtral.log", "server.py"]
 
 
@@ -162,7 +162,7 @@ def test_the_script_is_the_tasks_to_the_letter(start: Start, home: Path) -> None
 def environ(start: Start, home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
     """What a script finds in its environment."""
 
-    def environ(deployment: Deployment) -> dict[str, str]:
+    def environ(deployment: Rehearsal) -> dict[str, str]:
         lines(home / "done", 1)
         return dict(line.split("=", 1) for line in (home / "environ").read_text().split("\0")[:-1])
 
@@ -272,14 +272,14 @@ def test_a_task_without_its_numbers(start: Start, home: Path, name: str) -> None
     with pytest.raises(UsageError, match=f"envs.{name} is 'many', not a whole number"):
         start("true", **{name: "many"})
     assert rehearsal._started == []
-    assert endpoint.known() == []
+    assert state.known() == []
 
 
 def test_nothing_runs_that_is_not_remembered(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(_: Deployment) -> None:
+    def fails(_: Rehearsal) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(endpoint, "remember", fails)
+    monkeypatch.setattr(state, "remember", fails)
     with pytest.raises(OSError, match="No space"):
         start("sleep 60")
     (process,) = rehearsal._started
@@ -349,7 +349,7 @@ def test_all_children_are_stopped(start: Start, home: Path) -> None:
     pids = [int(pid) for pid in lines(home / "pids", 2)]
     rehearsal.stop(deployment)
     assert all(ended(pid) for pid in [deployment.pid, *pids])
-    assert endpoint.recall() is None
+    assert state.recall() is None
 
 
 def test_a_script_cleans_up(start: Start, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,11 +400,11 @@ def test_another_process_with_that_pid_is_left_alone(
 ) -> None:
     deployment = start("true")
     rehearsal._started[0].wait()
-    born = endpoint.born(psutil.Process(stranger.pid))
+    born = state.born(psutil.Process(stranger.pid))
     taken_over = dataclasses.replace(deployment, pid=stranger.pid, pid_born=born - 100)
     rehearsal.stop(taken_over)
     assert stranger.poll() is None
-    assert endpoint.recall() is None
+    assert state.recall() is None
 
 
 def test_stop_what_has_ended(start: Start, home: Path) -> None:
@@ -412,7 +412,7 @@ def test_stop_what_has_ended(start: Start, home: Path) -> None:
     rehearsal._started[0].wait()
     rehearsal.stop(deployment)
     rehearsal.stop(deployment)
-    assert endpoint.recall() is None
+    assert state.recall() is None
     assert not (home / "pixtral.sh").exists()
 
 
@@ -420,7 +420,7 @@ def test_only_the_one_is_stopped(start: Start) -> None:
     first, second = start("sleep 60", "first"), start("sleep 60", "second")
     rehearsal.stop(first)
     assert second.is_running()
-    assert endpoint.known() == ["second"]
+    assert state.known() == ["second"]
 
 
 def test_stop_from_another_process(start: Start, home: Path) -> None:
@@ -428,12 +428,12 @@ def test_stop_from_another_process(start: Start, home: Path) -> None:
     deployment = start(FAMILY)
     lines(home / "pids", 2)
     program = (
-        "from pixtral_sky import endpoint, rehearsal; rehearsal.STOP_SECONDS = 0.1; "
-        "rehearsal.stop(endpoint.recall())"
+        "from pixtral_sky import state, rehearsal; rehearsal.STOP_SECONDS = 0.1; "
+        "rehearsal.stop(state.recall())"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=20)
     assert of_session(deployment.pid) == []
-    assert endpoint.known() == []
+    assert state.known() == []
 
 
 def test_stop_waits_for_no_zombie(start: Start, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -446,9 +446,7 @@ def test_stop_waits_for_no_zombie(start: Start, monkeypatch: pytest.MonkeyPatch,
         try:
             assert parent.stdout
             pid = int(parent.stdout.readline())
-            deployment = dataclasses.replace(
-                start("true"), pid=pid, pid_born=endpoint.born(psutil.Process(pid))
-            )
+            deployment = dataclasses.replace(start("true"), pid=pid, pid_born=state.born(psutil.Process(pid)))
             monkeypatch.setattr(rehearsal, "STOP_SECONDS", 0.3)
             before = time.monotonic()
             rehearsal.stop(deployment)
@@ -470,14 +468,14 @@ def listener() -> Iterator[socket.socket]:
 def test_a_port_that_is_taken(listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     with pytest.raises(UsageError, match=f"Port {port} is taken") as caught:
-        rehearsal.free_port(port)
+        state.free_port(port)
     assert "--port" in caught.value.hint
 
 
 def test_a_port_that_is_free(listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     listener.close()
-    assert rehearsal.free_port(port) == port
+    assert state.free_port(port) == port
 
 
 def test_a_port_whose_last_connection_is_closing(listener: socket.socket) -> None:
@@ -486,23 +484,23 @@ def test_a_port_whose_last_connection_is_closing(listener: socket.socket) -> Non
         listener.accept()[0].close()  # the side that closes first keeps the port busy for a minute
         client.recv(1)
     listener.close()
-    assert rehearsal.free_port(port) == port
+    assert state.free_port(port) == port
 
 
 def test_a_port_of_one_that_is_starting(start: Start) -> None:
     """Two rehearsals in a row get a port each."""
     deployment = start("sleep 60")
     with pytest.raises(UsageError, match="is taken"):
-        rehearsal.free_port(int(deployment.url.rpartition(":")[2]))
+        state.free_port(int(deployment.url.rpartition(":")[2]))
 
 
 def test_any_port() -> None:
     with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 8081)):
-        port = rehearsal.free_port()
+        port = state.free_port()
         assert port > 1023
         assert port != 8081
         return
-    assert rehearsal.free_port() != 8081, "somebody else has it"
+    assert state.free_port() != 8081, "somebody else has it"
 
 
 def test_one_start_at_a_time(start: Start) -> None:

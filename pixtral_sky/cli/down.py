@@ -7,19 +7,19 @@ from typing import Annotated
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.endpoint import DEFAULT_NAME
+from pixtral_sky.state import DEFAULT_NAME
 
 
 def down(
     name: Annotated[str, typer.Argument(help="What it is remembered as.")] = DEFAULT_NAME,
 ) -> None:
     """Stop a deployment, with every process of it."""
-    from pixtral_sky import endpoint, rehearsal
+    from pixtral_sky import rehearsal, state
     from pixtral_sky.errors import NoEndpoint
 
-    deployment = endpoint.recall(name)
-    if deployment is None:
-        others = ", ".join(endpoint.known())
+    deployment = state.recall(name)
+    if not isinstance(deployment, state.Rehearsal):
+        others = ", ".join(state.known())
         raise NoEndpoint(
             f"No deployment named {name!r} is remembered here.",
             f"There are: {others}." if others else "There is none.",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.endpoint import DEFAULT_NAME
+from pixtral_sky.state import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from pixtral_sky.endpoint import Endpoint
@@ -42,7 +42,8 @@ def rehearse(
       pixtral-sky rehearse
       pixtral-sky rehearse --keep && pixtral-sky ask "What is this?" photo.jpg
     """
-    from pixtral_sky import engine, rehearsal, task
+    from pixtral_sky import engine, rehearsal, state, task
+    from pixtral_sky.endpoint import Endpoint
 
     # An end from outside (kill, a closing terminal) is a Ctrl-C: whatever was started is stopped.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -54,7 +55,7 @@ def rehearse(
     # All that can be wrong is said before the engine is made, which takes minutes.
     version = the_task.vllm_version
     the_task.number("MAX_IMAGES"), the_task.number("MAX_MODEL_LEN")
-    rehearsal.free_port(port)
+    state.free_port(port)
     output.say(f"Rehearsing {the_task.path} with vLLM {version}")
     started = time.monotonic()
     venv = engine.ensure(version)
@@ -63,7 +64,7 @@ def rehearse(
         checkpoint = engine.checkpoint(venv)
     started = time.monotonic()
     with rehearsal.starting(name):  # again: making the engine may have taken minutes
-        deployment = rehearsal.start(the_task, venv, checkpoint, name, rehearsal.free_port(port))
+        deployment = rehearsal.start(the_task, venv, checkpoint, name, state.free_port(port))
     keeping = False
     try:
         with output.phase("starting its script"):
@@ -71,7 +72,7 @@ def rehearse(
         output.say(
             f"Ready in {time.monotonic() - started:.0f} s at {deployment.url}, behind the front door.\n"
         )
-        _ask_about_two_pictures(deployment.endpoint)
+        _ask_about_two_pictures(Endpoint.of(deployment))
         keeping = keep
     finally:
         if not keeping:

@@ -17,14 +17,15 @@ def status(
     """Show what is remembered here, and whether it answers. Exit code 0 only when all of it does."""
     import time
 
-    from pixtral_sky import endpoint
+    from pixtral_sky import state
     from pixtral_sky.client import Client
+    from pixtral_sky.endpoint import Endpoint
     from pixtral_sky.errors import EndpointError, NoEndpoint, PixtralSkyError, UsageError
 
     rows = []
-    for each in endpoint.known() if name is None else [name]:
+    for each in state.known() if name is None else [name]:
         try:
-            deployment = endpoint.recall(each)
+            deployment = state.recall(each)
         except UsageError:
             raise
         except PixtralSkyError as damaged:
@@ -41,11 +42,11 @@ def status(
             continue
         if deployment is None:
             raise NoEndpoint(f"No deployment named {each!r} is remembered here.", "See: pixtral-sky status")
-        running = deployment.is_running()
+        running = not isinstance(deployment, state.Rehearsal) or deployment.is_running()
         answers = "no"  # and it is not asked once it has ended: somebody else may have its port
         if running:
             try:
-                with Client(deployment.endpoint, budget=0, read_timeout=10) as client:
+                with Client(Endpoint.of(deployment), budget=0, read_timeout=10) as client:
                     client.models()  # with the key
                 answers = "yes"
             except EndpointError as error:

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pixtral_sky import engine, rehearsal, task
+from pixtral_sky import engine, rehearsal, state, task
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -133,7 +133,7 @@ class Rig:
     @contextlib.contextmanager
     def tunnel(self) -> Iterator[str]:
         """The endpoint, through the ssh alias that SkyPilot has written."""
-        port = rehearsal.free_port(0)
+        port = state.free_port(0)
         command = ["ssh", "-F", f"{self.home}/.sky/generated/ssh/pixtral"]
         # ssh asks the system, not $HOME, where a home is.
         command += [
