@@ -14,6 +14,8 @@ PixtralSkyError
     NotAnAPI          something answers, but it is not an OpenAI-compatible API
   SchemaError         the answer does not fit the JSON Schema that was asked for
   RehearsalError      the engine could not be made or started on this machine
+  SkyError            SkyPilot did not do what it was asked
+  HubError            the Hugging Face Hub does not give the model with this token
 """
 
 from __future__ import annotations
@@ -85,4 +87,12 @@ class SchemaError(PixtralSkyError):
 
 
 class RehearsalError(PixtralSkyError):
+    pass
+
+
+class SkyError(PixtralSkyError):
+    pass
+
+
+class HubError(PixtralSkyError):
     pass

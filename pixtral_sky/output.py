@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from pixtral_sky.errors import PixtralSkyError
@@ -57,6 +57,15 @@ def phase(title: str) -> Iterator[None]:
     else:
         yield
     done(title, time.monotonic() - started)
+
+
+def phases(titles: Iterable[str]) -> None:
+    """One phase after another, each as long as the next title takes to come."""
+    names = iter(titles)
+    title = next(names, "")
+    while title:
+        with phase(title):
+            title = next(names, "")
 
 
 def done(title: str, seconds: float) -> None:

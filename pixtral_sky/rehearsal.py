@@ -13,7 +13,7 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -130,7 +130,7 @@ def wait_until_ready(deployment: Rehearsal, seconds: float = READY_SECONDS) -> N
                 if http.get(f"{deployment.url}/health").status_code == 200 and _is_listening(deployment):
                     return
             if not deployment.is_running():
-                why = reason(Path(deployment.log))
+                why = reason(Path(deployment.log).read_text(errors="replace").splitlines())
                 raise RehearsalError(
                     f"The server ended: {why.rstrip('.')}.", f"All it said: {deployment.log}"
                 )
@@ -189,9 +189,9 @@ def _is_listening(deployment: Rehearsal) -> bool:
     return False
 
 
-def reason(log: Path) -> str:
-    """The line of a log that says best why the server ended."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def reason(log: Iterable[str]) -> str:
+    """Of the lines of a log, the one that says best why the server ended."""
+    lines = [line.strip() for line in log if line.strip()]
     ours = [line for line in lines if line.startswith("pixtral: ")]
     errors = [line for line in lines if "rror: " in line]
     found = (ours or errors or lines or ["it said nothing"])[-1]

@@ -50,6 +50,19 @@ def load(path: Path | None = None) -> Task:
 
     Raises UsageError when it cannot be read, is not YAML, or is no task.
     """
+    data = read(path)
+    path = path or shipped("pixtral.yaml")
+    if not isinstance(data.get("run"), str):
+        raise UsageError(f"{path} is no SkyPilot task: it has no 'run:' script.")
+    envs, setup = data.get("envs") or {}, data.get("setup") or ""
+    if not isinstance(envs, dict) or not isinstance(setup, str):
+        raise UsageError(f"{path} is no SkyPilot task: 'envs:' is a mapping and 'setup:' a text.")
+    # As SkyPilot does it: every value is a string.
+    return Task(path, data["run"], setup, {str(k): "" if v is None else str(v) for k, v in envs.items()})
+
+
+def read(path: Path | None = None) -> dict[str, Any]:
+    """A task file as it stands; without ``path`` the shipped ``pixtral.yaml``. Raises as `load` does."""
     import yaml
 
     path = path or shipped("pixtral.yaml")
@@ -60,10 +73,6 @@ def load(path: Path | None = None) -> Task:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} is not YAML: {reason}") from error
-    if not isinstance(data, dict) or not isinstance(data.get("run"), str):
+    if not isinstance(data, dict):
         raise UsageError(f"{path} is no SkyPilot task: it has no 'run:' script.")
-    envs, setup = data.get("envs") or {}, data.get("setup") or ""
-    if not isinstance(envs, dict) or not isinstance(setup, str):
-        raise UsageError(f"{path} is no SkyPilot task: 'envs:' is a mapping and 'setup:' a text.")
-    # As SkyPilot does it: every value is a string.
-    return Task(path, data["run"], setup, {str(k): "" if v is None else str(v) for k, v in envs.items()})
+    return data

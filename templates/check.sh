@@ -1,5 +1,6 @@
 set -eo pipefail
 fail() { echo "pixtral: $*" >&2; exit 1; }
+step() { echo "== $*"; }
 
 # What cannot work is said at once, not after 35 GB and a model's start.
 [[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number of pictures."

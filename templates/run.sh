@@ -32,6 +32,7 @@ export VLLM_SERVER_DEV_MODE=0                          # no development routes b
 eval "extra_args=($EXTRA_ARGS)" 2>/dev/null || fail "EXTRA_ARGS is not quoted as in a shell: $EXTRA_ARGS"
 read -ra media_hosts <<< "${ALLOWED_MEDIA_HOSTS:-/}" # '/' is the name of no host
 
+step "starting the server"
 # A prompt full of pictures is computed in one step: vLLM's own 2,048 tokens would cut each picture in two or
 # more. Answers by JSON Schema have no white space between: a model can lose itself in it. One API server,
 # as the idle clock is that of one.

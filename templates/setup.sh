@@ -32,6 +32,7 @@ if [ ! -d "$MODEL" ]; then
 fi
 
 if [ -z "$VENV" ]; then
+  step "installing vLLM"
   export PATH="$HOME/.local/bin:$PATH"
   command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
   [ -x "$venv/bin/python" ] || uv venv --python 3.12 "$venv"
@@ -42,6 +43,7 @@ fi
 # The weights come now, so that the server's readiness is about the server. Only Mistral's format:
 # the repository has nothing else of the model, but a copy of it might.
 if [ ! -d "$MODEL" ]; then
+  step "downloading $MODEL"
   HF_XET_HIGH_PERFORMANCE=1 "$venv/bin/hf" download "$MODEL" \
     --include "consolidated*.safetensors" --include params.json --include tekken.json
 fi

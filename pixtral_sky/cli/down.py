@@ -2,33 +2,92 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.state import DEFAULT_NAME
+from pixtral_sky.state import DEFAULT_NAME, Cluster, Rehearsal
 
 
 def down(
-    name: Annotated[str, typer.Argument(help="What it is remembered as.")] = DEFAULT_NAME,
+    name: Annotated[
+        str | None, typer.Argument(help=f"The deployment; without it {DEFAULT_NAME}.", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that is known here or to SkyPilot.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
 ) -> None:
-    """Stop a deployment, with every process of it."""
-    from pixtral_sky import rehearsal, state
-    from pixtral_sky.errors import NoEndpoint
+    """Take a deployment down, and wait until nothing of it is left that costs money."""
+    from pixtral_sky import deployment, state
+    from pixtral_sky.errors import NoEndpoint, PixtralSkyError, UsageError
 
-    deployment = state.recall(name)
-    if not isinstance(deployment, state.Rehearsal):
-        others = ", ".join(state.known())
-        raise NoEndpoint(
-            f"No deployment named {name!r} is remembered here.",
-            f"There are: {others}." if others else "There is none.",
-        )
-    ran = deployment.is_running()
-    with output.phase(f"stopping {name}"):
-        rehearsal.stop(deployment)
-    output.say(
-        f"{name} is stopped: no process of it is left."
-        if ran
-        else f"{name} had ended by itself; it is forgotten."
-    )
+    if everything and name:
+        raise UsageError("--all takes down everything: give it no name.")
+    names = [name or DEFAULT_NAME]
+    if everything:
+        found = [each.name for each in deployment.records() if each.ours] if deployment.was_used() else []
+        names = sorted({*state.known(), *found})
+        if not names:
+            output.say("There is nothing to take down.")
+        elif not yes:
+            if not sys.stdin.isatty():
+                raise UsageError("Nobody is here to be asked.", f"--all --yes takes down: {', '.join(names)}")
+            typer.confirm(f"Take down {', '.join(names)}?", abort=True, err=True)
+    failed: PixtralSkyError | None = None
+    for each in names:
+        try:
+            one = state.recall(each)
+            if isinstance(one, Rehearsal):
+                _rehearsal(one)
+            elif not _cluster(each, one if isinstance(one, Cluster) else None) and not one:
+                raise NoEndpoint(
+                    f"There is no deployment named {each!r}, here or at SkyPilot.",
+                    f"There are: {', '.join(others)}." if (others := state.known()) else "There is none.",
+                )
+        except PixtralSkyError as error:
+            if len(names) == 1:
+                raise
+            output.error(str(error))  # the others are taken down all the same
+            failed = error
+    if deployment.was_used():
+        for record in deployment.controllers():
+            price = f", ${record.hourly:.2f} an hour" if record.hourly else ""
+            output.warn(
+                f"SkyPilot's {record.name} is still {record.status}{price}. End it: sky down {record.name}"
+            )
+    if failed:
+        raise typer.Exit(1)
+
+
+def _rehearsal(one: Rehearsal) -> None:
+    from pixtral_sky import rehearsal
+
+    ran = one.is_running()
+    with output.phase(f"stopping {one.name}"):
+        rehearsal.stop(one)
+    if ran:
+        output.say(f"{one.name} is stopped: no process of it is left.")
+    else:
+        output.say(f"{one.name} had ended by itself; it is forgotten.")
+
+
+def _cluster(name: str, one: Cluster | None) -> bool:
+    """Whether there was one."""
+    from pixtral_sky import deployment, state
+    from pixtral_sky.endpoint import Endpoint
+
+    state.check_name(name)
+    if not deployment.was_used():
+        if one:
+            state.forget(name)
+        return False
+    if one and one.private and (tunnel := Endpoint.of(one).tunnel):
+        tunnel.close()
+    was_there = deployment.down(name, one.request if one else "")
+    state.forget(name)
+    if was_there:
+        output.say(f"{name} is down: SkyPilot and its cloud have nothing of it left.")
+    elif one:
+        output.say(f"{name} had ended by itself; it is forgotten.")
+    return was_there

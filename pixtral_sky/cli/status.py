@@ -3,71 +3,74 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pixtral_sky import output
 
+if TYPE_CHECKING:
+    from pixtral_sky.overview import Row
+
+WATCH_SECONDS = 10.0
+
 
 def status(
-    name: Annotated[str | None, typer.Argument(help="Only this one.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Only this one.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Look again every 10 s, until Ctrl-C.")
+    ] = False,
 ) -> None:
-    """Show what is remembered here, and whether it answers. Exit code 0 only when all of it does."""
-    import time
+    """Show what runs, what it costs, and whether it answers. Exit code 0 only when all of it does.
 
-    from pixtral_sky import state
-    from pixtral_sky.client import Client
-    from pixtral_sky.endpoint import Endpoint
-    from pixtral_sky.errors import EndpointError, NoEndpoint, PixtralSkyError, UsageError
+    Everything that is known here or to SkyPilot is asked, with its key.
+    """
+    from pixtral_sky import overview
 
-    rows = []
-    for each in state.known() if name is None else [name]:
-        try:
-            deployment = state.recall(each)
-        except UsageError:
-            raise
-        except PixtralSkyError as damaged:
-            rows.append(
-                {
-                    "name": each,
-                    "kind": "?",
-                    "state": "damaged",
-                    "age": "?",
-                    "endpoint": "?",
-                    "answers": f"no: {damaged}",
-                }
-            )
-            continue
-        if deployment is None:
-            raise NoEndpoint(f"No deployment named {each!r} is remembered here.", "See: pixtral-sky status")
-        running = not isinstance(deployment, state.Rehearsal) or deployment.is_running()
-        answers = "no"  # and it is not asked once it has ended: somebody else may have its port
-        if running:
-            try:
-                with Client(Endpoint.of(deployment), budget=0, read_timeout=10) as client:
-                    client.models()  # with the key
-                answers = "yes"
-            except EndpointError as error:
-                answers = f"no: {error.what}"
-        rows.append(
-            {
-                "name": each,
-                "kind": deployment.kind,
-                "state": "running" if running else "ended",
-                "age": f"{(time.time() - deployment.created) / 60:.0f} min",
-                "endpoint": deployment.url,
-                "answers": answers,
-            }
-        )
-    if as_json:
-        output.data(json.dumps(rows, indent=1))
-    elif not rows:
-        output.say("Nothing is remembered here. Start one with: pixtral-sky rehearse --keep")
-    else:
-        widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
-        for row in [{key: key.upper() for key in widths}, *rows]:
-            output.data("  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip())
-    if not rows or any(row["answers"] != "yes" for row in rows):
+    while True:
+        rows, trouble = overview.rows(name)
+        for text in trouble:
+            output.warn(text)
+        if as_json:
+            output.data(json.dumps([vars(row) for row in rows], indent=None if watch else 1))
+        elif rows:
+            _table(rows)
+        else:
+            output.say("Nothing runs. Start with: pixtral-sky launch, or here: pixtral-sky rehearse --keep")
+        if not watch:
+            break
+        time.sleep(WATCH_SECONDS)
+    if not rows or not all(row.answers for row in rows):
         raise typer.Exit(1)
+
+
+def _table(rows: list[Row]) -> None:
+    table = [("NAME", "KIND", "STATE", "INFRA", "GPUS", "AGE", "$/H", "SPENT", "ENDPOINT", "ANSWERS")]
+    for row in rows:
+        table.append(
+            (
+                row.name,
+                row.kind,
+                row.state,
+                row.infra or "-",
+                row.gpus or "-",
+                _age(row.age),
+                "-" if row.hourly is None else f"{row.hourly:.2f}",
+                "-" if row.spent is None else f"{row.spent:.2f}",
+                f"{row.endpoint} (ssh)" if row.private else row.endpoint or "-",
+                "yes" if row.answers else f"no: {row.problem}",
+            )
+        )
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    for line in table:
+        output.data("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes = max(int(seconds // 60), 0)
+    days, hours = divmod(minutes // 60, 24)
+    return f"{days} d {hours} h" if days else f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"

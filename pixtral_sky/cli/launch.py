@@ -1,0 +1,194 @@
+"""pixtral-sky launch."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pixtral_sky import output
+from pixtral_sky.state import DEFAULT_NAME
+
+if TYPE_CHECKING:
+    from pixtral_sky.deployment import Plan
+
+SECRETS = ("PIXTRAL_API_KEY", "HF_TOKEN")
+
+
+def launch(
+    name: Annotated[str, typer.Option("--name", "-n", help="What to call it.")] = DEFAULT_NAME,
+    infra: Annotated[
+        str | None,
+        typer.Option(help="Where: aws, gcp/us-central1, k8s, slurm/NAME. Without it, where it is cheapest."),
+    ] = None,
+    gpus: Annotated[
+        str | None, typer.Option(metavar="GPU[:COUNT]", help="On these, in place of those in the file.")
+    ] = None,
+    spot: Annotated[
+        bool, typer.Option("--spot", help="On spare capacity: cheaper, and taken away at any moment.")
+    ] = False,
+    private: Annotated[
+        bool,
+        typer.Option("--private", help="Open no port: reached through ssh only. Slurm has no other way."),
+    ] = False,
+    idle: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="MINUTES", help="End it after so long without a request; 0: never."),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env", metavar="NAME=VALUE", help="An env of the file, as for sky launch; again for more."
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="The task file; without it the shipped pixtral.yaml.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and launch nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")] = False,
+) -> None:
+    """Launch Pixtral on a machine of yours, and wait until it answers.
+
+    It makes a key, or takes PIXTRAL_API_KEY, and takes HF_TOKEN or the login of Hugging Face. A second launch
+    of the same name updates the one that runs.
+
+    \b
+    Examples:
+      pixtral-sky launch
+      pixtral-sky launch --infra aws --gpus L4:4 --private
+      pixtral-sky launch --infra slurm/lab --gpus A100:1 --idle 60
+    """
+    from pixtral_sky import deployment, hub, state, task
+    from pixtral_sky.errors import PixtralSkyError, UsageError
+
+    started = time.monotonic()
+    state.check_name(name)
+    the_task = task.load(file)
+    envs = _envs(env or [])
+    if idle is not None:
+        envs["IDLE_MINUTES"] = f"{idle:g}"
+    key, token = _key(name), hub.token()
+    if gpus:
+        _check_gpus(gpus, {**the_task.envs, **envs})
+    with output.phase("licence of the weights"):
+        unchecked = hub.check({**the_task.envs, **envs}.get("MODEL", ""), token)
+    if unchecked:
+        output.warn(unchecked)
+    with output.phase("SkyPilot's view"):
+        plan = deployment.prepare(
+            name,
+            file=file,
+            envs=envs,
+            key=key,
+            token=token,
+            infra=infra,
+            gpus=gpus,
+            spot=spot or None,
+            private=private,
+        )
+    if running := plan.running:
+        price = f", ${running.hourly:.2f} an hour" if running.hourly else ""
+        output.say(f"{name} is {running.status} on {running.infra} {running.gpus}{price}: it is updated.")
+    else:
+        deployment.show_candidates(plan)
+    output.say(
+        "It opens no port: the way to it is ssh."
+        if plan.cluster.private
+        else f"It opens port {plan.cluster.port}, in plain HTTP, behind a key. (--private: none.)"
+    )
+    if dry_run:
+        output.say("Nothing was launched. Without --dry-run, it is.")
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("A launch costs money, and nobody is here to be asked.", "Add --yes")
+        typer.confirm(f"Launch {name}?", default=True, abort=True, err=True)
+
+    then = time.monotonic()
+    try:
+        cluster, job = deployment.launch(plan)
+        output.done("machine", time.monotonic() - then)
+        output.phases(deployment.follow(cluster, job))
+    except KeyboardInterrupt:
+        output.warn(
+            f"{name} goes on without this command, and may cost money. "
+            f"Look: pixtral-sky status {name}   Stop it: pixtral-sky down {name}"
+        )
+        raise
+    except PixtralSkyError as error:
+        raise type(error)(f"{error.what} {_left(name, plan)}", error.hint) from error
+    cluster = deployment.located(cluster)
+    record = next(iter(deployment.records([name])), None)
+    output.say(f"\n{name} answers, {_minutes(time.monotonic() - started)} after you asked for it:")
+    output.data(cluster.url)
+    cost = f"${record.hourly:.2f} an hour" if record and record.hourly else "nothing that SkyPilot knows of"
+    minutes = {**the_task.envs, **envs}.get("IDLE_MINUTES", "0")
+    ends = (
+        "runs until you take it down" if minutes == "0" else f"ends after {minutes} minutes without a request"
+    )
+    output.say(f"It costs {cost}, and {ends}.")
+    if os.environ.get("PIXTRAL_ENDPOINT"):
+        output.warn("PIXTRAL_ENDPOINT is set here, and `ask` goes there: unset it, or give -n.")
+    this, it = ("", "") if name == DEFAULT_NAME else (f" -n {name}", f" {name}")
+    commands = (f"ask{this} picture.jpg", f"endpoint{this} --env", f"down{it}")
+    output.say("Next:  " + "   |   ".join(f"pixtral-sky {command}" for command in commands))
+
+
+def _envs(words: list[str]) -> dict[str, str]:
+    from pixtral_sky.errors import UsageError
+
+    envs = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if name in SECRETS:
+            raise UsageError(f"{name} is a secret, and others can see arguments.", f"Run: export {name}=...")
+        if not sign or not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise UsageError("--env takes NAME=VALUE.", "For example: --env MAX_IMAGES=8")
+        envs[name] = value
+    return envs
+
+
+def _key(name: str) -> str:
+    """The key of the environment, else that of before, else a new one."""
+    from pixtral_sky import state
+    from pixtral_sky.errors import UsageError
+
+    old = state.recall(name)
+    before = old.key if isinstance(old, state.Cluster) else ""
+    key = os.environ.get("PIXTRAL_API_KEY") or before or secrets.token_urlsafe(32)
+    if not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", key):
+        raise UsageError(
+            "PIXTRAL_API_KEY has characters that a key cannot have.",
+            "Unset it to have one made: unset PIXTRAL_API_KEY",
+        )
+    return key
+
+
+def _check_gpus(gpus: str, envs: dict[str, str]) -> None:
+    """Raises UsageError for GPUs that do not hold the model. Those that are not known here are SkyPilot's."""
+
+
+def _left(name: str, plan: Plan) -> str:
+    """What a launch that failed has left behind."""
+    from pixtral_sky import deployment, state
+    from pixtral_sky.errors import PixtralSkyError
+
+    try:
+        left = deployment.records([name])
+    except PixtralSkyError:
+        return f"What is left of it: pixtral-sky status {name}."
+    if left:
+        return f"Its machine may cost money until: pixtral-sky down {name}."
+    if not plan.running:
+        state.forget(name)
+    return "Nothing is left that costs money."
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

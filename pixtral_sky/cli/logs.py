@@ -1,0 +1,45 @@
+"""pixtral-sky logs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixtral_sky import output
+from pixtral_sky.state import DEFAULT_NAME, Rehearsal
+
+
+def logs(
+    name: Annotated[str, typer.Argument(help="The deployment.")] = DEFAULT_NAME,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as more comes, until Ctrl-C.")
+    ] = False,
+    lines: Annotated[int, typer.Option("--lines", "-l", min=0, help="Only the last ones; 0: all.")] = 0,
+) -> None:
+    """Show what a deployment's script and its server say: of a launch, while it lasts."""
+    from pixtral_sky import state
+
+    state.check_name(name)
+    one = state.recall(name)
+    if isinstance(one, state.Rehearsal):
+        _show(one, follow, lines)
+        return
+    from pixtral_sky import deployment
+
+    deployment.logs(name, follow=follow, lines=lines)
+
+
+def _show(one: Rehearsal, follow: bool, lines: int) -> None:
+    with Path(one.log).open(errors="replace") as file:
+        before = file.readlines()
+        for line in before[-lines:] if lines else before:
+            output.data(line, end="")
+        while follow and one.is_running():
+            if line := file.readline():
+                output.data(line, end="")
+            else:
+                time.sleep(0.2)
+        output.data(file.read(), end="")

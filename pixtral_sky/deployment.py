@@ -1,0 +1,554 @@
+"""Clusters on SkyPilot: launched, looked at, followed and taken down.
+
+The only module that imports sky, and through its SDK (https://docs.skypilot.co/en/latest/reference/api.html,
+skypilot 0.14.1). What SkyPilot says on the way is passed on to stderr; what it raises becomes a SkyError.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import importlib.metadata
+import io
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from pixtral_sky import output, rehearsal, state, task
+from pixtral_sky.endpoint import Endpoint
+from pixtral_sky.errors import EndpointError, NoEndpoint, SkyError, UsageError
+from pixtral_sky.state import Cluster
+
+POLL_SECONDS = 3.0  # between two looks at a server that is starting
+CONTROLLERS = ("sky-serve-controller-", "sky-jobs-controller-")  # machines of SkyPilot's own
+
+
+@dataclass(frozen=True)
+class Record:
+    """A cluster as SkyPilot has it."""
+
+    name: str
+    status: str  # UP, INIT, STOPPED, AUTOSTOPPING or PENDING
+    reason: str  # why it is INIT, where SkyPilot says so
+    infra: str  # as for --infra: aws/us-east-1
+    gpus: str  # as for --gpus: L4:2
+    spot: bool
+    launched: float  # seconds since the epoch
+    hourly: float | None  # USD; None when SkyPilot knows no price
+    spent: float | None  # USD since it was launched
+    envs: dict[str, str]  # of the task that made it
+    ports: bool  # whether it was given an open port
+    ours: bool  # whether that task is one of this project
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A launch that can be made."""
+
+    task: Any  # sky.Task
+    cluster: Cluster  # what will be remembered of it
+    running: Record | None  # what it updates
+
+
+class _Voice(io.TextIOBase):
+    """SkyPilot's own words on their way to a stream; without colours where nobody would see them."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream  # None: stderr, as it is then
+        self.silent = False
+
+    def write(self, text: str) -> int:
+        if not self.silent:
+            (self.stream or sys.stderr).write(text if self.isatty() else _plain(text))
+        return len(text)
+
+    def flush(self) -> None:
+        (self.stream or sys.stderr).flush()
+
+    def isatty(self) -> bool:
+        return (self.stream or sys.stderr).isatty()
+
+
+_voice = _Voice()  # to stderr, as stdout is for data
+
+
+def installed() -> str:
+    """The version of SkyPilot that is installed here, or an empty string."""
+    for name in ("skypilot", "skypilot-nightly"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return ""
+
+
+def was_used() -> bool:
+    """Whether SkyPilot was ever used from here: only then can it have anything running."""
+    return bool(installed()) and (
+        "SKYPILOT_API_SERVER_ENDPOINT" in os.environ or (Path.home() / ".sky").is_dir()
+    )
+
+
+@contextlib.contextmanager
+def _sdk(silent: bool = False) -> Iterator[Any]:
+    """The module ``sky``. Raises SkyError for all that it raises."""
+    if not installed():
+        raise SkyError("SkyPilot is not installed here.", 'Run: pip install "pixtral-sky[sky]"')
+    before, _voice.silent = _voice.silent, silent or output.quiet
+    try:
+        # Its logger keeps the stdout that it meets when it is imported.
+        with contextlib.redirect_stdout(_voice):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import sky
+                import sky.serve
+            try:
+                yield sky
+            except (SkyError, UsageError, EndpointError):
+                raise
+            except Exception as error:
+                raise _explained(error) from error
+    finally:
+        _voice.silent = before
+
+
+def _explained(error: Exception) -> SkyError:
+    """What SkyPilot raised, in one line, with what helps next."""
+    import requests
+    from sky import exceptions
+
+    lines = [line.strip() for line in _plain(str(error)).splitlines() if line.strip()]
+    what = (lines[0] if lines else type(error).__name__)[:300].rstrip(".:")
+    if isinstance(error, (exceptions.ApiServerConnectionError, requests.exceptions.ConnectionError)):
+        return SkyError("SkyPilot's API server does not answer.", "Look at it: sky api info; sky api start")
+    if isinstance(error, exceptions.ApiServerAuthenticationError):
+        return SkyError("SkyPilot's API server asks who you are.", "Run: sky api login")
+    if isinstance(error, exceptions.NoCloudAccessError):
+        return SkyError("SkyPilot has no cloud, Kubernetes or Slurm to launch on.", "Run: sky check")
+    if isinstance(error, exceptions.ResourcesUnavailableError):
+        why = _last_reason(error.failover_history) or what
+        return SkyError(f"Nobody gives this machine now: {why}.", "Other GPUs: --gpus; elsewhere: --infra")
+    if isinstance(error, exceptions.ResourcesMismatchError):
+        return SkyError(f"The running machine is another one: {what}.", "Take it down first, or use --name")
+    return SkyError(f"SkyPilot: {what}.", "Its own view: sky status; sky api status")
+
+
+def _last_reason(history: list[Exception]) -> str:
+    lines = [line.strip() for error in history for line in _plain(str(error)).splitlines() if line.strip()]
+    return lines[-1].rstrip(".")[:300] if lines else ""
+
+
+def _plain(text: str) -> str:
+    """Without the colours of a terminal."""
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+
+
+# What can be known before ----------------------------------------------------------------------------------
+
+
+def server() -> str:
+    """The API server's version and address, in words; a local one is started when there is none."""
+    with _sdk(silent=True) as sky:
+        from sky.client import sdk
+
+        sky.get(sdk.enabled_clouds())  # starts a local server, as api_info() does not
+        info = sky.api_info()
+        where = os.environ.get("SKYPILOT_API_SERVER_ENDPOINT", "on this machine")
+        return f"{info.version}, {where}"
+
+
+def enabled() -> list[str]:
+    """What SkyPilot can launch on, as for --infra: aws, kubernetes/CONTEXT, slurm/NAME."""
+    with _sdk(silent=True) as sky:
+        return _enabled(sky)
+
+
+def _enabled(sky: Any) -> list[str]:
+    from sky.client import sdk
+
+    # What the last `sky check` has found; the first time it is made now.
+    found: list[str] = sky.get(sdk.enabled_clouds(expand=True))
+    if not found:
+        sky.get(sdk.check(None, verbose=False))
+        found = sky.get(sdk.enabled_clouds(expand=True))
+    return sorted(name.lower() if "/" not in name else name for name in found)
+
+
+def check_file(path: Path | None = None) -> None:
+    """Whether the installed SkyPilot takes the file. Raises UsageError or SkyError with its reason."""
+    config = task.read(path)
+    with _sdk(silent=True) as sky:
+        sky.Task.from_yaml_config(config)
+
+
+def prepare(
+    name: str,
+    *,
+    file: Path | None,
+    envs: Mapping[str, str],
+    key: str,
+    token: str,
+    infra: str | None = None,
+    gpus: str | None = None,
+    spot: bool | None = None,
+    private: bool = False,
+) -> Plan:
+    """The launch of ``file`` under ``name``, with ``envs`` in place of its own.
+
+    What is running under that name is updated: on the same infra and GPUs, where no others are given.
+    Raises UsageError when it cannot be launched as it is.
+    """
+    config = task.read(file)
+    config["envs"] = {**(config.get("envs") or {}), **envs}
+    old = state.recall(name)
+    if isinstance(old, state.Rehearsal):
+        if old.is_running():
+            raise UsageError(
+                f"{name!r} is a rehearsal that is running.",
+                f"Take another --name, or: pixtral-sky down {name}",
+            )
+        old = None
+    with _sdk() as sky:
+        running = _find(sky, name)
+        override: dict[str, Any] = {}
+        if infra := infra or (running.infra if running else None):
+            override["infra"] = infra
+        if gpus := gpus or (running.gpus if running else None):
+            override["accelerators"] = gpus
+        if spot is not None:
+            override["use_spot"] = spot
+        secrets = {"PIXTRAL_API_KEY": key} | ({"HF_TOKEN": token} if token else {})
+        private = private or (isinstance(old, Cluster) and old.private)
+
+        def made(**resources: Any) -> Any:
+            # It takes its dictionary apart.
+            made = sky.Task.from_yaml_config(copy.deepcopy(config), secrets_overrides=list(secrets.items()))
+            made.set_resources_override({**override, **resources})
+            # With --gpus all its candidates become the same one.
+            unlike = {repr(each): each for each in made.resources}.values()
+            return made.set_resources(type(made.resources)(unlike))
+
+        private = private or not _opens_ports(sky, made(ports=None).resources)
+        port = str(config["envs"].get("PORT") or 8081)
+        if private:
+            config["envs"]["LISTEN"] = "127.0.0.1"
+        elif str(config["envs"].get("LISTEN") or "").startswith("127."):
+            raise UsageError("LISTEN=127.0.0.1 wants no open port.", "Add --private")
+        the_task = made(ports=None if private else port)
+    url = old.url if isinstance(old, Cluster) else ""
+    if private:
+        url = url if url.startswith("http://127.0.0.1:") else f"http://127.0.0.1:{state.free_port()}"
+    cluster = Cluster(
+        name=name,
+        url=url,
+        key=key,
+        max_model_len=_number(config["envs"], "MAX_MODEL_LEN", -1),
+        max_images=_number(config["envs"], "MAX_IMAGES", 4),
+        created=time.time(),
+        port=_number(config["envs"], "PORT", 8081),
+        private=private,
+        request=old.request if isinstance(old, Cluster) else "",
+    )
+    return Plan(the_task, cluster, running)
+
+
+def _opens_ports(sky: Any, resources: Any) -> bool:
+    """Whether any place that it could be launched on opens ports. Slurm never does."""
+    from sky import clouds, exceptions
+
+    wanted = {each.cloud for each in resources}
+    if None in wanted:
+        wanted = {sky.CLOUD_REGISTRY.from_str(name.partition("/")[0]) for name in _enabled(sky)}
+    for cloud in wanted:
+        if isinstance(cloud, sky.Kubernetes):
+            return True  # asking it means asking the cluster, and it depends on how that is set up
+        with contextlib.suppress(exceptions.NotSupportedError):
+            cloud.check_features_are_supported(
+                next(iter(resources)), {clouds.CloudImplementationFeatures.OPEN_PORTS}
+            )
+            return True
+    return False
+
+
+def _number(envs: Mapping[str, Any], name: str, otherwise: int) -> int:
+    try:
+        return int(envs.get(name, otherwise))
+    except (TypeError, ValueError):
+        raise UsageError(f"{name}={envs.get(name)} is not a whole number.") from None
+
+
+def show_candidates(plan: Plan) -> None:
+    """SkyPilot's own table of what it could launch on, with prices, and what it would choose."""
+    with _sdk() as sky:
+        with sky.Dag() as dag:
+            dag.add(plan.task)
+        sky.stream_and_get(sky.optimize(dag), output_stream=_voice)
+
+
+# Launching -------------------------------------------------------------------------------------------------
+
+
+def launch(plan: Plan) -> tuple[Cluster, int]:
+    """Launch it, and remember it; returns when its job is queued, with the job's number.
+
+    What ran before under that name is cancelled then.
+    """
+    name, cluster = plan.cluster.name, plan.cluster
+    state.remember(cluster)  # the key, before anything is locked with it
+    with _sdk() as sky:
+        request = sky.launch(plan.task, cluster_name=name)
+        cluster = replace(cluster, request=str(request))
+        state.remember(cluster)
+        job, _ = sky.stream_and_get(request, output_stream=_voice)
+        older = [each.job_id for each in sky.get(sky.queue(name, skip_finished=True)) if each.job_id < job]
+        if older:
+            sky.get(sky.cancel(name, job_ids=older))
+    if tunnel := Endpoint.of(cluster).tunnel if cluster.private else None:
+        write_ssh_alias(name)
+        tunnel.close()  # the way to the machine of before
+    return cluster, job
+
+
+def write_ssh_alias(name: str) -> None:
+    """Have SkyPilot write how ssh reaches a cluster: its own command line does, its SDK does not."""
+    program = shutil.which("sky", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if not program:
+        raise SkyError("There is no program 'sky' beside SkyPilot's package.", "Reinstall skypilot.")
+    subprocess.run([program, "status", name], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+
+
+def follow(cluster: Cluster, job: int) -> Iterator[str]:
+    """Names each phase of a job as it begins, and ends when the server answers a request with the key.
+
+    Raises SkyError with the script's own reason when the job ends before.
+    """
+    lines: queue.Queue[str | None] = queue.Queue()
+    said: deque[str] = deque(maxlen=500)
+    begun: list[str] = []
+    with _sdk(silent=True) as sky:
+        _listen(sky, cluster.name, job, lines)
+        yield "waiting for the machine"
+        deadline = 0.0
+        while True:
+            with contextlib.suppress(queue.Empty):
+                line = lines.get(timeout=POLL_SECONDS / 3)
+                if line is None:  # the log has ended, or the connection to it
+                    status = sky.get(sky.job_status(cluster.name, [job]))[job]
+                    if status is None or status.is_terminal():
+                        raise _ended(cluster.name, status, said)
+                    time.sleep(POLL_SECONDS)
+                    _listen(sky, cluster.name, job, lines)
+                    continue
+                line = re.sub(r"^\([^)]*pid=\d+[^)]*\) ", "", _plain(line)).rstrip()
+                said.append(line)
+                if line.startswith("== ") and line not in begun:
+                    begun.append(line)
+                    yield line.removeprefix("== ")
+                continue
+            if begun and time.monotonic() > deadline:
+                deadline = time.monotonic() + POLL_SECONDS
+                cluster = located(cluster)
+                if cluster.url and not problem(cluster):
+                    return
+
+
+def _listen(sky: Any, name: str, job: int, lines: queue.Queue[str | None]) -> None:
+    """Put the lines of a job's log into ``lines`` as they come, and None when there are no more."""
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            for line in sky.tail_logs(name, job, follow=True, preload_content=False):
+                if line is not None:
+                    lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def _ended(name: str, status: Any, said: deque[str]) -> SkyError:
+    why = rehearsal.reason(said).removeprefix("pixtral: ").rstrip(".")
+    word = status.value if status else "gone"
+    return SkyError(f"The job on {name!r} is {word}: {why}.", f"All it said: pixtral-sky logs {name}")
+
+
+def located(cluster: Cluster) -> Cluster:
+    """The cluster with the URL that SkyPilot knows for it, remembered; without one while there is none."""
+    if cluster.url:
+        return cluster
+    with _sdk(silent=True) as sky:
+        address = sky.get(sky.endpoints(cluster.name, cluster.port)).get(cluster.port)
+    if address:
+        cluster = replace(cluster, url=address if "://" in address else f"http://{address}")
+        state.remember(cluster)
+    return cluster
+
+
+def problem(deployment: state.Deployment) -> str:
+    """Why it does not answer a request with its key; empty when it does."""
+    from pixtral_sky.client import Client
+
+    try:
+        with Client(Endpoint.of(deployment), budget=0, read_timeout=10) as client:
+            client.models()
+    except (EndpointError, NoEndpoint) as error:
+        return error.what
+    return ""
+
+
+# Looking ---------------------------------------------------------------------------------------------------
+
+
+def records(names: list[str] | None = None) -> list[Record]:
+    """The clusters of those names that SkyPilot has, or all of them, as they are now."""
+    with _sdk(silent=True) as sky:
+        return _records(sky, names)
+
+
+def _find(sky: Any, name: str) -> Record | None:
+    found = _records(sky, [name])
+    return found[0] if found else None
+
+
+def _records(sky: Any, names: list[str] | None) -> list[Record]:
+    # AUTO: those that can end by themselves (spot, autostop) are looked up at their cloud.
+    answer = sky.get(sky.status(names, refresh=sky.StatusRefreshMode.AUTO))
+    costs = {each["cluster_hash"]: each for each in sky.get(sky.cost_report())} if answer else {}
+    return [_record(each, costs.get(each.cluster_hash, {})) for each in answer]
+
+
+def _record(status: Any, cost: Mapping[str, Any]) -> Record:
+    import yaml
+
+    resources = getattr(status.handle, "launched_resources", None)
+    spent, seconds = cost.get("total_cost"), cost.get("duration")
+    made_by = yaml.safe_load(status.last_creation_yaml or "") or {}
+    accelerators = ast.literal_eval(status.accelerators) if status.accelerators else None
+    return Record(
+        name=status.name,
+        status=status.status.value,
+        reason=status.init_status_reason or "",
+        infra="/".join(filter(None, [(status.cloud or "").lower(), status.region])),
+        gpus=",".join(f"{gpu}:{count:g}" for gpu, count in (accelerators or {}).items()),
+        spot=bool(getattr(resources, "use_spot", False)),
+        launched=float(status.launched_at),
+        hourly=spent * 3600 / seconds if spent is not None and seconds else None,
+        spent=spent,
+        envs={name: str(value) for name, value in (made_by.get("envs") or {}).items()},
+        ports=bool(getattr(resources, "ports", None)),
+        ours="PIXTRAL_API_KEY" in (made_by.get("secrets") or {}),
+    )
+
+
+def job_status(name: str) -> str:
+    """What the last job of a cluster does: RUNNING, FAILED...; empty when it has none, or does not say."""
+    with contextlib.suppress(SkyError), _sdk(silent=True) as sky:
+        status = next(iter(sky.get(sky.job_status(name)).values()), None)
+        return status.value if status else ""
+    return ""
+
+
+def find(name: str, key: str = "") -> Cluster | None:
+    """The cluster of that name, with its endpoint where it has one; None when SkyPilot has none.
+
+    One that was not launched from here is remembered from now on. ``key`` is for one whose key is not known.
+    """
+    cluster = state.recall(name)
+    if not isinstance(cluster, Cluster):
+        found = records([name])
+        return located(adopted(found[0], key)) if found and found[0].status == "UP" else None
+    if key and not cluster.request:  # nobody here has made its key
+        cluster = replace(cluster, key=key)
+        state.remember(cluster)
+    return located(cluster)
+
+
+def adopted(record: Record, key: str) -> Cluster:
+    """A cluster that was not launched from here, remembered from now on. ``key`` may be empty."""
+    private = not record.ports or record.envs.get("LISTEN", "").startswith("127.")
+    cluster = Cluster(
+        name=record.name,
+        url=f"http://127.0.0.1:{state.free_port()}" if private else "",
+        key=key,
+        max_model_len=_number(record.envs, "MAX_MODEL_LEN", -1),
+        max_images=_number(record.envs, "MAX_IMAGES", 4),
+        created=record.launched,
+        port=_number(record.envs, "PORT", 8081),
+        private=private,
+        request="",
+    )
+    state.remember(cluster)
+    if private:
+        write_ssh_alias(record.name)
+    return cluster
+
+
+def logs(name: str, *, follow: bool, lines: int) -> None:
+    """Write the log of the last job to stdout: its last ``lines``, or all (0). While it launches, that of this."""
+    out = _Voice(sys.stdout)
+    with _sdk() as sky:
+        record = _find(sky, name)
+        if record and record.status == "INIT":
+            from sky.client import sdk
+
+            sdk.tail_provision_logs(name, follow=follow, tail=lines, output_stream=out)
+        else:
+            sky.tail_logs(name, None, follow=follow, tail=lines, output_stream=out)
+
+
+# Taking down -----------------------------------------------------------------------------------------------
+
+
+def down(name: str, request: str = "") -> bool:
+    """Take a cluster down, and return when SkyPilot and its cloud have it no longer.
+
+    ``request`` is a launch that may still be on its way. Returns whether there was anything to take down.
+    Raises SkyError when it may still be there.
+    """
+    with _sdk() as sky:
+        from sky import exceptions
+
+        if request:
+            _cancel(sky, request)
+        try:
+            sky.stream_and_get(sky.down(name), output_stream=_voice)
+        except exceptions.ClusterDoesNotExist:
+            return False
+        if left := sky.get(sky.status([name], refresh=sky.StatusRefreshMode.FORCE)):
+            raise SkyError(
+                f"{name!r} is still {left[0].status.value}.", f"Try again: pixtral-sky down {name}"
+            )
+    return True
+
+
+def _cancel(sky: Any, request: str) -> None:
+    """End a launch that is still on its way: it would make a machine after `down`."""
+    if _pending(sky, request):
+        sky.get(sky.api_cancel([request], silent=True))
+
+
+def controllers() -> list[Record]:
+    """SkyPilot's own machines, which cost money as long as they are there."""
+    return [each for each in records() if each.name.startswith(CONTROLLERS)]
+
+
+def is_launching(request: str) -> bool:
+    """Whether that launch is still on its way at SkyPilot."""
+    if not request:
+        return False
+    with contextlib.suppress(SkyError), _sdk(silent=True) as sky:
+        return bool(_pending(sky, request))
+    return False
+
+
+def _pending(sky: Any, request: str) -> bool:
+    return any(each.status in ("PENDING", "RUNNING") for each in sky.api_status([request]))

@@ -1,0 +1,129 @@
+"""The Hugging Face Hub, where the weights are: the user's token, and whether it opens the gate of a model."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pixtral_sky import __version__
+from pixtral_sky.errors import HubError
+
+HUB = "https://huggingface.co"
+WAIT_SECONDS = 10  # for the connection, and for the answer
+
+
+def token(environ: Mapping[str, str] = os.environ) -> str:
+    """The user's token, or an empty string. Raises HubError when its file cannot be read.
+
+    The rules are huggingface_hub's: HF_TOKEN, its old name, then what `hf auth login` has left. An
+    empty variable counts as none.
+    """
+
+    def setting(name: str, otherwise: str = "") -> str:
+        return environ.get(name) or otherwise
+
+    found = setting("HF_TOKEN", setting("HUGGING_FACE_HUB_TOKEN"))
+    if not found and not _is_true(setting("HF_HUB_DISABLE_IMPLICIT_TOKEN")):
+        cache = setting("XDG_CACHE_HOME", "~/.cache")
+        path = setting("HF_TOKEN_PATH", f"{setting('HF_HOME', f'{cache}/huggingface')}/token")
+        path = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 (an unknown ~user stays as it is)
+        try:
+            found = Path(path).read_text()
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+        except (OSError, ValueError) as error:  # ValueError: no text, or a NUL in the path
+            why = getattr(error, "strerror", None) or "it is no text"
+            raise HubError(
+                f"The Hugging Face token in {path} cannot be read: {why}.", "Or: export HF_TOKEN=..."
+            ) from None
+    return found.replace("\r", "").replace("\n", "").strip()
+
+
+def _is_true(value: str) -> bool:
+    return value.upper() in ("1", "ON", "YES", "TRUE")
+
+
+def is_directory(model: str) -> bool:
+    """Whether ``model`` is a path on the machine that serves it, and not the name of a model on the Hub."""
+    return model.startswith(("/", ".", "~"))
+
+
+def check(model: str, token: str) -> str:
+    """Ask the Hub, as the setup of a machine will, whether ``token`` (may be empty) opens ``model``.
+
+    Returns an empty string when it does, or a sentence on why that could not be found out: the network's
+    trouble, not the user's. Raises HubError when it does not.
+    """
+    if is_directory(model):
+        return ""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", model, re.ASCII):
+        raise HubError(f"{model[:100]!r} is neither a model on the Hub nor a directory.", "Check MODEL.")
+    # Refused before it is sent, as the errors of the libraries below would quote it.
+    if not re.fullmatch(r"[A-Za-z0-9_-]*", token):
+        raise HubError("The Hugging Face token has characters that a token cannot have.", "Look at HF_TOKEN.")
+    hub = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    if not _is_address(hub):
+        raise HubError("HF_ENDPOINT is not the address of a hub.", f"It looks like {HUB}")
+    unknown = f"Whether {model} opens {'to this token' if token else 'without a token'} could not be checked"
+    if _is_true(os.environ.get("HF_HUB_OFFLINE", "")):
+        return f"{unknown}: HF_HUB_OFFLINE is set."
+    status, why = _head(f"{hub}/{model}/resolve/main/params.json", token)
+    if not status:
+        return f"{unknown}: {hub} cannot be reached ({why})."
+
+    page, settings = f"{hub}/{model}", f"{hub}/settings/tokens"
+    if status == 401 and token:
+        raise HubError(
+            f"{hub} does not take this Hugging Face token: it is wrong, or has expired.",
+            f"Make one at {settings}, then: export HF_TOKEN=...",
+        )
+    if status == 401:
+        raise HubError(
+            f"{model} opens only to a Hugging Face token, and there is none here.",
+            f"Accept the licence at {page}, make a token at {settings}, then: export HF_TOKEN=...",
+        )
+    if status == 403:
+        raise HubError(
+            f"This Hugging Face token does not open {model}.",
+            f"Accept the licence at {page} with the account of the token; a fine-grained token also needs "
+            f"read access to gated repositories ({settings}).",
+        )
+    if status == 404:
+        raise HubError(f"There is no {model} in Mistral's format (no params.json) at {hub}.", "Check MODEL.")
+    return "" if status == 200 else f"{unknown}: {hub} answers {status}."
+
+
+def _is_address(url: str) -> bool:
+    """Whether it can be a hub's address. A user and a password in it would be printed."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    plain = re.fullmatch(r"[!-~]+", url) and not set("@?#") & set(url)
+    return bool(plain and parts.scheme in ("http", "https") and parts.hostname)
+
+
+def _head(url: str, token: str) -> tuple[int, str]:
+    """The status at the end of all redirects; or 0, and why there is none."""
+    import httpx
+
+    headers = {"User-Agent": f"pixtral-sky/{__version__}"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    try:
+        # On its way to another host httpx drops the token.
+        with httpx.Client(timeout=WAIT_SECONDS, follow_redirects=True, max_redirects=5) as http:
+            return http.head(url, headers=headers).status_code, ""
+    except httpx.TimeoutException:
+        return 0, f"no answer within {WAIT_SECONDS} s"
+    except httpx.ConnectError as error:
+        return 0, str(error) or "no connection"
+    except httpx.HTTPError as error:  # the text of these may quote a URL, and a password in it
+        return 0, type(error).__name__
+    # ImportError: a SOCKS proxy without its package.
+    except (httpx.InvalidURL, ImportError, OSError, ValueError):
+        return 0, "the proxy or certificate settings of this environment cannot be used"

@@ -1,0 +1,141 @@
+"""Everything that runs, known here or to SkyPilot, as one table."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pixtral_sky import deployment, state
+from pixtral_sky.deployment import Record
+from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
+from pixtral_sky.state import Cluster, Deployment, Rehearsal
+
+STATES = {"UP": "up", "INIT": "launching", "STOPPED": "stopped", "AUTOSTOPPING": "ending"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One deployment. What is not known is None, or empty."""
+
+    name: str
+    kind: str
+    state: str
+    infra: str = ""
+    gpus: str = ""
+    age: float | None = None  # seconds
+    hourly: float | None = None  # USD
+    spent: float | None = None  # USD
+    endpoint: str = ""
+    private: bool = False
+    answers: bool = False  # a request with its key was answered just now
+    problem: str = ""  # why it does not
+
+
+def key_of_environment(environ: Mapping[str, str] = os.environ) -> str:
+    """PIXTRAL_API_KEY, unless it is for the endpoint that the environment names."""
+    return "" if environ.get("PIXTRAL_ENDPOINT") else environ.get("PIXTRAL_API_KEY", "")
+
+
+def rows(name: str | None = None) -> tuple[list[Row], list[str]]:
+    """What runs, or only what has that name; and what could not be found out.
+
+    Raises NoEndpoint when nothing has that name.
+    """
+    found: list[Row] = []
+    remembered: dict[str, Deployment] = {}
+    for each in state.known() if name is None else [name]:
+        try:
+            if one := state.recall(each):
+                remembered[each] = one
+        except UsageError:
+            raise
+        except PixtralSkyError as damaged:
+            found.append(Row(each, "?", "damaged", problem=str(damaged)))
+    clusters, trouble = _clusters(name, remembered)
+    for each in sorted({*remembered, *clusters}):
+        one = remembered.get(each)
+        if isinstance(one, Rehearsal):
+            found.append(_rehearsal(one))
+        else:
+            found.append(
+                _cluster(each, one if isinstance(one, Cluster) else None, clusters.get(each), trouble)
+            )
+    if name and not found:
+        raise NoEndpoint(
+            f"There is no deployment named {name!r}, here or at SkyPilot.",
+            "What there is: pixtral-sky status",
+        )
+    return found, trouble
+
+
+def _clusters(name: str | None, remembered: Mapping[str, Deployment]) -> tuple[dict[str, Record], list[str]]:
+    """What SkyPilot has of ours. It is not asked where it cannot have anything."""
+    if isinstance(remembered.get(name or ""), Rehearsal) or not deployment.was_used():
+        return {}, []
+    try:
+        records = deployment.records([name] if name else None)
+    except SkyError as error:
+        return {}, [str(error)]
+    # One of SkyPilot's that has the name of a rehearsal here is another thing.
+    return {
+        each.name: each
+        for each in records
+        if (each.ours or each.name in remembered) and not isinstance(remembered.get(each.name), Rehearsal)
+    }, []
+
+
+def _rehearsal(one: Rehearsal) -> Row:
+    running = one.is_running()
+    # It is not asked once it has ended: somebody else may have its port.
+    problem = deployment.problem(one) if running else f"it has ended; its log: {one.log}"
+    return Row(
+        one.name,
+        one.kind,
+        "running" if running else "ended",
+        age=time.time() - one.created,
+        endpoint=one.url,
+        answers=not problem,
+        problem=problem,
+    )
+
+
+def _cluster(name: str, one: Cluster | None, record: Record | None, trouble: list[str]) -> Row:
+    if record and record.status == "UP":
+        one = deployment.find(name, key_of_environment())
+    known = STATES.get(record.status, record.status.lower()) if record else "unknown" if trouble else "ended"
+    if known == "ended" and one and deployment.is_launching(one.request):
+        known = "launching"
+    problem = {
+        "ended": "SkyPilot has it no longer: idle, preempted or taken down",
+        "launching": (record and record.reason) or "it is being launched",
+        "stopped": f"it is stopped, and its disk costs money: pixtral-sky launch --name {name}",
+    }.get(known, "")
+    if one and known in ("up", "unknown", "ending"):
+        problem = deployment.problem(one)
+        if problem and known == "up":
+            problem = _of_job(deployment.job_status(name), name) or problem
+    return Row(
+        name,
+        Cluster.kind,
+        known,
+        infra=record.infra if record else "",
+        gpus=f"{record.gpus}{' spot' if record.spot else ''}" if record else "",
+        age=time.time() - (record.launched if record else one.created if one else time.time()),
+        hourly=record.hourly if record and known != "stopped" else None,
+        spent=record.spent if record else None,
+        endpoint=one.url if one else "",
+        private=bool(one and one.private),
+        answers=bool(one) and not problem,
+        problem=problem,
+    )
+
+
+def _of_job(job: str, name: str) -> str:
+    """What the state of its job says of a server that does not answer."""
+    if job == "SUCCEEDED":
+        return (
+            f"its server has ended itself, and the machine follows; again: pixtral-sky launch --name {name}"
+        )
+    return f"its job is {job}: pixtral-sky logs {name}" if job and job != "RUNNING" else ""
