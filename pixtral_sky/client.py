@@ -24,6 +24,7 @@ from pixtral_sky import __version__
 from pixtral_sky.asking import Answer, printable
 from pixtral_sky.endpoint import Endpoint
 from pixtral_sky.errors import BrokenAnswer, Busy, NotAnAPI, Refused, Unauthorized, Unreachable, UsageError
+from pixtral_sky.tunnel import NoWay
 
 RETRY_SECONDS = 30.0  # for all attempts of a request together
 CONNECT_SECONDS = 10.0
@@ -63,7 +64,6 @@ class Client:
         self._budget = budget
         self._notify = notify
         self._sleep = sleep
-        self._tunnelled = False
         headers = {"User-Agent": f"pixtral-sky/{__version__}", "Content-Type": "application/json"}
         headers["Accept-Encoding"] = "identity"  # answers are short, and a compressed one has no known size
         if endpoint.key:
@@ -186,16 +186,17 @@ class Client:
 
     def _attempt(self, request: httpx.Request) -> httpx.Response:
         size = f"{len(request.content) / 2**20:.1f} MiB"
-        if self.endpoint.tunnel and not self._tunnelled:
+        if self.endpoint.tunnel:
             try:
+                # Each time: its port may have become another program's, who would be sent the key.
                 self.endpoint.tunnel.open()
+            except NoWay:
+                raise
             except Unreachable as error:
-                raise _PassingError(f"{self.endpoint.tunnel.name} cannot be reached", error) from error
-            self._tunnelled = True
+                raise _PassingError(f"{self.endpoint.tunnel.name} cannot be reached", error) from None
         try:
             response = self._http.send(request, stream=True)
         except httpx.HTTPError as error:
-            self._tunnelled = False  # before another attempt it is looked at
             raise self._unanswered(error, size) from error
         if response.is_success:
             return response

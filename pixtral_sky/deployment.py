@@ -28,7 +28,7 @@ from typing import Any, TextIO
 
 from pixtral_sky import output, rehearsal, state, task
 from pixtral_sky.endpoint import Endpoint
-from pixtral_sky.errors import EndpointError, NoEndpoint, SkyError, UsageError
+from pixtral_sky.errors import EndpointError, NoEndpoint, PixtralSkyError, SkyError, UsageError
 from pixtral_sky.state import Cluster
 
 POLL_SECONDS = 3.0  # between two looks at a server that is starting
@@ -71,7 +71,7 @@ class _Voice(io.TextIOBase):
 
     def write(self, text: str) -> int:
         if not self.silent:
-            (self.stream or sys.stderr).write(text if self.isatty() else _plain(text))
+            (self.stream or sys.stderr).write(_shown(text if self.isatty() else _plain(text)))
         return len(text)
 
     def flush(self) -> None:
@@ -82,6 +82,7 @@ class _Voice(io.TextIOBase):
 
 
 _voice = _Voice()  # to stderr, as stdout is for data
+_secrets: set[str] = set()  # that SkyPilot was given: its own words may quote them
 
 
 def installed() -> str:
@@ -114,7 +115,7 @@ def _sdk(silent: bool = False) -> Iterator[Any]:
                 import sky.serve
             try:
                 yield sky
-            except (SkyError, UsageError, EndpointError):
+            except PixtralSkyError:
                 raise
             except Exception as error:
                 raise _explained(error) from error
@@ -127,7 +128,7 @@ def _explained(error: Exception) -> SkyError:
     import requests
     from sky import exceptions
 
-    lines = [line.strip() for line in _plain(str(error)).splitlines() if line.strip()]
+    lines = [line.strip() for line in _shown(_plain(str(error))).splitlines() if line.strip()]
     what = (lines[0] if lines else type(error).__name__)[:300].rstrip(".:")
     if isinstance(error, (exceptions.ApiServerConnectionError, requests.exceptions.ConnectionError)):
         return SkyError("SkyPilot's API server does not answer.", "Look at it: sky api info; sky api start")
@@ -144,13 +145,26 @@ def _explained(error: Exception) -> SkyError:
 
 
 def _last_reason(history: list[Exception]) -> str:
-    lines = [line.strip() for error in history for line in _plain(str(error)).splitlines() if line.strip()]
+    text = _shown(_plain("\n".join(map(str, history))))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].rstrip(".")[:300] if lines else ""
 
 
 def _plain(text: str) -> str:
     """Without the colours of a terminal."""
     return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+
+
+def _hide(*secrets: str) -> None:
+    """From now on. A shorter one is no secret, and may be part of any word."""
+    _secrets.update(each for each in secrets if len(each) >= 6)
+
+
+def _shown(text: str) -> str:
+    """Without a secret that SkyPilot was given, and without a password in a URL."""
+    for secret in _secrets:
+        text = text.replace(secret, "***")
+    return re.sub(r"://[^/\s@]+@", "://***@", text)
 
 
 # What can be known before ----------------------------------------------------------------------------------
@@ -218,11 +232,18 @@ def prepare(
                 f"Take another --name, or: pixtral-sky down {name}",
             )
         old = None
+    _hide(key, token)
+    port = _number(config["envs"], "PORT", 8081)
     with _sdk() as sky:
+        from sky.utils.infra_utils import InfraInfo
+
         running = _find(sky, name)
         override: dict[str, Any] = {}
         if infra := infra or (running.infra if running else None):
-            override["infra"] = infra
+            # In parts, as `sky launch` does it: beside an `infra` in the file, SkyPilot takes no other one.
+            place = InfraInfo.from_str(infra)
+            override["cloud"] = sky.CLOUD_REGISTRY.from_str(place.cloud)
+            override |= {"region": place.region, "zone": place.zone}
         if gpus := gpus or (running.gpus if running else None):
             override["accelerators"] = gpus
         if spot is not None:
@@ -239,15 +260,15 @@ def prepare(
             return made.set_resources(type(made.resources)(unlike))
 
         private = private or not _opens_ports(sky, made(ports=None).resources)
-        port = str(config["envs"].get("PORT") or 8081)
         if private:
             config["envs"]["LISTEN"] = "127.0.0.1"
         elif str(config["envs"].get("LISTEN") or "").startswith("127."):
             raise UsageError("LISTEN=127.0.0.1 wants no open port.", "Add --private")
         the_task = made(ports=None if private else port)
-    url = old.url if isinstance(old, Cluster) else ""
+    url = ""  # SkyPilot tells: the address of before may be another's by now
     if private:
-        url = url if url.startswith("http://127.0.0.1:") else f"http://127.0.0.1:{state.free_port()}"
+        near = isinstance(old, Cluster) and old.private
+        url = old.url if old and near else f"http://127.0.0.1:{state.free_port()}"
     cluster = Cluster(
         name=name,
         url=url,
@@ -255,7 +276,7 @@ def prepare(
         max_model_len=_number(config["envs"], "MAX_MODEL_LEN", -1),
         max_images=_number(config["envs"], "MAX_IMAGES", 4),
         created=time.time(),
-        port=_number(config["envs"], "PORT", 8081),
+        port=port,
         private=private,
         request=old.request if isinstance(old, Cluster) else "",
     )
@@ -335,6 +356,7 @@ def follow(cluster: Cluster, job: int) -> Iterator[str]:
     lines: queue.Queue[str | None] = queue.Queue()
     said: deque[str] = deque(maxlen=500)
     begun: list[str] = []
+    runs = False
     with _sdk(silent=True) as sky:
         _listen(sky, cluster.name, job, lines)
         yield "waiting for the machine"
@@ -342,20 +364,23 @@ def follow(cluster: Cluster, job: int) -> Iterator[str]:
         while True:
             with contextlib.suppress(queue.Empty):
                 line = lines.get(timeout=POLL_SECONDS / 3)
-                if line is None:  # the log has ended, or the connection to it
-                    status = sky.get(sky.job_status(cluster.name, [job]))[job]
-                    if status is None or status.is_terminal():
-                        raise _ended(cluster.name, status, said)
-                    time.sleep(POLL_SECONDS)
-                    _listen(sky, cluster.name, job, lines)
+                if line is not None:
+                    # What the job itself says begins with a name and a pid.
+                    text, its_own = re.subn(r"^\([^)]*pid=\d+[^)]*\) ", "", _plain(line))
+                    runs = runs or bool(its_own)
+                    said.append(text := _shown(text.rstrip()))
+                    if text.startswith("== ") and text not in begun:
+                        begun.append(text)
+                        yield text.removeprefix("== ")
                     continue
-                line = re.sub(r"^\([^)]*pid=\d+[^)]*\) ", "", _plain(line)).rstrip()
-                said.append(line)
-                if line.startswith("== ") and line not in begun:
-                    begun.append(line)
-                    yield line.removeprefix("== ")
-                continue
-            if begun and time.monotonic() > deadline:
+                # The log has ended, or the connection to it.
+                status = sky.get(sky.job_status(cluster.name, [job]))[job]
+                if status is None or status.is_terminal():
+                    raise _ended(cluster.name, status, said)
+                runs = runs or status is sky.JobStatus.RUNNING
+                time.sleep(POLL_SECONDS)
+                _listen(sky, cluster.name, job, lines)
+            if runs and time.monotonic() > deadline:
                 deadline = time.monotonic() + POLL_SECONDS
                 cluster = located(cluster)
                 if cluster.url and not problem(cluster):
@@ -385,8 +410,13 @@ def located(cluster: Cluster) -> Cluster:
     """The cluster with the URL that SkyPilot knows for it, remembered; without one while there is none."""
     if cluster.url:
         return cluster
+    address = ""
     with _sdk(silent=True) as sky:
-        address = sky.get(sky.endpoints(cluster.name, cluster.port)).get(cluster.port)
+        from sky import exceptions
+
+        # Not yet, or no longer.
+        with contextlib.suppress(exceptions.ClusterDoesNotExist, exceptions.ClusterNotUpError):
+            address = sky.get(sky.endpoints(cluster.name, cluster.port)).get(cluster.port)
     if address:
         cluster = replace(cluster, url=address if "://" in address else f"http://{address}")
         state.remember(cluster)
@@ -422,7 +452,10 @@ def _find(sky: Any, name: str) -> Record | None:
 def _records(sky: Any, names: list[str] | None) -> list[Record]:
     # AUTO: those that can end by themselves (spot, autostop) are looked up at their cloud.
     answer = sky.get(sky.status(names, refresh=sky.StatusRefreshMode.AUTO))
-    costs = {each["cluster_hash"]: each for each in sky.get(sky.cost_report())} if answer else {}
+    costs: dict[str | None, Any] = {}
+    if answer:
+        with contextlib.suppress(Exception):  # what runs is shown without its price too
+            costs = {each.get("cluster_hash"): each for each in sky.get(sky.cost_report())}
     return [_record(each, costs.get(each.cluster_hash, {})) for each in answer]
 
 
@@ -431,19 +464,23 @@ def _record(status: Any, cost: Mapping[str, Any]) -> Record:
 
     resources = getattr(status.handle, "launched_resources", None)
     spent, seconds = cost.get("total_cost"), cost.get("duration")
-    made_by = yaml.safe_load(status.last_creation_yaml or "") or {}
+    made_by = yaml.safe_load(status.last_creation_yaml or "")
+    made_by = made_by if isinstance(made_by, dict) else {}
+    envs = made_by.get("envs")
+    cloud, region = (status.cloud or "").lower(), status.region or ""
     accelerators = ast.literal_eval(status.accelerators) if status.accelerators else None
     return Record(
         name=status.name,
         status=status.status.value,
         reason=status.init_status_reason or "",
-        infra="/".join(filter(None, [(status.cloud or "").lower(), status.region])),
+        # A pool of ssh machines is the context ssh-POOL inside of SkyPilot.
+        infra="/".join(filter(None, [cloud, region.removeprefix("ssh-") if cloud == "ssh" else region])),
         gpus=",".join(f"{gpu}:{count:g}" for gpu, count in (accelerators or {}).items()),
         spot=bool(getattr(resources, "use_spot", False)),
         launched=float(status.launched_at),
         hourly=spent * 3600 / seconds if spent is not None and seconds else None,
         spent=spent,
-        envs={name: str(value) for name, value in (made_by.get("envs") or {}).items()},
+        envs={name: str(value) for name, value in envs.items()} if isinstance(envs, dict) else {},
         ports=bool(getattr(resources, "ports", None)),
         ours="PIXTRAL_API_KEY" in (made_by.get("secrets") or {}),
     )
@@ -469,7 +506,8 @@ def find(name: str, key: str = "") -> Cluster | None:
     if key and not cluster.request:  # nobody here has made its key
         cluster = replace(cluster, key=key)
         state.remember(cluster)
-    return located(cluster)
+    # It is asked for again: after a stop and a start the address is another.
+    return located(cluster if cluster.private else replace(cluster, url=""))
 
 
 def adopted(record: Record, key: str) -> Cluster:
@@ -493,11 +531,15 @@ def adopted(record: Record, key: str) -> Cluster:
 
 
 def logs(name: str, *, follow: bool, lines: int) -> None:
-    """Write the log of the last job to stdout: its last ``lines``, or all (0). While it launches, that of this."""
+    """Write the last ``lines`` (0: all) of the last job's log to stdout; of the launch, while it lasts."""
     out = _Voice(sys.stdout)
+    if isinstance(one := state.recall(name), Cluster):
+        _hide(one.key)
     with _sdk() as sky:
         record = _find(sky, name)
-        if record and record.status == "INIT":
+        if not record:
+            raise NoEndpoint(f"SkyPilot has no cluster {name!r}.", "What there is: pixtral-sky status")
+        if record.status == "INIT":
             from sky.client import sdk
 
             sdk.tail_provision_logs(name, follow=follow, tail=lines, output_stream=out)
@@ -517,12 +559,11 @@ def down(name: str, request: str = "") -> bool:
     with _sdk() as sky:
         from sky import exceptions
 
-        if request:
-            _cancel(sky, request)
+        cancelled = bool(request) and _cancel(sky, request)
         try:
             sky.stream_and_get(sky.down(name), output_stream=_voice)
         except exceptions.ClusterDoesNotExist:
-            return False
+            return cancelled
         if left := sky.get(sky.status([name], refresh=sky.StatusRefreshMode.FORCE)):
             raise SkyError(
                 f"{name!r} is still {left[0].status.value}.", f"Try again: pixtral-sky down {name}"
@@ -530,10 +571,12 @@ def down(name: str, request: str = "") -> bool:
     return True
 
 
-def _cancel(sky: Any, request: str) -> None:
-    """End a launch that is still on its way: it would make a machine after `down`."""
-    if _pending(sky, request):
-        sky.get(sky.api_cancel([request], silent=True))
+def _cancel(sky: Any, request: str) -> bool:
+    """End a launch that is still on its way, and say if it was: it would make a machine after `down`."""
+    if not _pending(sky, request):
+        return False
+    sky.get(sky.api_cancel([request], silent=True))
+    return True
 
 
 def controllers() -> list[Record]:
@@ -551,4 +594,5 @@ def is_launching(request: str) -> bool:
 
 
 def _pending(sky: Any, request: str) -> bool:
-    return any(each.status in ("PENDING", "RUNNING") for each in sky.api_status([request]))
+    # WAITING: for a retry of its own.
+    return any(each.status in ("PENDING", "WAITING", "RUNNING") for each in sky.api_status([request]))

@@ -72,7 +72,9 @@ def rows(name: str | None = None) -> tuple[list[Row], list[str]]:
 
 def _clusters(name: str | None, remembered: Mapping[str, Deployment]) -> tuple[dict[str, Record], list[str]]:
     """What SkyPilot has of ours. It is not asked where it cannot have anything."""
-    if isinstance(remembered.get(name or ""), Rehearsal) or not deployment.was_used():
+    if isinstance(remembered.get(name or ""), Rehearsal):
+        return {}, []
+    if not deployment.was_used() and not any(isinstance(one, Cluster) for one in remembered.values()):
         return {}, []
     try:
         records = deployment.records([name] if name else None)
@@ -102,8 +104,6 @@ def _rehearsal(one: Rehearsal) -> Row:
 
 
 def _cluster(name: str, one: Cluster | None, record: Record | None, trouble: list[str]) -> Row:
-    if record and record.status == "UP":
-        one = deployment.find(name, key_of_environment())
     known = STATES.get(record.status, record.status.lower()) if record else "unknown" if trouble else "ended"
     if known == "ended" and one and deployment.is_launching(one.request):
         known = "launching"
@@ -112,10 +112,15 @@ def _cluster(name: str, one: Cluster | None, record: Record | None, trouble: lis
         "launching": (record and record.reason) or "it is being launched",
         "stopped": f"it is stopped, and its disk costs money: pixtral-sky launch --name {name}",
     }.get(known, "")
-    if one and known in ("up", "unknown", "ending"):
-        problem = deployment.problem(one)
-        if problem and known == "up":
-            problem = _of_job(deployment.job_status(name), name) or problem
+    try:
+        if known == "up":
+            one = deployment.find(name, key_of_environment())
+        if not problem:
+            problem = deployment.problem(one) if one else "its endpoint is not known"
+            if problem and known == "up":
+                problem = _of_job(deployment.job_status(name), name) or problem
+    except PixtralSkyError as error:  # the others are shown all the same
+        problem = str(error)
     return Row(
         name,
         Cluster.kind,
@@ -127,7 +132,7 @@ def _cluster(name: str, one: Cluster | None, record: Record | None, trouble: lis
         spent=record.spent if record else None,
         endpoint=one.url if one else "",
         private=bool(one and one.private),
-        answers=bool(one) and not problem,
+        answers=not problem,
         problem=problem,
     )
 

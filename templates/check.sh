@@ -6,6 +6,7 @@ step() { echo "== $*"; }
 [[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number of pictures."
 [[ $MAX_MODEL_LEN =~ ^(-1|[1-9][0-9]*)$ ]] || fail "MAX_MODEL_LEN=$MAX_MODEL_LEN is no number of tokens (nor -1: all that fit)."
 [[ $IDLE_MINUTES =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "IDLE_MINUTES=$IDLE_MINUTES is no number of minutes (0: never)."
+[[ $START_MINUTES =~ ^[0-9]+$ ]] || fail "START_MINUTES=$START_MINUTES is no whole number of minutes."
 [[ $MAX_BODY_MIB =~ ^[1-9][0-9]*$ ]] || fail "MAX_BODY_MIB=$MAX_BODY_MIB is no number of MiB."
 # Other characters change on their way through YAML, JSON and a header.
 [[ $PIXTRAL_API_KEY =~ ^[A-Za-z0-9._~+/=-]*$ ]] || fail "PIXTRAL_API_KEY has characters that a key cannot have. Make one: openssl rand -hex 32"

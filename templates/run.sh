@@ -27,6 +27,7 @@ export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1            # nothing is reported to 
 export VLLM_USE_RUST_FRONTEND=0                        # that front end knows no middleware
 export VLLM_MEDIA_URL_ALLOW_REDIRECTS=0                # an allowed host cannot point to another one
 export GLOO_SOCKET_IFNAME=lo                           # its processes find each other on this machine only
+export VLLM_RPC_BASE_PATH="$door"                      # their sockets are in a folder of this user alone, and go with it
 export VLLM_SERVER_DEV_MODE=0                          # no development routes behind the door either
 
 eval "extra_args=($EXTRA_ARGS)" 2>/dev/null || fail "EXTRA_ARGS is not quoted as in a shell: $EXTRA_ARGS"
@@ -49,6 +50,17 @@ vllm serve "$MODEL" \
   --middleware front_door.FrontDoor --api-server-count 1 --h11-max-incomplete-event-size 65536 \
   --no-enable-log-requests --disable-uvicorn-access-log \
   "${extra_args[@]}" &
-# Who ends this script ends the server. The first wait returns when a signal comes, the second with its end.
-trap 'kill -TERM $! 2>/dev/null' TERM INT
-wait $! || wait $!
+# Who ends this script ends the server.
+server=$!
+trap 'kill -TERM "$server" 2>/dev/null' TERM INT
+# One that hangs on its way up would cost money for ever: the clock of the front door begins when it is up.
+SECONDS=0
+until (: < "/dev/tcp/$host/$PORT") 2>/dev/null || ! kill -0 "$server" 2>/dev/null; do
+  if [ "$SECONDS" -gt $((START_MINUTES * 60)) ]; then
+    { kill -KILL "$server"; wait "$server"; } 2>/dev/null || true
+    fail "the server is not up after START_MINUTES=$START_MINUTES, and was ended. Its last words are above."
+  fi
+  sleep 1
+done
+# The first wait returns when a signal comes, the second with its end.
+wait "$server" || wait "$server"

@@ -21,6 +21,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "HF_TOKEN",
     ):
         monkeypatch.delenv(name, raising=False)
+    # SkyPilot's server: none is started, and one that runs here is left alone.
+    monkeypatch.setenv("SKYPILOT_DISABLE_LOCAL_API_SERVER", "1")
+    monkeypatch.setenv("SKYPILOT_API_SERVER_LOCAL_PORT", "9")
+    monkeypatch.delenv("SKYPILOT_API_SERVER_ENDPOINT", raising=False)
     home = tmp_path / "home"
     monkeypatch.setenv("PIXTRAL_SKY_HOME", str(home))
     monkeypatch.setenv("HOME", str(tmp_path / "user"))

@@ -26,6 +26,7 @@ from tests.fake_endpoint import FakeEndpoint
 
 Run = Callable[..., Result]
 Remember = Callable[..., Rehearsal]
+COMMANDS = ("rehearse", "doctor", "launch", "status", "endpoint", "tunnel", "ask", "tokens", "logs", "down")
 
 
 @pytest.fixture
@@ -97,11 +98,11 @@ def subprocess_of(*arguments: str, **environ: str) -> subprocess.CompletedProces
 def test_help(run: Run, option: str) -> None:
     result = run(option)
     assert (result.code, result.err) == (0, "")
-    for command in ("rehearse", "ask", "endpoint", "status", "down"):
+    for command in COMMANDS:
         assert re.search(rf"^\W*{command}\s", result.out, re.MULTILINE), command
 
 
-@pytest.mark.parametrize("command", ["rehearse", "ask", "endpoint", "status", "down"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command(run: Run, command: str) -> None:
     result = run(command, "--help")
     assert (result.code, result.err) == (0, "")
@@ -297,17 +298,25 @@ def test_status_as_json(run: Run, remember: Remember) -> None:
         result = run("status", "--json")
         assert result.code == 1, "not all of it answers"
         one, other = json.loads(result.out)
+        assert one.pop("age") == pytest.approx(300, abs=5)
         assert one == {
             "name": "pixtral",
             "kind": "rehearsal",
             "state": "running",
-            "age": "5 min",
+            "infra": "",
+            "gpus": "",
+            "hourly": None,
+            "spent": None,
             "endpoint": fake.url,
-            "answers": "yes",
+            "private": False,
+            "answers": True,
+            "problem": "",
         }
-        assert (other["name"], other["endpoint"]) == ("silent", silent.url)
-        assert other["answers"].startswith("no: ")
-        assert json.loads(run("status", "pixtral", "--json").out) == [one]
+        assert (other["name"], other["endpoint"], other["answers"]) == ("silent", silent.url, False)
+        assert other["problem"].startswith("Nothing answers at")
+        (alone,) = json.loads(run("status", "pixtral", "--json").out)
+        assert alone.pop("age") >= 300
+        assert alone == one
         assert run("status", "pixtral").code == 0
 
 

@@ -308,7 +308,7 @@ def test_setup_with_no_hub(machine):
 @pytest.mark.parametrize("script", ["setup", "run"])
 @pytest.mark.parametrize(("name", "values"), [
     ("MAX_IMAGES", ["four", "4 pics", "08", "0", ""]), ("MAX_MODEL_LEN", ["32k", "", "-2"]),
-    ("IDLE_MINUTES", ["30 min", "nan", "inf", "-1", ""]), ("MAX_BODY_MIB", ["0", "-1", "inf", ""]),
+    ("IDLE_MINUTES", ["30 min", "nan", "inf", "-1", ""]), ("START_MINUTES", ["1.5", "-1", ""]), ("MAX_BODY_MIB", ["0", "-1", "inf", ""]),
     ("PIXTRAL_API_KEY", ["with space", 'a"b', "a\\b", "\u00fc", "a\nb", "$(id)"]),
 ])  # fmt: skip
 def test_a_value_that_is_none_is_said_at_once(machine, script, name, values):
@@ -405,6 +405,13 @@ def test_run_opens_media_to_named_hosts_only(machine):
     machine.run("run", ALLOWED_MEDIA_HOSTS="a.example b.example")
     assert "--allowed-media-domains a.example b.example --middleware" in machine.called()
     assert environment(machine)["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+
+
+def test_run_ends_a_server_that_never_comes_up(machine):
+    machine.program("vllm", "trap '' TERM; echo hangs; exec sleep 60")
+    result = machine.run("run", START_MINUTES="0", PORT="9")
+    assert "not up after START_MINUTES=0" in one_line(result)
+    assert "hangs" in result.stdout
 
 
 def test_run_passes_on_how_vllm_ended(machine):

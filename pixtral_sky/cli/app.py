@@ -13,10 +13,15 @@ import typer
 
 from pixtral_sky import __version__, output
 from pixtral_sky.cli.ask import ask
+from pixtral_sky.cli.doctor import doctor
 from pixtral_sky.cli.down import down
 from pixtral_sky.cli.endpoint import endpoint
+from pixtral_sky.cli.launch import launch
+from pixtral_sky.cli.logs import logs
 from pixtral_sky.cli.rehearse import rehearse
 from pixtral_sky.cli.status import status
+from pixtral_sky.cli.tokens import tokens
+from pixtral_sky.cli.tunnel import tunnel
 from pixtral_sky.errors import PixtralSkyError
 
 app = typer.Typer(
@@ -28,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # help in plain text is there in half the time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (rehearse, ask, endpoint, status, down):
+for command in (rehearse, doctor, launch, status, endpoint, tunnel, ask, tokens, logs, down):
     app.command()(command)
 
 

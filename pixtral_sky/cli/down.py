@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Annotated
 
@@ -20,27 +21,37 @@ def down(
 ) -> None:
     """Take a deployment down, and wait until nothing of it is left that costs money."""
     from pixtral_sky import deployment, state
-    from pixtral_sky.errors import NoEndpoint, PixtralSkyError, UsageError
+    from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
 
     if everything and name:
         raise UsageError("--all takes down everything: give it no name.")
     names = [name or DEFAULT_NAME]
+    failed: PixtralSkyError | None = None
     if everything:
-        found = [each.name for each in deployment.records() if each.ours] if deployment.was_used() else []
-        names = sorted({*state.known(), *found})
+        names = state.known()
+        try:
+            if deployment.was_used():
+                names += [each.name for each in deployment.records() if each.ours]
+        except SkyError as error:  # what runs here is stopped all the same
+            output.error(str(error))
+            failed = error
+        names = sorted(set(names))
         if not names:
             output.say("There is nothing to take down.")
         elif not yes:
             if not sys.stdin.isatty():
                 raise UsageError("Nobody is here to be asked.", f"--all --yes takes down: {', '.join(names)}")
-            typer.confirm(f"Take down {', '.join(names)}?", abort=True, err=True)
-    failed: PixtralSkyError | None = None
+            with contextlib.redirect_stdout(sys.stderr):  # where the question's last character goes
+                typer.confirm(f"Take down {', '.join(names)}?", abort=True, err=True)
+    asked_skypilot = False
     for each in names:
         try:
             one = state.recall(each)
             if isinstance(one, Rehearsal):
                 _rehearsal(one)
-            elif not _cluster(each, one if isinstance(one, Cluster) else None) and not one:
+                continue
+            asked_skypilot = deployment.was_used()
+            if not _cluster(each, one if isinstance(one, Cluster) else None) and not one:
                 raise NoEndpoint(
                     f"There is no deployment named {each!r}, here or at SkyPilot.",
                     f"There are: {', '.join(others)}." if (others := state.known()) else "There is none.",
@@ -50,12 +61,12 @@ def down(
                 raise
             output.error(str(error))  # the others are taken down all the same
             failed = error
-    if deployment.was_used():
-        for record in deployment.controllers():
-            price = f", ${record.hourly:.2f} an hour" if record.hourly else ""
-            output.warn(
-                f"SkyPilot's {record.name} is still {record.status}{price}. End it: sky down {record.name}"
-            )
+    if asked_skypilot and not isinstance(failed, SkyError):
+        with contextlib.suppress(SkyError):  # what was asked for is done
+            for record in deployment.controllers():
+                price = f", ${record.hourly:.2f} an hour" if record.hourly else ""
+                what = f"SkyPilot's {record.name} is still {record.status}{price}."
+                output.warn(f"{what} End it: sky down {record.name}")
     if failed:
         raise typer.Exit(1)
 
@@ -78,9 +89,7 @@ def _cluster(name: str, one: Cluster | None) -> bool:
     from pixtral_sky.endpoint import Endpoint
 
     state.check_name(name)
-    if not deployment.was_used():
-        if one:
-            state.forget(name)
+    if not one and not deployment.was_used():
         return False
     if one and one.private and (tunnel := Endpoint.of(one).tunnel):
         tunnel.close()

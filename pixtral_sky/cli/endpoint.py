@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pixtral_sky import output
 from pixtral_sky.state import DEFAULT_NAME
+
+if TYPE_CHECKING:
+    from pixtral_sky.endpoint import Endpoint
 
 
 def endpoint(
@@ -24,15 +27,7 @@ def endpoint(
       pixtral-sky endpoint
       eval "$(pixtral-sky endpoint --env)"     # curl and any OpenAI client follow
     """
-    from pixtral_sky.endpoint import find
-    from pixtral_sky.errors import NoEndpoint
-
-    try:
-        found = find(name=name)
-    except NoEndpoint:
-        if not _is_at_skypilot(name or DEFAULT_NAME):
-            raise
-        found = find(name=name or DEFAULT_NAME)
+    found = find_anywhere(name)
     if found.tunnel:
         found.tunnel.open()
         this = "" if found.origin == DEFAULT_NAME else f" {found.origin}"
@@ -44,6 +39,22 @@ def endpoint(
     values |= {"OPENAI_BASE_URL": f"{found.url}/v1", "OPENAI_API_KEY": found.key or "none"}
     for variable, value in values.items():
         output.data(f"export {variable}={shlex.quote(value)}")
+
+
+def find_anywhere(name: str | None) -> Endpoint:
+    """As ``endpoint.find``, and what SkyPilot has under that name is remembered."""
+    from pixtral_sky.endpoint import find
+    from pixtral_sky.errors import NoEndpoint, SkyError
+
+    try:
+        return find(name=name)
+    except NoEndpoint as nothing:
+        try:
+            if not _is_at_skypilot(name or DEFAULT_NAME):
+                raise
+        except SkyError as trouble:
+            raise NoEndpoint(nothing.what, f"{nothing.hint} SkyPilot could not be asked: {trouble}") from None
+    return find(name=name or DEFAULT_NAME)
 
 
 def _is_at_skypilot(name: str) -> bool:

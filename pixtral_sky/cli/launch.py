@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,12 +74,16 @@ def launch(
     the_task = task.load(file)
     envs = _envs(env or [])
     if idle is not None:
-        envs["IDLE_MINUTES"] = f"{idle:g}"
+        envs["IDLE_MINUTES"] = f"{idle:f}".rstrip("0").rstrip(".")  # the script takes no exponent
     key, token = _key(name), hub.token()
+    final = {**the_task.envs, **envs}
+    # The script would say so too, on a machine that costs money by then.
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", minutes := final.get("IDLE_MINUTES", "0")):
+        raise UsageError(f"IDLE_MINUTES={minutes} is no number of minutes (0: never).")
     if gpus:
-        _check_gpus(gpus, {**the_task.envs, **envs})
+        _check_gpus(gpus, final)
     with output.phase("licence of the weights"):
-        unchecked = hub.check({**the_task.envs, **envs}.get("MODEL", ""), token)
+        unchecked = hub.check(final.get("MODEL", ""), token)
     if unchecked:
         output.warn(unchecked)
     with output.phase("SkyPilot's view"):
@@ -94,8 +100,9 @@ def launch(
         )
     if running := plan.running:
         price = f", ${running.hourly:.2f} an hour" if running.hourly else ""
-        output.say(f"{name} is {running.status} on {running.infra} {running.gpus}{price}: it is updated.")
-    else:
+        where = " ".join(filter(None, (" on" if running.infra else "", running.infra, running.gpus)))
+        output.say(f"{name} is {running.status}{where}{price}: it is updated.")
+    elif dry_run or not yes:  # else the launch shows them
         deployment.show_candidates(plan)
     output.say(
         "It opens no port: the way to it is ssh."
@@ -108,7 +115,8 @@ def launch(
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("A launch costs money, and nobody is here to be asked.", "Add --yes")
-        typer.confirm(f"Launch {name}?", default=True, abort=True, err=True)
+        with contextlib.redirect_stdout(sys.stderr):  # where the question's last character goes
+            typer.confirm(f"Launch {name}?", default=True, abort=True, err=True)
 
     then = time.monotonic()
     try:
@@ -128,9 +136,8 @@ def launch(
     output.say(f"\n{name} answers, {_minutes(time.monotonic() - started)} after you asked for it:")
     output.data(cluster.url)
     cost = f"${record.hourly:.2f} an hour" if record and record.hourly else "nothing that SkyPilot knows of"
-    minutes = {**the_task.envs, **envs}.get("IDLE_MINUTES", "0")
     ends = (
-        "runs until you take it down" if minutes == "0" else f"ends after {minutes} minutes without a request"
+        f"ends after {minutes} minutes without a request" if float(minutes) else "runs until you take it down"
     )
     output.say(f"It costs {cost}, and {ends}.")
     if os.environ.get("PIXTRAL_ENDPOINT"):
@@ -170,8 +177,16 @@ def _key(name: str) -> str:
     return key
 
 
-def _check_gpus(gpus: str, envs: dict[str, str]) -> None:
-    """Raises UsageError for GPUs that do not hold the model. Those that are not known here are SkyPilot's."""
+def _check_gpus(gpus: str, envs: Mapping[str, str]) -> None:
+    """Raises UsageError when they do not hold Pixtral. What is not known here is left to SkyPilot."""
+    from pixtral_sky import fit, model
+    from pixtral_sky.errors import UsageError
+
+    gpu, _, count = gpus.partition(":")
+    if gpu not in fit.GPUS or not (count or "1").isdigit() or envs.get("MODEL") != model.MODEL:
+        return
+    if why := fit.why_not(gpu, int(count or 1)):
+        raise UsageError(why, "What fits: L4:2, L40S:1, A100:1 and larger")
 
 
 def _left(name: str, plan: Plan) -> str:

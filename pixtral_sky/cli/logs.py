@@ -28,7 +28,13 @@ def logs(
         _show(one, follow, lines)
         return
     from pixtral_sky import deployment
+    from pixtral_sky.errors import NoEndpoint
 
+    if not one and not deployment.was_used():
+        raise NoEndpoint(
+            f"There is no deployment named {name!r}, here or at SkyPilot.",
+            "What there is: pixtral-sky status",
+        )
     deployment.logs(name, follow=follow, lines=lines)
 
 

@@ -63,8 +63,10 @@ def _table(rows: list[Row]) -> None:
                 "yes" if row.answers else f"no: {row.problem}",
             )
         )
-    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
-    for line in table:
+    # A column that says nothing is left out: rehearsals have no price.
+    columns = [column for column in zip(*table, strict=True) if set(column[1:]) != {"-"}]
+    widths = [max(map(len, column)) for column in columns]
+    for line in zip(*columns, strict=True):
         output.data("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 

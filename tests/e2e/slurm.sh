@@ -20,6 +20,8 @@ down() {
     done
   done
   pkill -KILL -u "$USER_NAME" 2>/dev/null || true # sessions that SkyPilot keeps open
+  # What SkyPilot's jobs leave on a node.
+  id "$USER_NAME" >/dev/null 2>&1 && find /tmp -maxdepth 1 -user "$USER_NAME" -exec rm -rf {} +
   rm -f /etc/slurm/slurm.conf /etc/slurm/gres.conf
   userdel "$USER_NAME" 2>/dev/null || true
 }

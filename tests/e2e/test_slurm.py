@@ -7,23 +7,24 @@ is what the file has.
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import os
+import pwd
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from pixtral_sky import engine, rehearsal, state, task
+from pixtral_sky import engine, rehearsal, task
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -46,8 +47,10 @@ class Rig:
             "PIXTRAL_SKY_HOME": str(self.home / "pixtral-sky"),
             "SKYPILOT_API_SERVER_LOCAL_PORT": "46595",  # apart from one that the user may have
             "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+            "TMPDIR": str(root / "tmp"),
+            "HF_TOKEN": "hf_e2e",
         }
-        for name in ("XDG_CACHE_HOME", "PIXTRAL_ENDPOINT"):
+        for name in ("XDG_CACHE_HOME", "PIXTRAL_ENDPOINT", "PIXTRAL_API_KEY"):
             self.environ.pop(name, None)
 
     def up(self) -> None:
@@ -60,6 +63,7 @@ class Rig:
         )
         for folder in (".slurm", ".sky/catalogs/v8/common"):
             (self.home / folder).mkdir(parents=True)
+        (self.root / "tmp").mkdir()
         (self.home / ".slurm/config").write_text(
             "Host e2e\n  HostName 127.0.0.1\n  Port 2222\n  User pixtral-e2e\n"
             f"  IdentityFile {self.root}/etc/client\n  IdentitiesOnly yes\n"
@@ -125,36 +129,34 @@ class Rig:
         assert result.returncode == 0 or not check, result.stdout
         return result
 
-    def job(self) -> str:
-        """The state of the first job of the cluster."""
-        found = re.search(r"^1 +pixtral .*\b([A-Z_]{4,})\b +~", self.sky("queue", "pixtral").stdout, re.M)
-        return found.group(1) if found else ""
-
-    @contextlib.contextmanager
-    def tunnel(self) -> Iterator[str]:
-        """The endpoint, through the ssh alias that SkyPilot has written."""
-        port = state.free_port(0)
-        command = ["ssh", "-F", f"{self.home}/.sky/generated/ssh/pixtral"]
-        # ssh asks the system, not $HOME, where a home is.
-        command += [
-            "-i",
-            f"{self.home}/.sky/generated/ssh-keys/pixtral.key",
-            "-o",
-            "ExitOnForwardFailure=yes",
-        ]
-        command += ["-N", "-L", f"127.0.0.1:{port}:127.0.0.1:{PORT}", "pixtral"]
-        process = subprocess.Popen(
-            command,
-            env=self.environ,
+    def cli(self, *arguments: object, key: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
+        """`pixtral-sky`, as from a shell of its user's; ``key`` is the PIXTRAL_API_KEY there."""
+        environ = {**self.environ, "PIXTRAL_API_KEY": key} if key else self.environ
+        begin = time.monotonic()
+        result = subprocess.run(
+            ["pixtral-sky", *map(str, arguments)],
+            env=environ,
+            capture_output=True,
+            text=True,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
         )
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait()
+        print(f"{time.monotonic() - begin:5.1f} s  pixtral-sky", *arguments[:3])
+        assert result.returncode == code, result.stdout + result.stderr
+        if "--env" not in arguments or arguments[0] == "launch":
+            assert not key or key not in result.stdout + result.stderr
+        return result
+
+    def row(self, **options) -> dict:
+        """What `status` says of the one deployment."""
+        return json.loads(self.cli("status", "pixtral", "--json", **options).stdout)[0]
+
+    def key(self) -> str:
+        """The one that is remembered."""
+        return json.loads((self.home / "pixtral-sky/deployments/pixtral.json").read_text())["key"]
+
+    def server(self) -> list[psutil.Process]:
+        """The vLLM of the job."""
+        return [each for each in self.processes() if "vllm serve" in " ".join(each.cmdline())]
 
 
 @pytest.fixture(scope="module")
@@ -168,18 +170,6 @@ def rig() -> Iterator[Rig]:
         rig.down()
 
 
-def status(url: str, key: str) -> int:
-    request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"})
-    try:
-        with urllib.request.urlopen(request, timeout=5) as response:
-            return response.status
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
-    except OSError:
-        return 0
-
-
 def wait_for(what, seconds: float):
     deadline = time.monotonic() + seconds
     while not (result := what()):
@@ -188,119 +178,180 @@ def wait_for(what, seconds: float):
     return result
 
 
-def test_a_bare_sky_launch(rig, tmp_path):
-    venv = rig.engine()
-    shutil.copy(ROOT / "pixtral.yaml", tmp_path)  # alone: nothing else of the project goes with it
+@pytest.fixture(scope="module")
+def launch(rig) -> list[str]:
+    """What points pixtral.yaml at the engine of a rehearsal, at tiny weights, and at the one GPU that Slurm counts."""
     envs = {
         "MODEL": str(rig.root / "model"),
-        "VENV": str(venv),
-        "LISTEN": "127.0.0.1",
+        "VENV": str(rig.engine()),
         "PORT": str(PORT),
-        "IDLE_MINUTES": "0.75",
         "EXTRA_ARGS": rehearsal.CPU_ARGS,
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "HF_HUB_OFFLINE": "1",
     }
+    words = [word for name, value in envs.items() for word in ("--env", f"{name}={value}")]
+    return ["--yes", "--infra", "slurm/e2e", "--gpus", "A100:1", *words]
+
+
+@pytest.fixture
+def hub(rig, monkeypatch) -> Iterator[None]:
+    """A hub that opens the model to the token of the rig."""
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200 if self.headers["Authorization"] == "Bearer hf_e2e" else 401)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setitem(rig.environ, "HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield
+        server.shutdown()
+
+
+def it_answers(rig: Rig, tmp_path: Path, **options) -> None:
+    """What a user does with a deployment that runs, and what a stranger may not."""
+    row = rig.row(**options)
+    assert (row["state"], row["infra"], row["gpus"], row["private"]) == ("up", "slurm/e2e", "A100:1", True)
+    assert row["answers"], row
+    assert row["spent"] == row["hourly"] == 0
+
+    from PIL import Image
+
+    logo = tmp_path / "logo.png"
+    Image.new("RGB", (400, 400), "orange").save(logo)
+    asked = rig.cli("ask", "Turn this logo into ASCII art.", logo, "--json", "--max-tokens", 4)
+    assert json.loads(asked.stdout)["usage"]["prompt_tokens"] == 660
+    pictures = [ROOT / "examples" / name for name in ("chart.png", "receipt.jpg")]
+    asked = rig.cli("ask", "What is", pictures[0], "and", pictures[1], "--max-tokens", 4, "--usage")
+    assert re.search(r"5,?\d\d\d tokens in the prompt, 4 in the answer", asked.stderr)
+
+    url = rig.cli("endpoint").stdout.strip()
+    refused = rig.cli("ask", "--endpoint", url, "Hello", key="wrong", code=1)
+    assert "does not take this key (401)" in refused.stderr
+    assert "Application startup complete" in rig.cli("logs").stdout
+    # vLLM listens for the tunnel only, and the tunnel for this machine only.
+    listening = {
+        connection.laddr.ip
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr.port in (PORT, int(url.rpartition(":")[2]))
+    }
+    assert listening == {"127.0.0.1"}
+
+
+def it_ends_itself(rig: Rig, minutes: float) -> None:
+    """No bill by accident: nobody asks, the server ends, and the job is done."""
+    wait_for(lambda: not rig.server(), minutes * 60 + 60)
+    row = rig.row(code=1)
+    assert "its server has ended itself" in row["problem"], row
+    assert f"front door: no request for {minutes:g} minutes" in rig.cli("logs").stdout
+
+
+def it_is_gone(rig: Rig) -> None:
+    assert "nothing of it left" in rig.cli("down").stderr
+    queue = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
+    assert queue == ""
+    assert rig.server() == []
+    assert "no deployment named 'pixtral'" in rig.cli("status", "pixtral", code=2).stderr
+    assert list((rig.home / "pixtral-sky/deployments").iterdir()) == []
+    # The tunnel too.
+    assert not [each for each in rig.processes() if each.name() == "ssh" and "-L" in each.cmdline()]
+
+
+def test_from_the_command_line(rig, launch, hub, tmp_path):
+    said = rig.cli("doctor").stdout
+    assert "slurm/e2e" in said
+    assert "the token opens mistralai/Pixtral-12B-2409" in said
+
+    begin = time.monotonic()
+    launched = rig.cli("launch", *launch)
+    print(f"answers {time.monotonic() - begin:.0f} s after the launch")
+    assert launched.stdout.startswith("http://127.0.0.1:")
+    assert "Slurm (e2e)" in launched.stderr, "the candidates, with their price"
+    for phase in ("machine", "starting the server", "Next:  pixtral-sky ask picture.jpg"):
+        assert phase in launched.stderr
+    key = rig.key()
+    assert len(key) >= 43
+    assert key not in launched.stdout + launched.stderr
+    it_answers(rig, tmp_path)
+    said = rig.cli("doctor").stdout
+    assert re.search(r"ok +door +shut to all without the key", said)
+    assert re.search(r"ok +picture ", said)
+    the_key_is_where_skypilot_puts_it_and_nowhere_else(rig, key)
+
+    # The second launch takes the place of the first, with the same key.
+    before = {each.pid for each in rig.server()}
+    again = rig.cli("launch", *launch, "--idle", "0.75")
+    assert "it is updated" in again.stderr
+    assert rig.key() == key
+    assert not before & {each.pid for each in rig.server()}
+    assert rig.row()["answers"]
+    it_ends_itself(rig, 0.75)
+    it_is_gone(rig)
+
+
+def test_a_bare_sky_launch(rig, launch, tmp_path):
+    shutil.copy(ROOT / "pixtral.yaml", tmp_path)  # alone: nothing else of the project goes with it
     begin = time.monotonic()
     rig.sky(
-        "launch", "--yes", "--detach-run", "-c", "pixtral", "pixtral.yaml",
-        # What a Slurm wants: a name of its own, no public port, and here the one GPU that it counts.
-        "--infra", "slurm/e2e", "--ports", "none", "--gpus", "A100:1",
-        "--secret", "PIXTRAL_API_KEY",
-        *(word for name, value in envs.items() for word in ("--env", f"{name}={value}")),
-        cwd=tmp_path,
+        "launch", "--detach-run", "-c", "pixtral", "pixtral.yaml", *launch, "--ports", "none",
+        "--env", "IDLE_MINUTES=0.75", "--env", "LISTEN=127.0.0.1", "--secret", "PIXTRAL_API_KEY", cwd=tmp_path,
     )  # fmt: skip
     print(f"launched in {time.monotonic() - begin:.0f} s")
     assert "5m (down)" in rig.sky("status", "pixtral").stdout
-
-    with rig.tunnel() as url:
-        wait_for(lambda: status(url, KEY) == 200, 120)
-        print(f"answers after {time.monotonic() - begin:.0f} s")
-        assert status(url, "wrong") == 401
-        assert status(url, "") == 401
-
-        logo = tmp_path / "logo.png"
-        from PIL import Image
-
-        Image.new("RGB", (400, 400), "orange").save(logo)
-        program = [sys.executable, "-m", "pixtral_sky", "ask", "--endpoint", url, "--max-tokens", "4"]
-        environ = {**rig.environ, "PIXTRAL_API_KEY": KEY}
-
-        def ask(*arguments: object) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [*program, *map(str, arguments)], env=environ, capture_output=True, text=True
-            )
-
-        one = ask("Turn this logo into ASCII art.", logo, "--json")
-        assert one.returncode == 0, one.stderr
-        assert json.loads(one.stdout)["usage"]["prompt_tokens"] == 660
-        two = ask(
-            "What is",
-            ROOT / "examples" / "chart.png",
-            "and what",
-            ROOT / "examples" / "receipt.jpg",
-            "--usage",
-        )
-        assert two.returncode == 0, two.stderr
-        assert re.search(r"5\d\d\d tokens in the prompt, 4 in the answer", two.stderr)
-
-        # vLLM listens for the tunnel only.
-        ports = {
-            connection.laddr.ip
-            for connection in psutil.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == PORT
-        }
-        assert ports == {"127.0.0.1"}
-        the_key_is_where_skypilot_puts_it_and_nowhere_else(rig)
-
-    # No bill by accident: nobody asks, the server ends, and the job is done.
-    wait_for(lambda: rig.job() == "SUCCEEDED", 120)
-    log = rig.sky("logs", "--no-follow", "pixtral", "1", check=False).stdout
-    assert "front door: no request for 0.75 minutes" in log
-    assert KEY not in log
-    assert not [process for process in rig.processes() if "vllm" in " ".join(process.cmdline())]
-
-    rig.sky("down", "--yes", "pixtral")
-    queue = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
-    assert queue == ""
-    assert "pixtral" not in rig.sky("status").stdout.split("Managed jobs")[0].replace("pixtral-e2e", "")
+    wait_for(rig.server, 120)
+    wait_for(
+        lambda: "startup complete" in rig.sky("logs", "--no-follow", "pixtral", "1", check=False).stdout, 120
+    )
+    print(f"answers after {time.monotonic() - begin:.0f} s")
+    it_answers(rig, tmp_path, key=KEY)
+    the_key_is_where_skypilot_puts_it_and_nowhere_else(rig, KEY)
+    it_ends_itself(rig, 0.75)
+    it_is_gone(rig)
 
 
-def the_key_is_where_skypilot_puts_it_and_nowhere_else(rig: Rig) -> None:
+def the_key_is_where_skypilot_puts_it_and_nowhere_else(rig: Rig, key: str) -> None:
     """SkyPilot 0.14 hands a job's secrets on by the arguments of its own programs on a Slurm node, and by files."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             arguments = " ".join(process.cmdline())
-            if KEY in arguments:
+            if key in arguments:
                 assert "skypilot" in arguments, arguments[:200]
                 assert "vllm" not in process.name().lower()
     holding = set()
-    for path in rig.root.rglob("*"):
+    for path in [*rig.root.rglob("*"), *Path("/tmp").glob("sky_*")]:
         if path.is_file() and not path.is_symlink() and not path.is_relative_to(rig.root / "engine"):
             with contextlib.suppress(OSError):
-                if KEY.encode() in path.read_bytes():
-                    holding.add(
-                        re.sub(r"pixtral-[0-9a-f]{8}|sky_job_\d+", "*", str(path.relative_to(rig.root)))
-                    )
-    allowed = {
+                if key.encode() in path.read_bytes():
+                    name = str(path.relative_to(rig.root) if path.is_relative_to(rig.root) else path)
+                    holding.add(re.sub(r"pixtral-[0-9a-f]{8}|(?<=/sky_)(job|app|setup)_[^/]+", "*", name))
+                    assert not path.stat().st_mode & 0o077 or path.is_relative_to(rig.root / "node-home")
+    assert holding <= {
+        "home/pixtral-sky/deployments/pixtral.json",  # ours, and 0600
+        # SkyPilot's, on the node, and Slurm's.
         "node-home/.sky_clusters/*/.bash_history",
-        "node-home/.sky_clusters/*/.sky/sky_app/*",
+        "node-home/.sky_clusters/*/.sky/sky_app/sky_*",
+        "/tmp/sky_*",
         "state/job_state",
         "state/job_state.old",
-    }
-    assert not [name for name in holding - allowed if not name.startswith("home/.sky/")], holding
-    print("SkyPilot and Slurm keep the key in:", *sorted(holding))
-    assert not [name for name in holding if name.endswith(".log")]
+    }, holding
+    print("The key is kept in:", *sorted(holding))
 
 
 def test_nothing_is_left(rig):
     """The last: it takes the rig down, and looks."""
+    node = pwd.getpwnam("pixtral-e2e").pw_uid
     before = {process.pid for process in rig.processes()}
     assert before
     rig.down()
     assert rig.processes() == []
     assert not rig.root.exists()
     assert not Path("/etc/slurm/slurm.conf").exists()
+    assert not [path for path in Path("/tmp").iterdir() if path.lstat().st_uid == node]
     listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     assert not listening & {2222, 6817, 6818, 46595, PORT}

@@ -1,0 +1,364 @@
+"""How many replicas SkyServe would run under a load, and how many requests would meet too few of them.
+
+The decisions are those of SkyPilot's own class (``sky.serve.autoscalers``, skypilot 0.14.1), made under a
+clock of ours about replicas that only exist here. So this is the one module beside `deployment` that imports
+``sky``: it asks nothing of its SDK, its API server or the network.
+
+Played as SkyServe does it: the balancer counts every request, and tells the controller every 20 seconds; then
+it also hears which replicas are ready. The controller decides every 20 seconds, every 5 while it wants no
+replica. A replica that is sent away gets no more requests, and costs money for 120 seconds more.
+
+Not in it: requests that are tried again, machines that nobody has, replicas that fail.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import random
+import warnings
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from pixtral_sky.errors import SkyError, UsageError
+
+FIRST_SYNC = 5.0  # seconds: SkyServeLoadBalancer._sync_with_controller sleeps so long before the first
+DRAIN = 120.0  # seconds: replica_managers._DEFAULT_DRAIN_SECONDS
+# Seconds of work that ready replicas take on at once: about what one answer takes. vLLM computes many requests
+# side by side, so a handful in one second is no overload. An assumption; it matters for random arrivals only.
+BURST = 10.0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How things are from ``time`` on (seconds), until the next moment."""
+
+    time: float
+    qps: float  # as the autoscaler measures it, over the last minute
+    target: int  # replicas that the autoscaler wants
+    paid: int  # replicas that cost money: starting, ready and leaving
+    ready: int  # replicas that the balancer sends requests to
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the autoscaler decided: to launch replica number ``replica``, or to send it away."""
+
+    time: float
+    up: bool
+    replica: int
+    spot: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a load has met.
+
+    ``too_few`` requests came when all ready replicas were busy, and some of them, ``unanswered``, when none
+    was ready (the balancer answers those with 503). All others were carried.
+    """
+
+    moments: tuple[Moment, ...]
+    decisions: tuple[Decision, ...]
+    requests: int
+    too_few: int
+    unanswered: int
+    on_demand_hours: float
+    spot_hours: float
+
+    @property
+    def replica_hours(self) -> float:
+        return self.on_demand_hours + self.spot_hours
+
+    @property
+    def share_too_few(self) -> float:
+        """Of all requests; 0 to 1."""
+        return self.too_few / self.requests if self.requests else 0.0
+
+    def most_paid(self) -> int:
+        """Replicas that cost money at once, at most."""
+        return max((moment.paid for moment in self.moments), default=0)
+
+
+@dataclass(eq=False)
+class _Replica:
+    """What the autoscaler looks at of a replica: this much of ``replica_managers.ReplicaInfo``."""
+
+    replica_id: int
+    is_spot: bool
+    since: float
+    status: Any  # ReplicaStatus
+    until: float = math.inf  # when it stops to cost money
+    version: int = 1
+    cluster_name: str = ""
+    is_terminal: bool = False
+    status_property: Any = field(default_factory=lambda: SimpleNamespace(unrecoverable_failure=lambda: False))
+
+    @property
+    def is_ready(self) -> bool:
+        return bool(self.status.value == "READY")
+
+
+# The autoscaler --------------------------------------------------------------------------------------------
+
+
+def spec(service: Mapping[str, Any]) -> Any:
+    """The ``service:`` section of a task file as SkyPilot's own SkyServiceSpec. Raises UsageError."""
+    with _sky():
+        from sky.serve import service_spec
+
+        try:
+            return service_spec.SkyServiceSpec.from_yaml_config(dict(service))
+        except (ValueError, TypeError, AssertionError) as error:
+            raise UsageError(f"SkyPilot does not take this service: {' '.join(str(error).split())}") from error
+
+
+def simulate(
+    spec: Any,
+    arrivals: Sequence[float],
+    seconds: float,
+    *,
+    startup: float,
+    carries: float,
+    ready: int | None = None,
+    spot: bool = False,
+    losses: Sequence[tuple[float, int]] = (),
+) -> Outcome:
+    """Run the autoscaler of ``spec`` (a SkyServiceSpec) over requests that arrive at these seconds, in order.
+
+    ``startup`` are the seconds from a decision until a replica answers its probe, and ``carries`` the queries
+    per second that it carries then. ``ready`` replicas are there at the start; without it, the minimum.
+    ``spot``: replicas are on spot machines, where the decision does not say. ``losses`` are (second, number)
+    of ready spot replicas that are taken away, the longest there first.
+
+    Raises UsageError for a target per kind of GPU: what comes of it depends on which GPUs are found.
+    """
+    if isinstance(spec.target_qps_per_replica, dict):
+        raise UsageError(
+            "A target_qps_per_replica per kind of GPU cannot be played: which GPUs will be found is not known.",
+            "Give one number for all.",
+        )
+    if startup <= 0 or carries <= 0:
+        raise UsageError("A replica takes more than 0 seconds to start, and carries more than 0 queries.")
+    with _sky():
+        from sky.serve import autoscalers
+        from sky.serve.constants import INITIAL_VERSION, LB_CONTROLLER_SYNC_INTERVAL_SECONDS
+        from sky.serve.serve_state import ReplicaStatus
+
+        up = autoscalers.AutoscalerDecisionOperator.SCALE_UP
+    clock = SimpleNamespace(now=0.0)
+    with _played(autoscalers, clock):
+        autoscaler = autoscalers.Autoscaler.from_spec("pixtral", spec)
+        there = spec.min_replicas if ready is None else ready
+        every = [_Replica(number, spot, 0.0, ReplicaStatus.READY) for number in range(1, there + 1)]
+        alive, leaving = list(every), []
+        routed = set(alive)  # whom the balancer knows of
+        coming: dict[_Replica, float] = {}
+        crowd = _Crowd(arrivals, carries)
+        decisions: list[Decision] = []
+        moments: list[Moment] = []
+        lost = sorted(losses)
+        next_sync, next_decision, reported = FIRST_SYNC, 0.0, 0
+
+        while True:
+            now = min(next_sync, next_decision, *coming.values(), *(time for time, _ in lost[:1]))
+            now = min([now, *(each.until for each in leaving)])
+            crowd.until(min(now, seconds), sum(each in routed for each in alive))
+            if now >= seconds:
+                break
+            clock.now = now
+            for replica in [each for each, time in coming.items() if time <= now]:
+                replica.status = ReplicaStatus.READY
+                del coming[replica]
+            leaving = [each for each in leaving if each.until > now]
+            while lost and lost[0][0] <= now:
+                _, number = lost.pop(0)
+                for replica in [each for each in alive if each.is_spot and each.is_ready][:number]:
+                    replica.until = now
+                    alive.remove(replica)
+            if now >= next_sync:
+                autoscaler.collect_request_information({"timestamps": list(arrivals[reported : crowd.came])})
+                reported = crowd.came
+                routed = {each for each in alive if each.is_ready}
+                next_sync = now + LB_CONTROLLER_SYNC_INTERVAL_SECONDS
+            if now >= next_decision:
+                for decision in autoscaler.generate_scaling_decisions(list(alive), [INITIAL_VERSION]):
+                    if decision.operator == up:
+                        on_spot = bool((decision.target or {}).get("use_spot", spot))
+                        replica = _Replica(len(every) + 1, on_spot, now, ReplicaStatus.STARTING)
+                        every.append(replica)
+                        alive.append(replica)
+                        coming[replica] = now + startup
+                    else:
+                        replica = next(each for each in alive if each.replica_id == decision.target)
+                        replica.until = now + DRAIN
+                        alive.remove(replica)
+                        coming.pop(replica, None)
+                        leaving.append(replica)
+                    decisions.append(
+                        Decision(now, decision.operator == up, replica.replica_id, replica.is_spot)
+                    )
+                next_decision = now + autoscaler.get_decision_interval()
+            moments.append(
+                Moment(
+                    now,
+                    len(autoscaler.request_timestamps) / autoscaler.qps_window_size,
+                    autoscaler.get_final_target_num_replicas(),
+                    len(alive) + len(leaving),
+                    sum(each in routed for each in alive),
+                )
+            )
+    hours = [
+        sum(min(each.until, seconds) - each.since for each in every if each.is_spot == kind) / 3600
+        for kind in (False, True)
+    ]
+    return Outcome(
+        tuple(moments),
+        tuple(decisions),
+        requests=crowd.came,
+        too_few=crowd.too_few,
+        unanswered=crowd.unanswered,
+        on_demand_hours=hours[0],
+        spot_hours=hours[1],
+    )
+
+
+class _Crowd:
+    """Requests as they arrive, and what ready replicas can take on: a bucket that fills as they work."""
+
+    def __init__(self, arrivals: Sequence[float], carries: float) -> None:
+        self.arrivals, self.carries = arrivals, carries
+        self.came = self.too_few = self.unanswered = 0
+        self.room, self.last = math.inf, 0.0  # a service that is up is not busy at first
+
+    def until(self, time: float, ready: int) -> None:
+        """All that arrive up to ``time``, while so many replicas are ready."""
+        rate = ready * self.carries
+        most = max(1.0, rate * BURST)
+        for arrival in self.arrivals[self.came : bisect_right(self.arrivals, time)]:
+            self._work(arrival, rate, most)
+            self.came += 1
+            if not ready:
+                self.unanswered += 1
+            if not ready or self.room < 1:
+                self.too_few += 1
+            else:
+                self.room -= 1
+        self._work(time, rate, most)
+
+    def _work(self, time: float, rate: float, most: float) -> None:
+        self.room = min(most, self.room + (time - self.last) * rate)
+        self.last = time
+
+
+@contextmanager
+def _sky() -> Iterator[None]:
+    """Where ``sky`` can be imported. Raises SkyError when there is none."""
+    from pixtral_sky import deployment
+
+    if not deployment.installed():
+        raise SkyError("SkyPilot is not installed here.", 'Run: pip install "pixtral-sky[sky]"')
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SkyPilot's own
+        yield
+
+
+@contextmanager
+def _played(autoscalers: Any, clock: Any) -> Iterator[None]:
+    """SkyPilot's module ``autoscalers`` with our clock, and silent: it logs every number that it looks at."""
+    logger = logging.getLogger(autoscalers.__name__)
+    time, level = autoscalers.time, logger.level
+    autoscalers.time = SimpleNamespace(time=lambda: clock.now)
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        autoscalers.time = time
+        logger.setLevel(level)
+
+
+# Loads -----------------------------------------------------------------------------------------------------
+
+Rate = Callable[[float], float]  # queries per second at a second
+
+
+def steady(qps: float) -> Rate:
+    """The same at all times."""
+    return lambda second: qps
+
+
+def step(low: float, high: float, start: float, end: float) -> Rate:
+    """``high`` from ``start`` to ``end``, and ``low`` before and after."""
+    return lambda second: high if start <= second < end else low
+
+
+def day_night(low: float, high: float, day: float = 86_400.0) -> Rate:
+    """A wave: ``low`` when the day begins and ends, ``high`` in its middle."""
+    return lambda second: low + (high - low) * (1 - math.cos(2 * math.pi * second / day)) / 2
+
+
+def burst(low: float, high: float, length: float, every: float) -> Rate:
+    """``high`` for ``length`` seconds at the end of each ``every`` seconds, and ``low`` between."""
+    return lambda second: high if second % every >= every - length else low
+
+
+def arrivals(rate: Rate, seconds: float, seed: int | None = None) -> list[float]:
+    """When requests of that rate arrive: evenly spaced, or with a ``seed`` at random (as by Poisson)."""
+    chance = random.Random(seed)  # noqa: S311, nothing secret
+    times, due = [], 0.0
+    gap = 0.5 if seed is None else chance.expovariate(1.0)  # in the middle of its share of time
+    for second in range(math.ceil(seconds)):
+        qps = rate(float(second))
+        if qps < 0:
+            raise ValueError(f"a rate is 0 or more, not {qps}")
+        left = qps
+        while due + left >= gap:
+            left -= gap - due
+            times.append(second + (1 - left / qps))
+            due, gap = 0.0, 1.0 if seed is None else chance.expovariate(1.0)
+        due += left
+    return [time for time in times if time < seconds]
+
+
+def read_csv(path: Path) -> list[float]:
+    """When requests arrived, in seconds from the first, sorted: the first column of a CSV file.
+
+    Seconds since the epoch, or ISO 8601 (UTC where it names no zone); a first line may be its title.
+    Raises UsageError.
+    """
+    times = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for number, row in enumerate(csv.reader(file), 1):
+                if row and row[0].strip():
+                    try:
+                        times.append(_timestamp(row[0].strip()))
+                    except ValueError:
+                        if number > 1:
+                            raise UsageError(f"{path}, line {number}: {row[0]!r} is no time.") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} is no CSV file: {error}.") from error
+    if not times:
+        raise UsageError(f"{path} has no times.", "Its first column: seconds since the epoch, or ISO 8601.")
+    first = min(times)
+    return sorted(time - first for time in times)
+
+
+def _timestamp(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 knows no Z
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    if not math.isfinite(seconds):
+        raise ValueError(text)
+    return seconds

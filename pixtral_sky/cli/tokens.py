@@ -1,0 +1,104 @@
+"""pixtral-sky tokens."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pixtral_sky import output
+from pixtral_sky.cli.ask import _stdin
+from pixtral_sky.errors import UsageError
+
+if TYPE_CHECKING:
+    from pixtral_sky.images import Picture
+
+ANSWER_TOKENS = 512  # what `ask` leaves for an answer when nothing else is said
+
+
+def tokens(
+    pictures: Annotated[
+        list[str], typer.Argument(help="Files, globs, URLs, or '-' for standard input.", show_default=False)
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Show what pictures cost in a prompt. No endpoint is asked, and none is needed.
+
+    \b
+    TOKENS      of the prompt, exactly
+    FIT         the pixels that the model sees: at most 1024 a side, in whole patches of 16
+    SENT        the pixels and the bytes of the file that would be sent
+    PER PROMPT  how many such pictures go into one, with an answer of 512 tokens, by MAX_IMAGES and
+                MAX_MODEL_LEN of pixtral.yaml
+
+    \b
+    Examples:
+      pixtral-sky tokens photo.jpg
+      pixtral-sky tokens 'scans/*.png' --json
+    """
+    from pixtral_sky import images, task
+
+    sources = _sources(pictures)
+    shipped = task.load()
+    most, context = shipped.number("MAX_IMAGES"), shipped.number("MAX_MODEL_LEN")
+    rows = []
+    if not as_json:
+        output.data(_line("TOKENS", "FIT", "SENT", "", "PER PROMPT", "PICTURE"))
+    for source in sources:
+        row = _row(images.read(source, stdin=_stdin), most, context)
+        rows.append(row)
+        if not as_json:
+            output.data(
+                _line(
+                    f"{row['tokens']:,}",
+                    f"{row['fit'][0]}x{row['fit'][1]}",
+                    f"{row['width']}x{row['height']}",
+                    f"{row['bytes'] / 1000:,.1f} kB",
+                    str(row["per_prompt"]),
+                    row["picture"],
+                )
+            )
+    if as_json:
+        output.data(json.dumps(rows, indent=1))
+    elif len(rows) > 1:
+        output.say(f"{len(rows)} pictures, {sum(row['tokens'] for row in rows):,} tokens in all")
+
+
+def _sources(arguments: list[str]) -> list[str]:
+    """Where the pictures are. Raises UsageError for words and for a second '-', PictureError as ``parse``."""
+    from pixtral_sky.images import shown
+    from pixtral_sky.parts import Source, parse
+
+    sources = []
+    for argument in arguments:
+        found = [part.source for part in parse([argument]) if isinstance(part, Source)]
+        if not found:
+            raise UsageError(f"{shown(argument)!r} is no picture.", "Give files, globs, URLs, or '-'.")
+        sources += found
+    if sources.count("-") > 1:
+        raise UsageError("Standard input ('-') can be one picture only.")
+    return sources
+
+
+def _row(picture: Picture, most: int, context: int) -> dict[str, Any]:
+    from pixtral_sky.asking import FRAME_TOKENS
+    from pixtral_sky.model import fit
+
+    fitting = (context - FRAME_TOKENS - ANSWER_TOKENS) // picture.tokens
+    return {
+        "picture": picture.name,
+        "tokens": picture.tokens,
+        "width": picture.width,
+        "height": picture.height,
+        "bytes": len(picture.data),
+        "media_type": picture.media_type,
+        "fit": fit(picture.width, picture.height),
+        # A context of -1 is what the GPUs have room for, which is not known here.
+        "per_prompt": most if context == -1 else max(min(most, fitting), 0),
+    }
+
+
+def _line(tokens: str, fit: str, size: str, file: str, per_prompt: str, picture: str) -> str:
+    # The name is last: how wide it is would not be known before the last picture.
+    return f"{tokens:>6}  {fit:>9}  {size:>9}  {file:>10}  {per_prompt:>10}  {picture}"

@@ -1,0 +1,45 @@
+"""pixtral-sky tunnel."""
+
+from __future__ import annotations
+
+import signal
+from typing import Annotated
+
+import typer
+
+from pixtral_sky import output
+from pixtral_sky.state import DEFAULT_NAME
+
+
+def tunnel(
+    name: Annotated[str, typer.Argument(help="The deployment.")] = DEFAULT_NAME,
+) -> None:
+    """Hold the way to a private deployment open until Ctrl-C, for curl and other clients.
+
+    pixtral-sky's own commands open it by themselves.
+
+    \b
+    Examples:
+      pixtral-sky tunnel
+      eval "$(pixtral-sky endpoint --env)" && bash examples/curl.sh     # meanwhile, elsewhere
+    """
+    from pixtral_sky.cli.endpoint import find_anywhere
+    from pixtral_sky.tunnel import PERSIST_SECONDS
+
+    found = find_anywhere(name)
+    if not found.tunnel:
+        output.data(found.url)
+        output.say(f"{name} needs no tunnel: use it as it is.")
+        return
+    # Its end from outside is a Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with output.phase(f"connecting to {name}"):
+        found.tunnel.open()
+    try:
+        output.data(found.url)
+        this = "" if name == DEFAULT_NAME else f" --name {name}"
+        output.say(f'Open until Ctrl-C. For other clients: eval "$(pixtral-sky endpoint{this} --env)"')
+        found.tunnel.hold(output.say)
+    except KeyboardInterrupt:
+        # Another command may be using it.
+        output.say(f"\nNo longer held open: it ends {PERSIST_SECONDS} s after its last use.")

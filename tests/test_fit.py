@@ -1,0 +1,240 @@
+"""What fits on which GPUs: the arithmetic by hand, its limits, and every machine that the project names.
+
+That it agrees with vLLM is shown in ``test_fit_engine.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from pixtral_sky import fit, task
+from pixtral_sky.fit import BLOCK, GIB, GPUS, MODEL_CONTEXT, Fit, Workload, fits, why_not
+from pixtral_sky.model import KV_BYTES_PER_TOKEN, TENSOR_PARALLEL, WEIGHT_BYTES
+from tests.conftest import ROOT
+
+
+def named() -> list[tuple[str, str]]:
+    """Each accelerator of each YAML file of the project that names some."""
+    found = []
+    for file in sorted(
+        path for folder in (".", "templates", "examples") for path in ROOT.glob(f"{folder}/*.yaml")
+    ):
+        try:
+            data = yaml.safe_load(file.read_text())
+        except yaml.YAMLError:
+            continue  # a template whose parts are not in it yet
+        if isinstance(data, dict):
+            given = data.get("accelerators") or (data.get("resources") or {}).get("accelerators") or ()
+            found += [(file.name, name) for name in ([given] if isinstance(given, str) else given)]
+    return found
+
+
+def test_there_are_such_files():
+    files = {file for file, _ in named()}
+    assert files >= {"pixtral.yaml", "service.yaml", "accelerators.yaml"}
+    assert len(named()) >= 3 * 7
+
+
+@pytest.mark.parametrize(("file", "accelerator"), named())
+def test_every_accelerator_of_every_file_fits(file, accelerator):
+    gpu, _, count = accelerator.partition(":")
+    envs = task.load()
+    assert why_not(gpu, int(count or 1), envs.number("MAX_MODEL_LEN"), envs.number("MAX_IMAGES")) == ""
+
+
+def test_the_defaults_are_those_of_the_file():
+    envs = task.load()
+    assert (envs.number("MAX_MODEL_LEN"), envs.number("MAX_IMAGES")) == (
+        fit.DEFAULT_CONTEXT,
+        fit.DEFAULT_IMAGES,
+    )
+
+
+@pytest.mark.parametrize(("gpu", "count", "says"), [
+    ("L4", 1, "L4:1 has 20.2 GiB for vLLM, and the weights alone are 23.6 GiB."),
+    ("A10G", 1, "A10G:1 has 20.2 GiB for vLLM, and the weights alone are 23.6 GiB."),
+    ("RTX4090", 1, "RTX4090:1 has 21.6 GiB for vLLM, and the weights alone are 23.6 GiB."),
+    ("L4", 3, "Pixtral splits over 1, 2, 4 or 8 GPUs, not 3."),
+    ("L4", 0, "Pixtral splits over 1, 2, 4 or 8 GPUs, not 0."),
+    ("H100", 16, "Pixtral splits over 1, 2, 4 or 8 GPUs, not 16."),
+])  # fmt: skip
+def test_why_it_does_not_fit(gpu, count, says):
+    assert why_not(gpu, count) == says
+    nothing = fits(gpu, count)
+    assert nothing == Fit(gpu, count, says, kv_tokens=0, kv_tokens_most=0, context=0, requests=0)
+    assert not nothing.fits
+
+
+def test_too_little_context_is_said_with_what_there_is():
+    said = why_not("RTX5090", 1)
+    found = re.fullmatch(
+        r"RTX5090:1 has 28\.8 GiB for vLLM; beside 23\.6 GiB of weights that is a context of about ([\d,]+) "
+        r"tokens, not 32,768\.",
+        said,
+    )
+    assert found, said
+    assert 0 < int(found[1].replace(",", "")) < 4 * 4160
+    # One picture at a time takes less for each step, and a short context is enough for it.
+    assert why_not("RTX5090", 1, 8192, 1) == ""
+    assert "on each GPU; beside 11.8 GiB of weights" in why_not("L4", 2, 100_000)
+
+
+def test_a_context_that_cannot_be():
+    assert why_not("H200", 8, 128_000) == ""
+    assert why_not("H200", 8, 128_001) == "Pixtral's context is 128,000 tokens, not 128,001."
+    assert why_not("H200", 8, -1, 31) == "Pixtral's context is 128,000 tokens, not 128,961."
+    assert why_not("H200", 8, 16_640) == "4 full pictures are 16,640 tokens, and the context is 16,640."
+    assert why_not("H200", 8, 16_641) == ""
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (("T4", 1), "T4 is not known here; these are: L4, A10G, "), (("l4", 2), "l4 is not known here"),
+    (("L4", 2, 0), "not 0"), (("L4", 2, -2), "not -2"), (("L4", 2, -1, 0), "not 0"),
+])  # fmt: skip
+def test_what_is_no_question(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        fits(*arguments)
+
+
+def test_every_gpu_that_is_asked_for_is_known():
+    assert list(GPUS) == [
+        "L4", "A10G", "L40S", "A100", "A100-80GB", "H100", "H200", "B200", "RTX4090", "RTX5090", "RTX6000-Ada",
+        "RTXPRO6000",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "nominal"), [  # GB, as the vendor says
+    ("L4", 24), ("A10G", 24), ("L40S", 48), ("A100", 40), ("A100-80GB", 80), ("H100", 80), ("H200", 141), ("B200", 180),
+    ("RTX4090", 24), ("RTX5090", 32), ("RTX6000-Ada", 48), ("RTXPRO6000", 96),
+])  # fmt: skip
+def test_cuda_reports_less_than_the_name_says(name, nominal):
+    assert 0.91 * nominal < GPUS[name].memory < nominal
+
+
+# By hand
+
+
+def test_the_weights():
+    assert fit.weight_bytes(1) == WEIGHT_BYTES == 25_365_479_424
+    # The adapter is on each GPU (31,467,520), with 81 norms of the decoder (of 5,120), 49 of the encoder
+    # (of 1,024), and its first convolution (16 x 16 x 3 x 1,024).
+    assert fit.REPLICATED_BYTES == 2 * (31_467_520 + 414_720 + 50_176 + 786_432) == 65_437_696
+    for count in (2, 4, 8):
+        shared = (25_365_479_424 - 65_437_696) / count
+        assert fit.weight_bytes(count) == 65_437_696 + shared
+    assert fit.weight_bytes(2) == 12_715_458_560
+
+
+def test_the_cache():
+    assert fit.tokens_in(10 * GIB, 1) == 65_536
+    assert fit.tokens_in(10 * GIB, 2) == 131_072
+    block = BLOCK * KV_BYTES_PER_TOKEN
+    assert [fit.tokens_in(block * 5 + more, 1) for more in (-1, 0, 1, block)] == [64, 80, 80, 96]
+    assert fit.tokens_in(-1, 1) < 0
+    # vllm-project/vllm#20420 shows 16.20 GiB on each of two GPUs, and 212,352 tokens, for a model with the
+    # same 40 layers, 8 KV heads and head size.
+    assert fit.tokens_in(int(16.20 * GIB), 2) == pytest.approx(212_352, rel=0.001)
+
+
+def test_the_context():
+    # A block is vLLM's own.
+    assert fit.context_in(10 * GIB, 1) == 65_536 - 16
+    assert fit.context_in(100 * GIB, 1) == MODEL_CONTEXT
+    assert fit.context_in(BLOCK * KV_BYTES_PER_TOKEN, 1) == 0
+
+
+def test_two_l4_by_hand():
+    usable = 21.95 * 0.92  # 20.19 GiB on each
+    weights = 12_715_458_560 / GIB  # 11.84
+    # 16,640 tokens of 4 x 5,120 and 3 x 14,336 / 2 numbers, and 4 x 4,096 patches of 5,120; 2 bytes each: 1.46
+    step = 2 * (16_640 * (4 * 5_120 + 3 * 14_336 / 2) + 4 * 4_096 * 5_120) / GIB
+    # 16,640 embeddings; for each of 256 requests 131,072 x 33 bits; 128,000 x 128 positions: 0.32
+    buffers = (16_640 * 5_120 * 2 + 256 * 131_072 * 33 / 8 + 128_000 * 128 * 2) / GIB
+    free = usable - weights - step - buffers
+    least, most = ((free - other) * GIB / (KV_BYTES_PER_TOKEN / 2) for other in (2.0, 0.5))
+    result = fits("L4", 2)
+    assert result.kv_tokens == pytest.approx(least, abs=16)
+    assert result.kv_tokens_most == pytest.approx(most, abs=16)
+    assert result.context == result.kv_tokens - 16
+    assert (round(least, -3), round(most, -3)) == (60_000, 80_000)
+    # One request: 4,160 + 50 x 1.5 tokens, 200 x 1.5 of the answer; in blocks of 16, that is 4,544.
+    assert Workload().prompt + Workload().answer == 4_535
+    assert result.requests == (result.kv_tokens - 16) // 4_544 == 13
+
+
+def test_a_single_l4_of_another_model_as_vllm_reports_it():
+    """What OTHER_GIB has to hold, by vLLM 0.29 on one L4: 9.01 GiB used of which 8.68 weights; 0.24 of graphs."""
+    assert fit.OTHER_GIB[0] < 9.01 - 8.68 + 0.24 < fit.OTHER_GIB[1]
+    assert fit.OTHER_GIB[0] < 0.07 + 0.78 < fit.OTHER_GIB[1]  # vLLM 0.26, on another
+
+
+# What it depends on, and how
+
+
+ALL = [(gpu, count) for gpu in GPUS for count in TENSOR_PARALLEL]
+
+
+@pytest.mark.parametrize(("gpu", "count"), ALL)
+def test_what_fits_adds_up(gpu, count):
+    result = fits(gpu, count)
+    if not result.fits:
+        assert count == 1
+        assert "\n" not in result.why_not
+        return
+    assert 32_768 <= result.context <= MODEL_CONTEXT
+    assert result.context < result.kv_tokens < result.kv_tokens_most
+    # The margin: 1.5 GiB a GPU.
+    margin = (result.kv_tokens_most - result.kv_tokens) * KV_BYTES_PER_TOKEN / count / GIB
+    assert margin == pytest.approx(1.5, abs=0.01)
+    assert result.kv_tokens == fit.kv_tokens(gpu, count, 16_640)
+    assert 1 <= result.requests <= fit.requests_at_most(gpu)
+    # All that fits may be asked for, and -1 is that.
+    assert why_not(gpu, count, result.context) == ""
+    assert fits(gpu, count, -1).context == result.context
+    if result.context < MODEL_CONTEXT:
+        assert why_not(gpu, count, result.context + 1) != ""
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_more_gpus_hold_more(gpu):
+    results = [fits(gpu, count) for count in TENSOR_PARALLEL]
+    assert [r.kv_tokens for r in results] == sorted({r.kv_tokens for r in results})
+    assert [r.requests for r in results] == sorted(r.requests for r in results)
+
+
+def test_more_pictures_in_a_step_leave_less():
+    tokens = [fits("L40S", 1, -1, pictures).kv_tokens for pictures in (1, 2, 4, 8)]
+    assert tokens[0] > tokens[2] > tokens[3]
+    # A step is 8,192 tokens at least, as in templates/run.sh, and two pictures are 8,320.
+    assert tokens[0] - tokens[1] < 2_000
+
+
+@pytest.mark.parametrize("more", [{"images": 2}, {"words_in": 500}, {"words_out": 500}])
+def test_larger_requests_are_fewer(more):
+    small = Workload()
+    assert fits("L4", 2, workload=replace(small, **more)).requests < fits("L4", 2, workload=small).requests
+
+
+def test_a_request_that_is_larger_than_the_context():
+    assert fits("H100", 1, workload=Workload(images=7)).requests > 0
+    assert fits("H100", 1, workload=Workload(images=8)).requests == 0
+    assert fits("H100", 1, -1, workload=Workload(images=8)).requests > 0
+
+
+def test_a_workload():
+    assert Workload(images=0, words_in=0, words_out=0).prompt == 0
+    assert Workload(images=0, words_in=0, words_out=0).answer == 1
+    assert Workload(images=2, width=1920, height=1080, words_in=10, words_out=20).prompt == 2 * 2_340 + 15
+    assert fits("B200", 8, workload=Workload(images=0)).requests == 1_024  # vLLM's own limit
+    assert fits("A100-80GB", 8, workload=Workload(images=0)).requests == 256
+
+
+@pytest.mark.parametrize(("pictures", "batched"), [(1, 8_192), (2, 8_320), (4, 16_640), (8, 33_280)])
+def test_a_step_is_as_large_as_the_script_makes_it(pictures, batched):
+    assert fit._batched(pictures) == batched
+    script = (ROOT / "templates" / "run.sh").read_text()
+    assert "--max-num-batched-tokens $((prompt_of_images > 8192 ? prompt_of_images : 8192))" in script
