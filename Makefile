@@ -8,7 +8,7 @@ demo: .venv/demo  ## the script of pixtral.yaml on this machine, asked about two
 	$(BIN)/pixtral-sky rehearse
 
 test: .venv/dev  ## the fast tests
-	$(BIN)/pytest -m "not engine and not e2e"
+	$(BIN)/pytest -m "not engine and not e2e and not serve"
 
 check: .venv/dev  ## lint, types, and the YAML files against their templates
 	$(BIN)/ruff check .

@@ -1,7 +1,6 @@
 """Clusters on SkyPilot: launched, looked at, followed and taken down.
 
-The only module that imports sky, and through its SDK (https://docs.skypilot.co/en/latest/reference/api.html,
-skypilot 0.14.1). What SkyPilot says on the way is passed on to stderr; what it raises becomes a SkyError.
+SkyPilot is called by its SDK (see ``sdk``).
 """
 
 from __future__ import annotations
@@ -9,26 +8,26 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
-import importlib.metadata
-import io
+import itertools
 import os
 import queue
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from pixtral_sky import output, rehearsal, state, task
+from pixtral_sky import rehearsal, state, task
 from pixtral_sky.endpoint import Endpoint
-from pixtral_sky.errors import EndpointError, NoEndpoint, PixtralSkyError, SkyError, UsageError
+from pixtral_sky.errors import EndpointError, NoEndpoint, SkyError, UsageError
+from pixtral_sky.sdk import Voice, enabled_by, hide, plain, shown, sky_sdk, voice
 from pixtral_sky.state import Cluster
 
 POLL_SECONDS = 3.0  # between two looks at a server that is starting
@@ -62,149 +61,6 @@ class Plan:
     running: Record | None  # what it updates
 
 
-class _Voice(io.TextIOBase):
-    """SkyPilot's own words on their way to a stream; without colours where nobody would see them."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream  # None: stderr, as it is then
-        self.silent = False
-
-    def write(self, text: str) -> int:
-        if not self.silent:
-            (self.stream or sys.stderr).write(_shown(text if self.isatty() else _plain(text)))
-        return len(text)
-
-    def flush(self) -> None:
-        (self.stream or sys.stderr).flush()
-
-    def isatty(self) -> bool:
-        return (self.stream or sys.stderr).isatty()
-
-
-_voice = _Voice()  # to stderr, as stdout is for data
-_secrets: set[str] = set()  # that SkyPilot was given: its own words may quote them
-
-
-def installed() -> str:
-    """The version of SkyPilot that is installed here, or an empty string."""
-    for name in ("skypilot", "skypilot-nightly"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name)
-    return ""
-
-
-def was_used() -> bool:
-    """Whether SkyPilot was ever used from here: only then can it have anything running."""
-    return bool(installed()) and (
-        "SKYPILOT_API_SERVER_ENDPOINT" in os.environ or (Path.home() / ".sky").is_dir()
-    )
-
-
-@contextlib.contextmanager
-def _sdk(silent: bool = False) -> Iterator[Any]:
-    """The module ``sky``. Raises SkyError for all that it raises."""
-    if not installed():
-        raise SkyError("SkyPilot is not installed here.", 'Run: pip install "pixtral-sky[sky]"')
-    before, _voice.silent = _voice.silent, silent or output.quiet
-    try:
-        # Its logger keeps the stdout that it meets when it is imported.
-        with contextlib.redirect_stdout(_voice):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                import sky
-                import sky.serve
-            try:
-                yield sky
-            except PixtralSkyError:
-                raise
-            except Exception as error:
-                raise _explained(error) from error
-    finally:
-        _voice.silent = before
-
-
-def _explained(error: Exception) -> SkyError:
-    """What SkyPilot raised, in one line, with what helps next."""
-    import requests
-    from sky import exceptions
-
-    lines = [line.strip() for line in _shown(_plain(str(error))).splitlines() if line.strip()]
-    what = (lines[0] if lines else type(error).__name__)[:300].rstrip(".:")
-    if isinstance(error, (exceptions.ApiServerConnectionError, requests.exceptions.ConnectionError)):
-        return SkyError("SkyPilot's API server does not answer.", "Look at it: sky api info; sky api start")
-    if isinstance(error, exceptions.ApiServerAuthenticationError):
-        return SkyError("SkyPilot's API server asks who you are.", "Run: sky api login")
-    if isinstance(error, exceptions.NoCloudAccessError):
-        return SkyError("SkyPilot has no cloud, Kubernetes or Slurm to launch on.", "Run: sky check")
-    if isinstance(error, exceptions.ResourcesUnavailableError):
-        why = _last_reason(error.failover_history) or what
-        return SkyError(f"Nobody gives this machine now: {why}.", "Other GPUs: --gpus; elsewhere: --infra")
-    if isinstance(error, exceptions.ResourcesMismatchError):
-        return SkyError(f"The running machine is another one: {what}.", "Take it down first, or use --name")
-    return SkyError(f"SkyPilot: {what}.", "Its own view: sky status; sky api status")
-
-
-def _last_reason(history: list[Exception]) -> str:
-    text = _shown(_plain("\n".join(map(str, history))))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].rstrip(".")[:300] if lines else ""
-
-
-def _plain(text: str) -> str:
-    """Without the colours of a terminal."""
-    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
-
-
-def _hide(*secrets: str) -> None:
-    """From now on. A shorter one is no secret, and may be part of any word."""
-    _secrets.update(each for each in secrets if len(each) >= 6)
-
-
-def _shown(text: str) -> str:
-    """Without a secret that SkyPilot was given, and without a password in a URL."""
-    for secret in _secrets:
-        text = text.replace(secret, "***")
-    return re.sub(r"://[^/\s@]+@", "://***@", text)
-
-
-# What can be known before ----------------------------------------------------------------------------------
-
-
-def server() -> str:
-    """The API server's version and address, in words; a local one is started when there is none."""
-    with _sdk(silent=True) as sky:
-        from sky.client import sdk
-
-        sky.get(sdk.enabled_clouds())  # starts a local server, as api_info() does not
-        info = sky.api_info()
-        where = os.environ.get("SKYPILOT_API_SERVER_ENDPOINT", "on this machine")
-        return f"{info.version}, {where}"
-
-
-def enabled() -> list[str]:
-    """What SkyPilot can launch on, as for --infra: aws, kubernetes/CONTEXT, slurm/NAME."""
-    with _sdk(silent=True) as sky:
-        return _enabled(sky)
-
-
-def _enabled(sky: Any) -> list[str]:
-    from sky.client import sdk
-
-    # What the last `sky check` has found; the first time it is made now.
-    found: list[str] = sky.get(sdk.enabled_clouds(expand=True))
-    if not found:
-        sky.get(sdk.check(None, verbose=False))
-        found = sky.get(sdk.enabled_clouds(expand=True))
-    return sorted(name.lower() if "/" not in name else name for name in found)
-
-
-def check_file(path: Path | None = None) -> None:
-    """Whether the installed SkyPilot takes the file. Raises UsageError or SkyError with its reason."""
-    config = task.read(path)
-    with _sdk(silent=True) as sky:
-        sky.Task.from_yaml_config(config)
-
-
 def prepare(
     name: str,
     *,
@@ -232,12 +88,14 @@ def prepare(
                 f"Take another --name, or: pixtral-sky down {name}",
             )
         old = None
-    _hide(key, token)
+    hide(key, token)
     port = _number(config["envs"], "PORT", 8081)
-    with _sdk() as sky:
+    with sky_sdk() as sky:
         from sky.utils.infra_utils import InfraInfo
 
         running = _find(sky, name)
+        if running and not running.ours and not isinstance(old, Cluster):
+            raise UsageError(f"{name!r} is a cluster with something else on it.", "Take another --name")
         override: dict[str, Any] = {}
         if infra := infra or (running.infra if running else None):
             # In parts, as `sky launch` does it: beside an `infra` in the file, SkyPilot takes no other one.
@@ -261,6 +119,8 @@ def prepare(
 
         private = private or not _opens_ports(sky, made(ports=None).resources)
         if private:
+            if not shutil.which("ssh"):
+                raise UsageError("The way to it is ssh, and there is none here.", "Install OpenSSH's client.")
             config["envs"]["LISTEN"] = "127.0.0.1"
         elif str(config["envs"].get("LISTEN") or "").startswith("127."):
             raise UsageError("LISTEN=127.0.0.1 wants no open port.", "Add --private")
@@ -289,7 +149,9 @@ def _opens_ports(sky: Any, resources: Any) -> bool:
 
     wanted = {each.cloud for each in resources}
     if None in wanted:
-        wanted = {sky.CLOUD_REGISTRY.from_str(name.partition("/")[0]) for name in _enabled(sky)}
+        wanted = {sky.CLOUD_REGISTRY.from_str(name.partition("/")[0]) for name in enabled_by(sky)}
+        if not wanted:
+            raise exceptions.NoCloudAccessError
     for cloud in wanted:
         if isinstance(cloud, sky.Kubernetes):
             return True  # asking it means asking the cluster, and it depends on how that is set up
@@ -310,10 +172,10 @@ def _number(envs: Mapping[str, Any], name: str, otherwise: int) -> int:
 
 def show_candidates(plan: Plan) -> None:
     """SkyPilot's own table of what it could launch on, with prices, and what it would choose."""
-    with _sdk() as sky:
+    with sky_sdk() as sky:
         with sky.Dag() as dag:
             dag.add(plan.task)
-        sky.stream_and_get(sky.optimize(dag), output_stream=_voice)
+        sky.stream_and_get(sky.optimize(dag), output_stream=voice)
 
 
 # Launching -------------------------------------------------------------------------------------------------
@@ -325,12 +187,19 @@ def launch(plan: Plan) -> tuple[Cluster, int]:
     What ran before under that name is cancelled then.
     """
     name, cluster = plan.cluster.name, plan.cluster
+    old = state.recall(name)
     state.remember(cluster)  # the key, before anything is locked with it
-    with _sdk() as sky:
-        request = sky.launch(plan.task, cluster_name=name)
-        cluster = replace(cluster, request=str(request))
-        state.remember(cluster)
-        job, _ = sky.stream_and_get(request, output_stream=_voice)
+    try:
+        with sky_sdk() as sky:
+            request = sky.launch(plan.task, cluster_name=name)
+            cluster = replace(cluster, request=str(request))
+            state.remember(cluster)
+            job, _ = sky.stream_and_get(request, output_stream=voice)
+    except SkyError:
+        if old and plan.running:  # what runs there goes on, with its own key
+            state.remember(old)
+        raise
+    with sky_sdk() as sky:
         older = [each.job_id for each in sky.get(sky.queue(name, skip_finished=True)) if each.job_id < job]
         if older:
             sky.get(sky.cancel(name, job_ids=older))
@@ -357,7 +226,7 @@ def follow(cluster: Cluster, job: int) -> Iterator[str]:
     said: deque[str] = deque(maxlen=500)
     begun: list[str] = []
     runs = False
-    with _sdk(silent=True) as sky:
+    with sky_sdk(silent=True) as sky:
         _listen(sky, cluster.name, job, lines)
         yield "waiting for the machine"
         deadline = 0.0
@@ -366,9 +235,9 @@ def follow(cluster: Cluster, job: int) -> Iterator[str]:
                 line = lines.get(timeout=POLL_SECONDS / 3)
                 if line is not None:
                     # What the job itself says begins with a name and a pid.
-                    text, its_own = re.subn(r"^\([^)]*pid=\d+[^)]*\) ", "", _plain(line))
+                    text, its_own = re.subn(r"^\([^)]*pid=\d+[^)]*\) ", "", plain(line))
                     runs = runs or bool(its_own)
-                    said.append(text := _shown(text.rstrip()))
+                    said.append(text := shown(text.rstrip()))
                     if text.startswith("== ") and text not in begun:
                         begun.append(text)
                         yield text.removeprefix("== ")
@@ -411,7 +280,7 @@ def located(cluster: Cluster) -> Cluster:
     if cluster.url:
         return cluster
     address = ""
-    with _sdk(silent=True) as sky:
+    with sky_sdk(silent=True) as sky:
         from sky import exceptions
 
         # Not yet, or no longer.
@@ -440,7 +309,7 @@ def problem(deployment: state.Deployment) -> str:
 
 def records(names: list[str] | None = None) -> list[Record]:
     """The clusters of those names that SkyPilot has, or all of them, as they are now."""
-    with _sdk(silent=True) as sky:
+    with sky_sdk(silent=True) as sky:
         return _records(sky, names)
 
 
@@ -472,7 +341,7 @@ def _record(status: Any, cost: Mapping[str, Any]) -> Record:
     return Record(
         name=status.name,
         status=status.status.value,
-        reason=status.init_status_reason or "",
+        reason=" ".join(shown(plain(status.init_status_reason or "")).split())[:300],
         # A pool of ssh machines is the context ssh-POOL inside of SkyPilot.
         infra="/".join(filter(None, [cloud, region.removeprefix("ssh-") if cloud == "ssh" else region])),
         gpus=",".join(f"{gpu}:{count:g}" for gpu, count in (accelerators or {}).items()),
@@ -480,29 +349,43 @@ def _record(status: Any, cost: Mapping[str, Any]) -> Record:
         launched=float(status.launched_at),
         hourly=spent * 3600 / seconds if spent is not None and seconds else None,
         spent=spent,
-        envs={name: str(value) for name, value in envs.items()} if isinstance(envs, dict) else {},
+        envs={
+            **({name: str(value) for name, value in envs.items()} if isinstance(envs, dict) else {}),
+            **_envs_of(status.last_creation_command or ""),
+        },
         ports=bool(getattr(resources, "ports", None)),
         ours="PIXTRAL_API_KEY" in (made_by.get("secrets") or {}),
     )
 
 
+def _envs_of(command: str) -> dict[str, str]:
+    """Those of `sky launch --env NAME=VALUE`, which the file that it was given does not have."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # it was cut off
+        return {}
+    given = [word for option, word in itertools.pairwise(words) if option == "--env"]
+    given += [word.removeprefix("--env=") for word in words if word.startswith("--env=")]
+    return dict(word.split("=", 1) for word in given if "=" in word)
+
+
 def job_status(name: str) -> str:
     """What the last job of a cluster does: RUNNING, FAILED...; empty when it has none, or does not say."""
-    with contextlib.suppress(SkyError), _sdk(silent=True) as sky:
+    with contextlib.suppress(SkyError), sky_sdk(silent=True) as sky:
         status = next(iter(sky.get(sky.job_status(name)).values()), None)
         return status.value if status else ""
     return ""
 
 
 def find(name: str, key: str = "") -> Cluster | None:
-    """The cluster of that name, with its endpoint where it has one; None when SkyPilot has none.
+    """The cluster of that name, with its endpoint where it has one; None when SkyPilot has none of ours.
 
     One that was not launched from here is remembered from now on. ``key`` is for one whose key is not known.
     """
     cluster = state.recall(name)
     if not isinstance(cluster, Cluster):
-        found = records([name])
-        return located(adopted(found[0], key)) if found and found[0].status == "UP" else None
+        found = [each for each in records([name]) if each.ours and each.status == "UP"]
+        return located(adopted(found[0], key)) if found else None
     if key and not cluster.request:  # nobody here has made its key
         cluster = replace(cluster, key=key)
         state.remember(cluster)
@@ -532,10 +415,10 @@ def adopted(record: Record, key: str) -> Cluster:
 
 def logs(name: str, *, follow: bool, lines: int) -> None:
     """Write the last ``lines`` (0: all) of the last job's log to stdout; of the launch, while it lasts."""
-    out = _Voice(sys.stdout)
+    out = Voice(sys.stdout)
     if isinstance(one := state.recall(name), Cluster):
-        _hide(one.key)
-    with _sdk() as sky:
+        hide(one.key)
+    with sky_sdk() as sky:
         record = _find(sky, name)
         if not record:
             raise NoEndpoint(f"SkyPilot has no cluster {name!r}.", "What there is: pixtral-sky status")
@@ -556,12 +439,12 @@ def down(name: str, request: str = "") -> bool:
     ``request`` is a launch that may still be on its way. Returns whether there was anything to take down.
     Raises SkyError when it may still be there.
     """
-    with _sdk() as sky:
+    with sky_sdk() as sky:
         from sky import exceptions
 
         cancelled = bool(request) and _cancel(sky, request)
         try:
-            sky.stream_and_get(sky.down(name), output_stream=_voice)
+            sky.stream_and_get(sky.down(name), output_stream=voice)
         except exceptions.ClusterDoesNotExist:
             return cancelled
         if left := sky.get(sky.status([name], refresh=sky.StatusRefreshMode.FORCE)):
@@ -588,7 +471,7 @@ def is_launching(request: str) -> bool:
     """Whether that launch is still on its way at SkyPilot."""
     if not request:
         return False
-    with contextlib.suppress(SkyError), _sdk(silent=True) as sky:
+    with contextlib.suppress(SkyError), sky_sdk(silent=True) as sky:
         return bool(_pending(sky, request))
     return False
 

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from pixtral_sky import __version__, deployment, hub, images, state, task
+from pixtral_sky import __version__, hub, images, sdk, state, task
 from pixtral_sky.asking import learn, messages, printable
 from pixtral_sky.client import Client
 from pixtral_sky.endpoint import Endpoint, find
@@ -85,7 +85,7 @@ class _Examination:
             ("pixtral-sky", self.versions, ()),
             ("task file", self.task_file, ()),
             ("SkyPilot", self.skypilot, ()),
-            ("SkyPilot server", deployment.server, ("SkyPilot",)),
+            ("SkyPilot server", sdk.server, ("SkyPilot",)),
             ("SkyPilot infra", self.infra, ("SkyPilot server",)),
             ("SkyPilot task", self.sky_task, ("SkyPilot", "task file")),
             ("ssh", self.ssh, ()),
@@ -140,19 +140,19 @@ class _Examination:
         return f"{self.the_task.path}, with vLLM {self.the_task.vllm_version}"
 
     def skypilot(self) -> str:
-        version, made_for = deployment.installed(), _made_for()
+        version, made_for = sdk.installed(), _made_for()
         if not version:
             raise PixtralSkyError("It is not installed; a launch needs it.", 'pip install "pixtral-sky[sky]"')
         return version if made_for in ("", version) else f"{version}; {made_for} is what was tested"
 
     def infra(self) -> str:
-        names = deployment.enabled()
+        names = sdk.enabled()
         if not names:
             raise PixtralSkyError("No cloud, Kubernetes or Slurm is enabled.", "sky check")
         return ", ".join(names)
 
     def sky_task(self) -> str:
-        deployment.check_file(self.file)
+        sdk.check_file(self.file)
         return "SkyPilot takes the task file"
 
     def ssh(self) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pixtral_sky import deployment, state
+from pixtral_sky import deployment, sdk, state
 from pixtral_sky.deployment import Record
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
 from pixtral_sky.state import Cluster, Deployment, Rehearsal
@@ -41,7 +41,7 @@ def key_of_environment(environ: Mapping[str, str] = os.environ) -> str:
 def rows(name: str | None = None) -> tuple[list[Row], list[str]]:
     """What runs, or only what has that name; and what could not be found out.
 
-    Raises NoEndpoint when nothing has that name.
+    Raises NoEndpoint when nothing has that name, and SkyError when that could not be found out.
     """
     found: list[Row] = []
     remembered: dict[str, Deployment] = {}
@@ -63,6 +63,8 @@ def rows(name: str | None = None) -> tuple[list[Row], list[str]]:
                 _cluster(each, one if isinstance(one, Cluster) else None, clusters.get(each), trouble)
             )
     if name and not found:
+        if trouble:
+            raise SkyError(trouble[0])
         raise NoEndpoint(
             f"There is no deployment named {name!r}, here or at SkyPilot.",
             "What there is: pixtral-sky status",
@@ -74,7 +76,7 @@ def _clusters(name: str | None, remembered: Mapping[str, Deployment]) -> tuple[d
     """What SkyPilot has of ours. It is not asked where it cannot have anything."""
     if isinstance(remembered.get(name or ""), Rehearsal):
         return {}, []
-    if not deployment.was_used() and not any(isinstance(one, Cluster) for one in remembered.values()):
+    if not sdk.was_used() and not any(isinstance(one, Cluster) for one in remembered.values()):
         return {}, []
     try:
         records = deployment.records([name] if name else None)

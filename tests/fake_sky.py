@@ -11,7 +11,10 @@ server would do at a cloud is played here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import os
+import ssl
 import threading
 import time
 import uuid
@@ -21,12 +24,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import typer.main
 
 from pixtral_sky import deployment
 from pixtral_sky.tunnel import Tunnel
 
 PRICES = {"L4:2": 1.4, "L4:4": 4.6, "A10G:4": 5.67, "L40S:1": 1.86, "A100:1": 3.67, "H100:1": 2.99}
+_COMMAND = functools.cache(typer.main.get_command)
 CYAN, DIM, RED, RESET = "\x1b[36m", "\x1b[2m", "\x1b[31m", "\x1b[0m"
 
 
@@ -80,6 +86,7 @@ class Machine:
     hourly: float | None = 1.4  # None: it is in no cost report
     seconds: int = 1800
     reason: str | None = None
+    command: str | None = None
     to_down: bool = True
     hash: str = field(default_factory=lambda: str(uuid.uuid4()))
 
@@ -104,6 +111,7 @@ class FakeSky:
         self.provision_log = ["Launching on AWS us-east-1.\n", "Waiting for ssh.\n"]
         self.during_launch: Callable[[str], None] = lambda name: None
         self.stays = False  # `down` does nothing
+        self.real: dict[str, Callable[..., Any]] = {}  # what it is in place of
         self.aliases: list[str] = []
         self.tunnels: list[tuple[str, str, int, int]] = []
         self.tasks: list[Any] = []  # as they came in
@@ -170,10 +178,12 @@ class FakeSky:
     # The SDK ----------------------------------------------------------------------------------------------
 
     def launch(self, task: Any, cluster_name: str | None = None, **_: Any) -> Any:
+        import click
         from sky.utils import dag_utils
 
         self._up("launch", cluster_name)
-        print(f"Running on cluster: {cluster_name}")  # as it does
+        click.secho("Running on cluster: ", fg="cyan", nl=False)  # to stdout
+        click.secho(cluster_name)
         dag = dag_utils.convert_entrypoint_to_dag(task)
         text = dag_utils.dump_dag_to_yaml_str(dag)
         assert cluster_name
@@ -247,6 +257,7 @@ class FakeSky:
                 user_name="me",
                 workspace="default",
                 last_creation_yaml=each.yaml,
+                last_creation_command=each.command,
                 is_managed=False,
                 init_status_reason=each.reason,
                 nodes=1,
@@ -336,6 +347,8 @@ class FakeSky:
     ) -> Any:
         assert not (output_stream and not preload_content)
         self._up("logs", (cluster_name, job_id, follow, tail))
+        if not preload_content and cluster_name not in self.machines:
+            return iter(())  # as it does: the error is the request's, which nobody asks
         jobs = self._up_or_raise(cluster_name).jobs
         job = next((each for each in reversed(jobs) if job_id in (None, each.number)), None)
         if not job:
@@ -511,7 +524,15 @@ def started(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[FakeSky]:
     server = FakeSky(_package(folder))
     _install(server, patch)
     (Path.home() / ".sky").mkdir(parents=True)
+    ssh = folder / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text("#!/bin/sh\nexit 255\n")
+    ssh.chmod(0o755)
+    patch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
     patch.setattr(deployment, "POLL_SECONDS", 0.03)
+    patch.setattr(typer.main, "get_command", _COMMAND)
+    # Nothing here speaks TLS, and to read all certificates takes a while, for each client anew.
+    patch.setattr(httpx, "create_ssl_context", lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     patch.setattr(deployment, "write_ssh_alias", server.aliases.append)
 
     def noted(what: str) -> Callable[[Tunnel], None]:
@@ -549,6 +570,7 @@ def _install(server: FakeSky, patch: pytest.MonkeyPatch) -> None:
         *("get", "stream_and_get", "api_info", "api_status", "api_cancel"),
     ):
         ours = server.endpoints_of if name == "endpoints" else getattr(server, name)
+        server.real[name] = getattr(sdk, name)
         for module in (server.sky, sdk):
             if hasattr(module, name):
                 patch.setattr(module, name, ours)

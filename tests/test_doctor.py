@@ -16,7 +16,7 @@ import psutil
 import pytest
 import uvicorn
 
-from pixtral_sky import __version__, deployment, doctor, state, task, tunnel
+from pixtral_sky import __version__, doctor, sdk, state, task, tunnel
 from pixtral_sky.errors import SkyError, Unreachable, UsageError
 from pixtral_sky.front_door import FrontDoor
 from pixtral_sky.model import MODEL
@@ -85,10 +85,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine on which all is well: SkyPilot, ssh and a token. Returns the directory of its programs."""
     for name in (*VARIABLES, "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(deployment, "installed", lambda: "0.14.1")
-    monkeypatch.setattr(deployment, "server", lambda: "0.14.1, on this machine")
-    monkeypatch.setattr(deployment, "enabled", lambda: ["aws", "slurm/e2e"])
-    monkeypatch.setattr(deployment, "check_file", lambda path: None)
+    monkeypatch.setattr(sdk, "installed", lambda: "0.14.1")
+    monkeypatch.setattr(sdk, "server", lambda: "0.14.1, on this machine")
+    monkeypatch.setattr(sdk, "enabled", lambda: ["aws", "slurm/e2e"])
+    monkeypatch.setattr(sdk, "check_file", lambda path: None)
     programs = tmp_path / "bin"
     programs.mkdir()
     ssh = programs / "ssh"
@@ -179,7 +179,7 @@ def test_nothing_is_deployed_yet(examine: Examine) -> None:
 
 def test_each_line_is_there_as_soon_as_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(deployment, "installed", lambda: asked.append("SkyPilot") or "0.14.1")
+    monkeypatch.setattr(sdk, "installed", lambda: asked.append("SkyPilot") or "0.14.1")
     checks = doctor.examine()
     assert next(checks).subject == "pixtral-sky"
     assert next(checks).subject == "task file"
@@ -191,7 +191,7 @@ def test_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], served: Callable[..., Served]
 ) -> None:
     served()
-    monkeypatch.setattr(deployment, "enabled", list)
+    monkeypatch.setattr(sdk, "enabled", list)
     result = run_main(monkeypatch, capsys, "doctor", "--json")
     checks = json.loads(result.out)
     assert result.code == 1
@@ -284,7 +284,7 @@ def test_a_task_file_of_ones_own(
     examine: Examine, tmp_path: Path, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked = []
-    monkeypatch.setattr(deployment, "check_file", checked.append)
+    monkeypatch.setattr(sdk, "check_file", checked.append)
     file = tmp_path / "mine.yaml"
     file.write_text("setup: pip install vllm==0.1.2\nrun: vllm serve\nenvs: {MODEL: /models/pixtral}\n")
     result = examine("--file", file)
@@ -328,7 +328,7 @@ def test_a_task_file_without_a_model(examine: Examine, tmp_path: Path) -> None:
 
 
 def test_no_skypilot(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment, "installed", lambda: "")
+    monkeypatch.setattr(sdk, "installed", lambda: "")
     result = examine()
     assert result.code == 1
     assert (
@@ -344,14 +344,14 @@ def test_no_skypilot(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_skypilot_is_noted(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment, "installed", lambda: "0.15.0")
+    monkeypatch.setattr(sdk, "installed", lambda: "0.15.0")
     result = examine()
     assert result.code == 0
     assert result.texts["SkyPilot"] == "0.15.0; 0.14.1 is what was tested"
 
 
 def test_a_server_of_skypilot_that_does_not_answer(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment, "server", fails(SkyError("It does not answer.", "sky api start")))
+    monkeypatch.setattr(sdk, "server", fails(SkyError("It does not answer.", "sky api start")))
     result = examine()
     assert result.code == 1
     assert result.marks["SkyPilot server"] == "FAIL"
@@ -361,14 +361,14 @@ def test_a_server_of_skypilot_that_does_not_answer(examine: Examine, monkeypatch
 
 
 def test_skypilot_has_nowhere_to_launch(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment, "enabled", list)
+    monkeypatch.setattr(sdk, "enabled", list)
     result = examine()
     assert result.code == 1
     assert result.texts["SkyPilot infra"] == "No cloud, Kubernetes or Slurm is enabled. sky check"
 
 
 def test_skypilot_does_not_take_the_file(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment, "check_file", fails(UsageError("No field 'resorces'.")))
+    monkeypatch.setattr(sdk, "check_file", fails(UsageError("No field 'resorces'.")))
     result = examine()
     assert result.code == 1
     assert result.marks["SkyPilot task"] == "FAIL"
@@ -381,7 +381,7 @@ def test_the_unexpected_is_a_line_without_a_secret(
 ) -> None:
     monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
     said = f"no {KEY}\nnor {OPENS}\x1b[31m at http://me:SENTINEL@host/"
-    monkeypatch.setattr(deployment, "server", fails(error(said)))
+    monkeypatch.setattr(sdk, "server", fails(error(said)))
     result = examine()
     assert result.code == 1
     assert result.texts["SkyPilot server"] == (f"{error.__name__}: no *** nor ***[31m at http://***@host/.")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import json
 import os
 import re
 import stat
@@ -17,11 +19,12 @@ from typing import Any
 
 import pytest
 
-from pixtral_sky import deployment, hub, output, state
+from pixtral_sky import deployment, hub, output, sdk, state, task
 from pixtral_sky.errors import HubError
 from pixtral_sky.state import Cluster
 from tests import command_line, fake_sky
 from tests.command_line import KEY, Result, run_main
+from tests.conftest import ROOT
 from tests.fake_endpoint import FakeEndpoint
 from tests.fake_sky import SETUP, STARTING, WAITING, FakeSky
 from tests.fake_sky import run as line
@@ -37,6 +40,9 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]
     monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(hub, "check", lambda model, token: "")
+    path = tmp_path / "short.yaml"
+    path.write_text(short())
+    monkeypatch.setattr(task, "shipped", lambda _: path)
     with fake_sky.started(monkeypatch, tmp_path) as server:
         yield server
 
@@ -62,6 +68,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return run_main(monkeypatch, capsys, *words, stdin=(typed or "").encode(), shows_key=shows_key)
 
     return run
+
+
+@functools.cache
+def short() -> str:
+    """pixtral.yaml without its scripts, which SkyPilot takes a while to read and write, again and again."""
+    return json.dumps(task.read(ROOT / "pixtral.yaml") | {"setup": "make it", "run": "serve"})
 
 
 class Terminal(io.TextIOWrapper):
@@ -93,7 +105,7 @@ def phases(result: Result) -> list[str]:
 
 
 def test_launch(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
-    result = run("launch", "--yes")
+    result = run("launch", "--yes", "--file", ROOT / "pixtral.yaml")
     assert (result.code, result.out) == (0, f"{machine.url}\n")
     assert phases(result) == [
         "licence of the weights",
@@ -113,11 +125,12 @@ def test_launch(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
     )
     assert "\x1b" not in result.err, "nobody is there to see colours"
 
-    (task,) = server.tasks
+    (sent,) = server.tasks
+    assert sent.run == task.load(ROOT / "pixtral.yaml").run
     assert secrets(server) == {"PIXTRAL_API_KEY": KEY, "HF_TOKEN": TOKEN}
-    assert task.envs["MODEL"] == "mistralai/Pixtral-12B-2409"
-    assert len(task.resources) == 7
-    assert {tuple(each.ports) for each in task.resources} == {("8081",)}
+    assert sent.envs["MODEL"] == "mistralai/Pixtral-12B-2409"
+    assert len(sent.resources) == 7
+    assert {tuple(each.ports) for each in sent.resources} == {("8081",)}
     known = state.recall()
     assert isinstance(known, Cluster)
     assert (known.url, known.key, known.private, known.port) == (machine.url, KEY, False, 8081)
@@ -229,6 +242,20 @@ def test_costs_that_skypilot_does_not_know(run: Run, server: FakeSky, machine: F
     result = run("launch", "--yes")
     assert (result.code, result.out) == (0, f"{machine.url}\n")
     assert "It costs nothing that SkyPilot knows of" in result.err
+
+
+def test_skypilot_is_lost_at_the_end(
+    run: Run, server: FakeSky, machine: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers, and that is what was asked for."""
+
+    def answers(cluster: Cluster) -> str:
+        server.errors["status"] = RuntimeError("lost")
+        return ""
+
+    monkeypatch.setattr(deployment, "problem", answers)
+    result = run("launch", "--yes")
+    assert (result.code, result.out) == (0, f"{machine.url}\n")
 
 
 def test_quiet(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
@@ -406,13 +433,13 @@ def test_options_are_passed_on(run: Run, server: FakeSky, machine: FakeEndpoint)
         "--env", "PORT=9000", "--env", "MAX_IMAGES=8", "--env", "MAX_MODEL_LEN=-1", "--env", "EXTRA_ARGS=--a b=c",
     )  # fmt: skip
     assert (result.code, result.out) == (0, f"{machine.url}\n")
-    (task,) = server.tasks
-    (resources,) = task.resources
+    (sent,) = server.tasks
+    (resources,) = sent.resources
     assert (str(resources.cloud), resources.region) == ("AWS", "us-west-2")
     assert resources.accelerators == {"L4": 4}
     assert resources.use_spot
     assert resources.ports == ["9000"]
-    assert task.envs["EXTRA_ARGS"] == "--a b=c"
+    assert sent.envs["EXTRA_ARGS"] == "--a b=c"
     assert "It opens port 9000" in result.err
     known = state.recall()
     assert isinstance(known, Cluster)
@@ -423,9 +450,9 @@ def test_options_are_passed_on(run: Run, server: FakeSky, machine: FakeEndpoint)
 
 
 def is_private(server: FakeSky) -> None:
-    (task,) = server.tasks
-    assert task.envs["LISTEN"] == "127.0.0.1"
-    assert {each.ports for each in task.resources} == {None}
+    (sent,) = server.tasks
+    assert sent.envs["LISTEN"] == "127.0.0.1"
+    assert {each.ports for each in sent.resources} == {None}
     assert "endpoints" not in [name for name, _ in server.calls], "there is nothing to ask for"
 
 
@@ -465,6 +492,15 @@ def test_where_only_slurm_is_enabled(
 def test_where_a_port_can_be_opened_somewhere(run: Run, server: FakeSky, clouds: list[str]) -> None:
     server.clouds = clouds
     assert "It opens port 8081" in run("launch", "--dry-run").err
+
+
+def test_private_without_ssh(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody here could reach it."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    result = run("-q", "launch", "--yes", "--private")
+    assert result.code == 2
+    assert result.error == "The way to it is ssh, and there is none here. Install OpenSSH's client."
+    assert not launched(server)
 
 
 def test_an_update_stays_private(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
@@ -570,9 +606,21 @@ def test_an_update_on_another_port(run: Run, server: FakeSky, machine: FakeEndpo
 def test_one_that_is_being_launched(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
     """Nothing is known of its machine yet."""
     server.cluster(status="INIT", resources=None, job=None, yaml=None, hourly=None)
+    remember()
     result = run("launch", "--dry-run")
     assert result.code == 0
     assert "pixtral is INIT: it is updated." in result.err
+
+
+@pytest.mark.parametrize("made_by", [None, "run: train", "secrets: {HF_TOKEN: x}"])
+def test_a_cluster_of_another_project_is_left_alone(run: Run, server: FakeSky, made_by: str | None) -> None:
+    """Its jobs would be cancelled."""
+    server.cluster("training", yaml=made_by)
+    result = run("-q", "launch", "--yes", "--name", "training")
+    assert result.code == 2
+    assert result.error == "'training' is a cluster with something else on it. Take another --name"
+    assert not launched(server)
+    assert state.known() == []
 
 
 def test_a_rehearsal_of_that_name(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -593,6 +641,27 @@ def test_a_rehearsal_that_has_ended_is_replaced(
     monkeypatch.setattr(state.Rehearsal, "is_running", lambda _: False)
     assert run("launch", "--yes").code == 0
     assert isinstance(state.recall(), Cluster)
+
+
+@pytest.mark.parametrize("place", ["infra: aws/us-west-2", "cloud: aws"])
+def test_a_file_that_says_where(
+    run: Run, server: FakeSky, machine: FakeEndpoint, tmp_path: Path, place: str
+) -> None:
+    """What is given, or where it runs already, comes before that."""
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        f"resources: {{accelerators: 'L4:2', {place}}}\nsecrets: {{PIXTRAL_API_KEY: ''}}\nrun: serve\n"
+    )
+    assert run("launch", "--yes", "--file", path, "--infra", "aws/eu-west-1").code == 0
+    assert server.machines["pixtral"].resources.region == "eu-west-1"
+    assert run("launch", "--yes", "--file", path).code == 0
+    assert "pixtral-2" not in server.machines
+
+
+def test_a_name_that_another_begins_with(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
+    server.cluster("pixtral-2", gpus={"H100": 1})
+    assert "it is updated" not in run("launch", "--yes").err
+    assert sorted(server.machines) == ["pixtral", "pixtral-2"]
 
 
 # What goes wrong -------------------------------------------------------------------------------------------
@@ -721,6 +790,42 @@ def test_a_failed_launch_that_cannot_be_looked_at(run: Run, server: FakeSky) -> 
     assert state.known() == ["pixtral"], "it may be there"
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_a_failed_update_changes_no_key(
+    run: Run, server: FakeSky, machine: FakeEndpoint, monkeypatch: pytest.MonkeyPatch, early: bool
+) -> None:
+    """The server of before goes on, and with it its key."""
+    run("launch", "--yes")
+    before = state.recall()
+    monkeypatch.setenv("PIXTRAL_API_KEY", "SENTINEL-new")
+
+    def refuses(*_: object, **__: object) -> None:
+        raise server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
+
+    if early:
+        monkeypatch.setattr(server.sky, "launch", refuses)
+    else:
+        server.errors["launch"] = RuntimeError("no")
+    assert run("launch", "--yes", "--private").code == 1
+    assert state.recall() == before
+    assert run("status").code == 0
+
+
+def test_ctrl_c_in_an_update_keeps_the_new_key(
+    run: Run, server: FakeSky, machine: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on."""
+    run("launch", "--yes")
+    monkeypatch.setenv("PIXTRAL_API_KEY", "SENTINEL-new")
+
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    server.during_launch = interrupted
+    assert run("launch", "--yes").code == 130
+    assert state.recall().key == "SENTINEL-new"
+
+
 def test_a_failed_update_is_not_forgotten(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
     run("launch", "--yes")
     server.errors["launch"] = RuntimeError("no")
@@ -785,8 +890,8 @@ def test_no_cloud(run: Run, server: FakeSky) -> None:
     server.clouds = []
     result = run("-q", "launch", "--yes")
     assert result.code == 1
-    assert "SkyPilot has no cloud, Kubernetes or Slurm to launch on." in result.error
-    assert "Run: sky check" in result.error
+    assert result.error == "SkyPilot has no cloud, Kubernetes or Slurm to launch on. Run: sky check"
+    assert not launched(server)
     assert "check" in [name for name, _ in server.calls], "it is checked once, before that is said"
     assert state.known() == []
 
@@ -799,8 +904,14 @@ def test_an_infra_that_is_none(run: Run, server: FakeSky) -> None:
     assert not launched(server)
 
 
+@pytest.mark.parametrize("gpus", ["L4:\u00b2", "L4:2:2", "nonsense"])
+def test_gpus_that_are_skypilots_business(run: Run, server: FakeSky, gpus: str) -> None:
+    result = run("-q", "launch", "--dry-run", "--gpus", gpus)
+    assert "fault of pixtral-sky" not in result.err
+
+
 def test_skypilot_is_missing(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment, "installed", lambda: "")
+    monkeypatch.setattr(sdk, "installed", lambda: "")
     result = run("-q", "launch", "--yes")
     assert result.code == 1
     assert result.error == 'SkyPilot is not installed here. Run: pip install "pixtral-sky[sky]"'

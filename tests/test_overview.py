@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pixtral_sky import deployment, output, rehearsal, state
+from pixtral_sky import deployment, output, rehearsal, sdk, state
 from pixtral_sky.state import Cluster, Rehearsal
 from tests import command_line, fake_sky
 from tests.command_line import KEY, Result, run_main
@@ -177,7 +177,12 @@ def test_status_of_one_that_is_not_up(run: Run, server: FakeSky, status: str, sh
 def test_status_of_one_whose_launch_says_why(run: Run, server: FakeSky) -> None:
     """Nothing is known of its machine: SkyPilot has no cloud for it yet."""
     server.cluster(
-        status="INIT", resources=None, job=None, yaml=None, hourly=None, reason="Retrying in us-east-2"
+        status="INIT",
+        resources=None,
+        job=None,
+        yaml=None,
+        hourly=None,
+        reason="\x1b[33mRetrying\n in us-east-2\x1b[0m\n",
     )
     remember()
     one = row(run("status", "--json"))
@@ -266,6 +271,15 @@ def test_status_of_an_unknown_name(run: Run, server: FakeSky) -> None:
     )
 
 
+@pytest.mark.parametrize("text", ["no such cluster", "no\nsuch\ncluster"])
+def test_status_of_a_name_that_skypilot_cannot_be_asked_about(run: Run, server: FakeSky, text: str) -> None:
+    server.errors["status"] = ValueError(text)
+    result = run("status", "pixtra")
+    assert result.code == 1
+    assert result.error.startswith("SkyPilot: no")
+    assert "There is no deployment" not in result.error
+
+
 def test_status_of_nothing(run: Run, server: FakeSky) -> None:
     result = run("status")
     assert (result.code, result.out) == (1, "")
@@ -302,7 +316,7 @@ def test_status_without_skypilot(
     run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Removed, or in another environment: what it has launched costs money all the same."""
-    monkeypatch.setattr(deployment, "installed", lambda: "")
+    monkeypatch.setattr(sdk, "installed", lambda: "")
     remember(url="http://127.0.0.1:9")
     result = run("status", "--json")
     assert result.code == 1
@@ -471,13 +485,19 @@ def test_a_key_that_was_made_here_stays(
 def test_a_cluster_of_another_project_is_not_shown(
     run: Run, server: FakeSky, secrets: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor is it taken for one of ours by any other command, or taken down."""
     server.cluster("training", secrets=secrets)
     monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
     result = run("status")
     assert (result.code, result.out) == (1, "")
     assert run("status", "training").code == 2
+    assert run("endpoint", "-n", "training").code == 2
     assert state.known() == []
     assert run("down", "--all", "--yes").err == "There is nothing to take down.\n"
+    result = run("down", "training")
+    assert result.code == 2
+    assert result.error == "'training' is a cluster with something else on it. sky down training"
+    assert list(server.machines) == ["training"]
 
 
 def test_an_unknown_cluster_that_is_not_up(run: Run, server: FakeSky) -> None:
@@ -753,7 +773,7 @@ def test_down_without_skypilots_server(run: Run, server: FakeSky) -> None:
 
 def test_down_without_skypilot(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     remember()
-    monkeypatch.setattr(deployment, "installed", lambda: "")
+    monkeypatch.setattr(sdk, "installed", lambda: "")
     result = run("down")
     assert result.code == 1
     assert result.error == 'SkyPilot is not installed here. Run: pip install "pixtral-sky[sky]"'

@@ -20,7 +20,7 @@ def down(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
 ) -> None:
     """Take a deployment down, and wait until nothing of it is left that costs money."""
-    from pixtral_sky import deployment, state
+    from pixtral_sky import deployment, sdk, state
     from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
 
     if everything and name:
@@ -30,7 +30,7 @@ def down(
     if everything:
         names = state.known()
         try:
-            if deployment.was_used():
+            if sdk.was_used():
                 names += [each.name for each in deployment.records() if each.ours]
         except SkyError as error:  # what runs here is stopped all the same
             output.error(str(error))
@@ -50,7 +50,7 @@ def down(
             if isinstance(one, Rehearsal):
                 _rehearsal(one)
                 continue
-            asked_skypilot = deployment.was_used()
+            asked_skypilot = sdk.was_used()
             if not _cluster(each, one if isinstance(one, Cluster) else None) and not one:
                 raise NoEndpoint(
                     f"There is no deployment named {each!r}, here or at SkyPilot.",
@@ -85,12 +85,17 @@ def _rehearsal(one: Rehearsal) -> None:
 
 def _cluster(name: str, one: Cluster | None) -> bool:
     """Whether there was one."""
-    from pixtral_sky import deployment, state
+    from pixtral_sky import deployment, sdk, state
     from pixtral_sky.endpoint import Endpoint
+    from pixtral_sky.errors import UsageError
 
     state.check_name(name)
-    if not one and not deployment.was_used():
-        return False
+    if not one:
+        if not sdk.was_used():
+            return False
+        found = deployment.records([name])
+        if found and not found[0].ours:
+            raise UsageError(f"{name!r} is a cluster with something else on it.", f"sky down {name}")
     if one and one.private and (tunnel := Endpoint.of(one).tunnel):
         tunnel.close()
     was_there = deployment.down(name, one.request if one else "")

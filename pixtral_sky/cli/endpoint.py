@@ -59,9 +59,9 @@ def find_anywhere(name: str | None) -> Endpoint:
 
 def _is_at_skypilot(name: str) -> bool:
     """Whether SkyPilot has it; it is then remembered here."""
-    from pixtral_sky import deployment, overview, state
+    from pixtral_sky import deployment, overview, sdk, state
 
-    if not deployment.was_used() or isinstance(state.recall(name), state.Rehearsal):
+    if not sdk.was_used() or isinstance(state.recall(name), state.Rehearsal):
         return False
     with output.phase("asking SkyPilot"):
         return deployment.find(name, overview.key_of_environment()) is not None

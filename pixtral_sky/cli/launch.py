@@ -132,7 +132,9 @@ def launch(
     except PixtralSkyError as error:
         raise type(error)(f"{error.what} {_left(name, plan)}", error.hint) from error
     cluster = deployment.located(cluster)
-    record = next(iter(deployment.records([name])), None)
+    record = None
+    with contextlib.suppress(PixtralSkyError):  # for its price alone
+        record = next(iter(deployment.records([name])), None)
     output.say(f"\n{name} answers, {_minutes(time.monotonic() - started)} after you asked for it:")
     output.data(cluster.url)
     cost = f"${record.hourly:.2f} an hour" if record and record.hourly else "nothing that SkyPilot knows of"
@@ -183,7 +185,7 @@ def _check_gpus(gpus: str, envs: Mapping[str, str]) -> None:
     from pixtral_sky.errors import UsageError
 
     gpu, _, count = gpus.partition(":")
-    if gpu not in fit.GPUS or not (count or "1").isdigit() or envs.get("MODEL") != model.MODEL:
+    if gpu not in fit.GPUS or not (count or "1").isdecimal() or envs.get("MODEL") != model.MODEL:
         return
     if why := fit.why_not(gpu, int(count or 1)):
         raise UsageError(why, "What fits: L4:2, L40S:1, A100:1 and larger")

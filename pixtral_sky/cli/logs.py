@@ -27,10 +27,10 @@ def logs(
     if isinstance(one, state.Rehearsal):
         _show(one, follow, lines)
         return
-    from pixtral_sky import deployment
+    from pixtral_sky import deployment, sdk
     from pixtral_sky.errors import NoEndpoint
 
-    if not one and not deployment.was_used():
+    if not one and not sdk.was_used():
         raise NoEndpoint(
             f"There is no deployment named {name!r}, here or at SkyPilot.",
             "What there is: pixtral-sky status",

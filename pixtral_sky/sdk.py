@@ -1,0 +1,162 @@
+"""The door to SkyPilot: the only module that imports sky, and through its SDK.
+
+https://docs.skypilot.co/en/latest/reference/api.html, skypilot 0.14.1. What SkyPilot says on the way is
+passed on to stderr, without the secrets that it was given; what it raises becomes a SkyError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from pixtral_sky import output, task
+from pixtral_sky.errors import PixtralSkyError, SkyError
+
+
+class Voice(io.TextIOBase):
+    """SkyPilot's own words on their way to a stream; without colours where nobody would see them."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream  # None: stderr, as it is then
+        self.silent = False
+
+    def write(self, text: str) -> int:
+        if not self.silent:
+            (self.stream or sys.stderr).write(shown(text if self.isatty() else plain(text)))
+        return len(text)
+
+    def flush(self) -> None:
+        (self.stream or sys.stderr).flush()
+
+    def isatty(self) -> bool:
+        return (self.stream or sys.stderr).isatty()
+
+
+voice = Voice()  # to stderr, as stdout is for data
+_secrets: set[str] = set()  # that SkyPilot was given: its own words may quote them
+
+
+def installed() -> str:
+    """The version of SkyPilot that is installed here, or an empty string."""
+    for name in ("skypilot", "skypilot-nightly"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return ""
+
+
+def was_used() -> bool:
+    """Whether SkyPilot was ever used from here: only then can it have anything running."""
+    return bool(installed()) and (
+        "SKYPILOT_API_SERVER_ENDPOINT" in os.environ or (Path.home() / ".sky").is_dir()
+    )
+
+
+@contextlib.contextmanager
+def sky_sdk(silent: bool = False) -> Iterator[Any]:
+    """The module ``sky``. Raises SkyError for all that it raises."""
+    if not installed():
+        raise SkyError("SkyPilot is not installed here.", 'Run: pip install "pixtral-sky[sky]"')
+    before, voice.silent = voice.silent, silent or output.quiet
+    try:
+        # Its logger keeps the stdout that it meets when it is imported.
+        with contextlib.redirect_stdout(voice):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import sky
+                import sky.serve
+            try:
+                yield sky
+            except PixtralSkyError:
+                raise
+            except Exception as error:
+                raise _explained(error) from error
+    finally:
+        voice.silent = before
+
+
+def _explained(error: Exception) -> SkyError:
+    """What SkyPilot raised, in one line, with what helps next."""
+    import requests
+    from sky import exceptions
+
+    lines = [line.strip() for line in shown(plain(str(error))).splitlines() if line.strip()]
+    what = (lines[0] if lines else type(error).__name__)[:300].rstrip(".:")
+    if isinstance(error, (exceptions.ApiServerConnectionError, requests.exceptions.ConnectionError)):
+        return SkyError("SkyPilot's API server does not answer.", "Look at it: sky api info; sky api start")
+    if isinstance(error, exceptions.ApiServerAuthenticationError):
+        return SkyError("SkyPilot's API server asks who you are.", "Run: sky api login")
+    if isinstance(error, exceptions.NoCloudAccessError):
+        return SkyError("SkyPilot has no cloud, Kubernetes or Slurm to launch on.", "Run: sky check")
+    if isinstance(error, exceptions.ResourcesUnavailableError):
+        why = _last_reason(error.failover_history) or what
+        return SkyError(f"Nobody gives this machine now: {why}.", "Other GPUs: --gpus; elsewhere: --infra")
+    if isinstance(error, exceptions.ResourcesMismatchError):
+        return SkyError(f"The running machine is another one: {what}.", "Take it down first, or use --name")
+    what = f"SkyPilot: {what}" if what.endswith(("?", "!")) else f"SkyPilot: {what}."
+    return SkyError(what, "Its own view: sky status; sky api status")
+
+
+def _last_reason(history: list[Exception]) -> str:
+    text = shown(plain("\n".join(map(str, history))))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].rstrip(".")[:300] if lines else ""
+
+
+def plain(text: str) -> str:
+    """Without the colours of a terminal."""
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+
+
+def hide(*secrets: str) -> None:
+    """From now on. A shorter one is no secret, and may be part of any word."""
+    _secrets.update(each for each in secrets if len(each) >= 6)
+
+
+def shown(text: str) -> str:
+    """Without a secret that SkyPilot was given, and without a password in a URL."""
+    for secret in _secrets:
+        text = text.replace(secret, "***")
+    return re.sub(r"://[^/\s@]+@", "://***@", text)
+
+
+def server() -> str:
+    """The API server's version and address, in words; a local one is started when there is none."""
+    with sky_sdk(silent=True) as sky:
+        from sky.client import sdk
+
+        sky.get(sdk.enabled_clouds())  # starts a local server, as api_info() does not
+        info = sky.api_info()
+        where = os.environ.get("SKYPILOT_API_SERVER_ENDPOINT", "on this machine")
+        return shown(f"{info.version}, {where}")
+
+
+def enabled() -> list[str]:
+    """What SkyPilot can launch on, as for --infra: aws, kubernetes/CONTEXT, slurm/NAME."""
+    with sky_sdk(silent=True) as sky:
+        return enabled_by(sky)
+
+
+def enabled_by(sky: Any) -> list[str]:
+    from sky.client import sdk
+
+    # What the last `sky check` has found; the first time it is made now.
+    found: list[str] = sky.get(sdk.enabled_clouds(expand=True))
+    if not found:
+        sky.get(sdk.check(None, verbose=False))
+        found = sky.get(sdk.enabled_clouds(expand=True))
+    return sorted(name.lower() if "/" not in name else name for name in found)
+
+
+def check_file(path: Path | None = None) -> None:
+    """Whether the installed SkyPilot takes the file. Raises UsageError or SkyError with its reason."""
+    config = task.read(path)
+    with sky_sdk(silent=True) as sky:
+        sky.Task.from_yaml_config(config)
