@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check prove e2e render clean
+.PHONY: demo test check prove e2e serve docs render clean
 
 demo: .venv/demo  ## the script of pixtral.yaml on this machine, asked about two pictures
 	$(BIN)/pixtral-sky rehearse
@@ -10,20 +10,29 @@ demo: .venv/demo  ## the script of pixtral.yaml on this machine, asked about two
 test: .venv/dev  ## the fast tests
 	$(BIN)/pytest -m "not engine and not e2e and not serve"
 
-check: .venv/dev  ## lint, types, and the YAML files against their templates
+check: .venv/dev  ## lint, types, and what is rendered or drawn against what it is made from
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/render.py --check
+	$(BIN)/python tools/autoscaling.py --check
 
 prove: .venv/dev  ## the tests on the real vLLM; its engine is made in .cache
-	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m engine
+	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m "engine and not serve"
 
 e2e: .venv/dev  ## the real SkyPilot launches pixtral.yaml on a real Slurm here; as root, on Debian, whose packages it installs
 	bash tests/e2e/install.sh
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m e2e
 
-render:  ## write pixtral.yaml and service.yaml from templates/
+serve: .venv/dev  ## SkyServe's real balancer and controller on service.yaml: replicas die, and the client is watched
+	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m serve
+
+docs: .venv/dev  ## draw and measure again what docs/ shows
+	$(BIN)/pip install --quiet --group plot
+	$(BIN)/python tools/autoscaling.py
+	$(BIN)/python -m benchmarks.balancer --write
+
+render:  ## write pixtral.yaml, service.yaml and examples/*.yaml from templates/
 	$(PYTHON) tools/render.py
 
 .venv/bin/pip:

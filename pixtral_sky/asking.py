@@ -109,12 +109,19 @@ class Answer:
         self._pieces: list[str] = []
         self.usage: dict[str, Any] = {}
         self.finish_reason = ""
+        self._head: dict[str, Any] = {}  # what the first event says of the whole
         self.seconds_to_first = 0.0
         self.seconds = 0.0
 
     @property
     def text(self) -> str:
         return "".join(self._pieces)
+
+    def document(self) -> dict[str, Any]:
+        """The ``chat.completion`` that it would be, had it not been streamed. Only at its end."""
+        message = {"role": "assistant", "content": self.text}
+        choice = {"index": 0, "message": message, "finish_reason": self.finish_reason or None}
+        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": self.usage}
 
     def __iter__(self) -> Iterator[str]:
         done = False
@@ -141,6 +148,7 @@ class Answer:
             if error := chunk.get("error"):
                 reason = self._reason(error) or "no reason is given."
                 raise self._broken("was given up", f": {reason}") if self._pieces else Refused(reason)
+            self._head = self._head or {name: chunk.get(name) for name in ("id", "created", "model")}
             self.usage = chunk.get("usage") or self.usage
             if not chunk["choices"]:  # the last one has the usage alone
                 return ""

@@ -1,8 +1,8 @@
 """How many replicas SkyServe would run under a load, and how many requests would meet too few of them.
 
 The decisions are those of SkyPilot's own class (``sky.serve.autoscalers``, skypilot 0.14.1), made under a
-clock of ours about replicas that only exist here. So this is the one module beside `deployment` that imports
-``sky``: it asks nothing of its SDK, its API server or the network.
+clock of ours about replicas that only exist here. So this is the one module beside `sdk` that imports from
+``sky``, through its door: this one class, and nothing that asks the SDK, the API server or the network.
 
 Played as SkyServe does it: the balancer counts every request, and tells the controller every 20 seconds; then
 it also hears which replicas are ready. The controller decides every 20 seconds, every 5 while it wants no
@@ -17,22 +17,22 @@ import csv
 import logging
 import math
 import random
-import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pixtral_sky.errors import SkyError, UsageError
+from pixtral_sky import sdk
+from pixtral_sky.errors import UsageError
 
 FIRST_SYNC = 5.0  # seconds: SkyServeLoadBalancer._sync_with_controller sleeps so long before the first
 DRAIN = 120.0  # seconds: replica_managers._DEFAULT_DRAIN_SECONDS
-# Seconds of work that ready replicas take on at once: about what one answer takes. vLLM computes many requests
-# side by side, so a handful in one second is no overload. An assumption; it matters for random arrivals only.
+# Seconds of work that ready replicas take on at once, about what one answer takes: vLLM computes many
+# requests side by side, so a handful in one second is no overload. An assumption.
 BURST = 10.0
 
 
@@ -87,37 +87,19 @@ class Outcome:
         return max((moment.paid for moment in self.moments), default=0)
 
 
-@dataclass(eq=False)
-class _Replica:
-    """What the autoscaler looks at of a replica: this much of ``replica_managers.ReplicaInfo``."""
-
-    replica_id: int
-    is_spot: bool
-    since: float
-    status: Any  # ReplicaStatus
-    until: float = math.inf  # when it stops to cost money
-    version: int = 1
-    cluster_name: str = ""
-    is_terminal: bool = False
-    status_property: Any = field(default_factory=lambda: SimpleNamespace(unrecoverable_failure=lambda: False))
-
-    @property
-    def is_ready(self) -> bool:
-        return bool(self.status.value == "READY")
-
-
 # The autoscaler --------------------------------------------------------------------------------------------
 
 
 def spec(service: Mapping[str, Any]) -> Any:
     """The ``service:`` section of a task file as SkyPilot's own SkyServiceSpec. Raises UsageError."""
-    with _sky():
+    with sdk.sky_sdk(silent=True):
         from sky.serve import service_spec
 
         try:
             return service_spec.SkyServiceSpec.from_yaml_config(dict(service))
         except (ValueError, TypeError, AssertionError) as error:
-            raise UsageError(f"SkyPilot does not take this service: {' '.join(str(error).split())}") from error
+            reason = " ".join(str(error).split())
+            raise UsageError(f"SkyPilot does not take this service: {reason}") from error
 
 
 def simulate(
@@ -136,102 +118,156 @@ def simulate(
     ``startup`` are the seconds from a decision until a replica answers its probe, and ``carries`` the queries
     per second that it carries then. ``ready`` replicas are there at the start; without it, the minimum.
     ``spot``: replicas are on spot machines, where the decision does not say. ``losses`` are (second, number)
-    of ready spot replicas that are taken away, the longest there first.
+    of ready spot replicas that are taken away, those that are there longest first.
 
     Raises UsageError for a target per kind of GPU: what comes of it depends on which GPUs are found.
     """
     if isinstance(spec.target_qps_per_replica, dict):
         raise UsageError(
-            "A target_qps_per_replica per kind of GPU cannot be played: which GPUs will be found is not known.",
-            "Give one number for all.",
+            "A target_qps_per_replica per GPU cannot be played: nobody knows which GPUs will be found.",
+            "Give one number for all GPUs.",
         )
     if startup <= 0 or carries <= 0:
         raise UsageError("A replica takes more than 0 seconds to start, and carries more than 0 queries.")
-    with _sky():
-        from sky.serve import autoscalers
-        from sky.serve.constants import INITIAL_VERSION, LB_CONTROLLER_SYNC_INTERVAL_SECONDS
-        from sky.serve.serve_state import ReplicaStatus
+    with sdk.sky_sdk(silent=True):
+        from sky.serve import autoscalers, constants
 
-        up = autoscalers.AutoscalerDecisionOperator.SCALE_UP
-    clock = SimpleNamespace(now=0.0)
-    with _played(autoscalers, clock):
-        autoscaler = autoscalers.Autoscaler.from_spec("pixtral", spec)
-        there = spec.min_replicas if ready is None else ready
-        every = [_Replica(number, spot, 0.0, ReplicaStatus.READY) for number in range(1, there + 1)]
-        alive, leaving = list(every), []
-        routed = set(alive)  # whom the balancer knows of
-        coming: dict[_Replica, float] = {}
-        crowd = _Crowd(arrivals, carries)
-        decisions: list[Decision] = []
-        moments: list[Moment] = []
-        lost = sorted(losses)
-        next_sync, next_decision, reported = FIRST_SYNC, 0.0, 0
-
+    now, next_sync, next_decision, lost, reported = 0.0, FIRST_SYNC, 0.0, sorted(losses), 0
+    fleet = _Fleet(startup, spot)
+    fleet.begin(spec.min_replicas if ready is None else ready)
+    crowd = _Crowd(arrivals, carries)
+    decisions: list[Decision] = []
+    moments: list[Moment] = []
+    with _played(autoscalers, lambda: now):
+        autoscaler: Any = autoscalers.Autoscaler.from_spec("pixtral", spec)
         while True:
-            now = min(next_sync, next_decision, *coming.values(), *(time for time, _ in lost[:1]))
-            now = min([now, *(each.until for each in leaving)])
-            crowd.until(min(now, seconds), sum(each in routed for each in alive))
+            now = min(next_sync, next_decision, fleet.next_change(), *(time for time, _ in lost[:1]))
+            crowd.until(min(now, seconds), fleet.serving())
             if now >= seconds:
                 break
-            clock.now = now
-            for replica in [each for each, time in coming.items() if time <= now]:
-                replica.status = ReplicaStatus.READY
-                del coming[replica]
-            leaving = [each for each in leaving if each.until > now]
+            fleet.until(now)
             while lost and lost[0][0] <= now:
-                _, number = lost.pop(0)
-                for replica in [each for each in alive if each.is_spot and each.is_ready][:number]:
-                    replica.until = now
-                    alive.remove(replica)
+                fleet.lose(lost.pop(0)[1], now)
             if now >= next_sync:
                 autoscaler.collect_request_information({"timestamps": list(arrivals[reported : crowd.came])})
                 reported = crowd.came
-                routed = {each for each in alive if each.is_ready}
-                next_sync = now + LB_CONTROLLER_SYNC_INTERVAL_SECONDS
+                fleet.tell_balancer()
+                next_sync = now + constants.LB_CONTROLLER_SYNC_INTERVAL_SECONDS
             if now >= next_decision:
-                for decision in autoscaler.generate_scaling_decisions(list(alive), [INITIAL_VERSION]):
-                    if decision.operator == up:
-                        on_spot = bool((decision.target or {}).get("use_spot", spot))
-                        replica = _Replica(len(every) + 1, on_spot, now, ReplicaStatus.STARTING)
-                        every.append(replica)
-                        alive.append(replica)
-                        coming[replica] = now + startup
-                    else:
-                        replica = next(each for each in alive if each.replica_id == decision.target)
-                        replica.until = now + DRAIN
-                        alive.remove(replica)
-                        coming.pop(replica, None)
-                        leaving.append(replica)
-                    decisions.append(
-                        Decision(now, decision.operator == up, replica.replica_id, replica.is_spot)
-                    )
+                infos = list(fleet.alive)
+                for each in autoscaler.generate_scaling_decisions(infos, [constants.INITIAL_VERSION]):
+                    up = each.operator == autoscalers.AutoscalerDecisionOperator.SCALE_UP
+                    replica = fleet.launch(now, each.target) if up else fleet.send_away(now, each.target)
+                    decisions.append(Decision(now, up, replica.replica_id, replica.is_spot))
                 next_decision = now + autoscaler.get_decision_interval()
             moments.append(
                 Moment(
                     now,
                     len(autoscaler.request_timestamps) / autoscaler.qps_window_size,
                     autoscaler.get_final_target_num_replicas(),
-                    len(alive) + len(leaving),
-                    sum(each in routed for each in alive),
+                    len(fleet.alive) + len(fleet.leaving),
+                    fleet.serving(),
                 )
             )
-    hours = [
-        sum(min(each.until, seconds) - each.since for each in every if each.is_spot == kind) / 3600
-        for kind in (False, True)
-    ]
     return Outcome(
         tuple(moments),
         tuple(decisions),
         requests=crowd.came,
         too_few=crowd.too_few,
         unanswered=crowd.unanswered,
-        on_demand_hours=hours[0],
-        spot_hours=hours[1],
+        on_demand_hours=fleet.hours(seconds, spot=False),
+        spot_hours=fleet.hours(seconds, spot=True),
     )
 
 
+@dataclass(eq=False)
+class _Replica:
+    """A replica, with what the autoscaler looks at: this much of SkyServe's own ReplicaInfo."""
+
+    replica_id: int
+    is_spot: bool
+    status: Any  # a ReplicaStatus
+    since: float
+    ready_at: float
+    until: float = math.inf  # when it stops to cost money
+    version: int = 1
+    cluster_name: str = ""
+    is_terminal: bool = False
+
+    @property
+    def is_ready(self) -> bool:
+        return bool(self.status.value == "READY")
+
+    @property
+    def status_property(self) -> _Replica:
+        return self
+
+    def unrecoverable_failure(self) -> bool:
+        return False
+
+
+class _Fleet:
+    """Replicas: those that the autoscaler has (``alive``), and those that only cost money still."""
+
+    def __init__(self, startup: float, spot: bool) -> None:
+        from sky.serve.serve_state import ReplicaStatus
+
+        self.statuses: Any = ReplicaStatus
+        self.startup, self.spot = startup, spot
+        self.every: list[_Replica] = []
+        self.alive: list[_Replica] = []
+        self.leaving: list[_Replica] = []
+        self.known: set[_Replica] = set()  # to the balancer
+
+    def begin(self, ready: int) -> None:
+        for _ in range(ready):
+            self._add(0.0, 0.0, self.spot)
+        self.until(0.0)
+        self.tell_balancer()
+
+    def launch(self, now: float, override: Mapping[str, Any] | None) -> _Replica:
+        return self._add(now, now + self.startup, (override or {}).get("use_spot", self.spot))
+
+    def _add(self, now: float, ready_at: float, spot: bool) -> _Replica:
+        replica = _Replica(len(self.every) + 1, spot, self.statuses.STARTING, now, ready_at)
+        self.every.append(replica)
+        self.alive.append(replica)
+        return replica
+
+    def send_away(self, now: float, number: int) -> _Replica:
+        replica = next(each for each in self.alive if each.replica_id == number)
+        replica.until = now + DRAIN
+        self.alive.remove(replica)
+        self.leaving.append(replica)
+        return replica
+
+    def lose(self, number: int, now: float) -> None:
+        for replica in [each for each in self.alive if each.is_spot and each.is_ready][:number]:
+            replica.until = now
+            self.alive.remove(replica)
+
+    def next_change(self) -> float:
+        starting = (each.ready_at for each in self.alive if not each.is_ready)
+        return min([*starting, *(each.until for each in self.leaving)], default=math.inf)
+
+    def until(self, now: float) -> None:
+        for replica in self.alive:
+            if replica.ready_at <= now:
+                replica.status = self.statuses.READY
+        self.leaving = [each for each in self.leaving if each.until > now]
+
+    def tell_balancer(self) -> None:
+        self.known = {each for each in self.alive if each.is_ready}
+
+    def serving(self) -> int:
+        return sum(each in self.known for each in self.alive)
+
+    def hours(self, end: float, spot: bool) -> float:
+        return sum(min(each.until, end) - each.since for each in self.every if each.is_spot == spot) / 3600
+
+
 class _Crowd:
-    """Requests as they arrive, and what ready replicas can take on: a bucket that fills as they work."""
+    """Requests as they arrive, and the room that ready replicas have for them: it comes back as they work."""
 
     def __init__(self, arrivals: Sequence[float], carries: float) -> None:
         self.arrivals, self.carries = arrivals, carries
@@ -242,40 +278,25 @@ class _Crowd:
         """All that arrive up to ``time``, while so many replicas are ready."""
         rate = ready * self.carries
         most = max(1.0, rate * BURST)
-        for arrival in self.arrivals[self.came : bisect_right(self.arrivals, time)]:
-            self._work(arrival, rate, most)
-            self.came += 1
-            if not ready:
-                self.unanswered += 1
-            if not ready or self.room < 1:
-                self.too_few += 1
+        room, last = self.room, self.last
+        coming = self.arrivals[self.came : bisect_right(self.arrivals, time)]
+        for arrival in coming:
+            room, last = min(most, room + (arrival - last) * rate), arrival
+            if ready and room >= 1:
+                room -= 1
             else:
-                self.room -= 1
-        self._work(time, rate, most)
-
-    def _work(self, time: float, rate: float, most: float) -> None:
-        self.room = min(most, self.room + (time - self.last) * rate)
-        self.last = time
+                self.too_few += 1
+        self.came += len(coming)
+        self.unanswered += 0 if ready else len(coming)
+        self.room, self.last = min(most, room + (time - last) * rate), time
 
 
 @contextmanager
-def _sky() -> Iterator[None]:
-    """Where ``sky`` can be imported. Raises SkyError when there is none."""
-    from pixtral_sky import deployment
-
-    if not deployment.installed():
-        raise SkyError("SkyPilot is not installed here.", 'Run: pip install "pixtral-sky[sky]"')
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # SkyPilot's own
-        yield
-
-
-@contextmanager
-def _played(autoscalers: Any, clock: Any) -> Iterator[None]:
+def _played(autoscalers: Any, clock: Callable[[], float]) -> Iterator[None]:
     """SkyPilot's module ``autoscalers`` with our clock, and silent: it logs every number that it looks at."""
     logger = logging.getLogger(autoscalers.__name__)
     time, level = autoscalers.time, logger.level
-    autoscalers.time = SimpleNamespace(time=lambda: clock.now)
+    autoscalers.time = SimpleNamespace(time=clock)
     logger.setLevel(logging.CRITICAL)
     try:
         yield
@@ -291,7 +312,7 @@ Rate = Callable[[float], float]  # queries per second at a second
 
 def steady(qps: float) -> Rate:
     """The same at all times."""
-    return lambda second: qps
+    return lambda _: qps
 
 
 def step(low: float, high: float, start: float, end: float) -> Rate:

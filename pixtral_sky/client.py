@@ -26,9 +26,14 @@ from pixtral_sky.endpoint import Endpoint
 from pixtral_sky.errors import BrokenAnswer, Busy, NotAnAPI, Refused, Unauthorized, Unreachable, UsageError
 from pixtral_sky.tunnel import NoWay
 
-RETRY_SECONDS = 30.0  # for all attempts of a request together
+# For all attempts of a request together. SkyServe sends requests to a replica that has died until a probe
+# of it fails (10 s) and its balancer has asked for news (20 s).
+RETRY_SECONDS = 45.0
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 600.0  # for the first piece of an answer, which waits for the queue, and between any two
+# For an answer to begin, where the request may be lost: SkyServe's balancer (0.14.1) never answers one that
+# came while no replica was ready, if one is before it has said so.
+LOST_SECONDS = 20.0
 REASON_CHARACTERS = 300  # of a server's own words
 
 _BACKOFF = wait_exponential(multiplier=1, max=8) + wait_random(0, 1)
@@ -62,6 +67,8 @@ class Client:
     ) -> None:
         self.endpoint = endpoint
         self._budget = budget
+        self._read_timeout = read_timeout
+        self._may_be_lost = False
         self._notify = notify
         self._sleep = sleep
         headers = {"User-Agent": f"pixtral-sky/{__version__}", "Content-Type": "application/json"}
@@ -116,18 +123,18 @@ class Client:
         return Answer(self._events(response), asked, self._reason)
 
     def complete(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
-        """The whole ``chat.completion``; its first choice has a message. The rest is as for ``ask``."""
-        document = self._document("POST", _CHAT, self._body(messages, fields))
-        try:
-            if isinstance(document["choices"][0]["message"], dict):
-                return dict(document)
-        except (LookupError, TypeError):
+        """The whole ``chat.completion``, of one choice. The rest is as for ``ask``.
+
+        It is streamed underneath: a balancer takes a long silence for a dead replica, and asks another one.
+        """
+        answer = self.ask(messages, **fields)
+        for _ in answer:
             pass
-        raise self._not_an_api()
+        return answer.document()
 
     def models(self) -> list[dict[str, Any]]:
         """What is served (``GET /v1/models``); each has an ``id``. Raises EndpointError."""
-        document = self._document("GET", "/v1/models")
+        document = self._document("/v1/models")
         try:
             return [dict(model) for model in document["data"] if isinstance(model["id"], str)]
         except (LookupError, TypeError, ValueError):
@@ -154,8 +161,8 @@ class Client:
         except httpx.HTTPError as error:
             raise ConnectionError("broke off") from error
 
-    def _document(self, method: str, path: str, body: bytes = b"") -> Any:
-        with closing(self._open(method, path, body)) as response:
+    def _document(self, path: str) -> Any:
+        with closing(self._open("GET", path, b"")) as response:
             try:
                 return json.loads(response.read())
             except httpx.HTTPError as error:
@@ -175,6 +182,7 @@ class Client:
             sleep=self._sleep,
             reraise=True,
         )
+        self._may_be_lost = method == "GET"
         try:
             return retrying(self._attempt, self._http.build_request(method, path, content=body))
         except _PassingError as failure:
@@ -194,10 +202,15 @@ class Client:
                 raise
             except Unreachable as error:
                 raise _PassingError(f"{self.endpoint.tunnel.name} cannot be reached", error) from None
+        timeout = request.extensions["timeout"]
+        if self._may_be_lost:
+            timeout["read"] = min(LOST_SECONDS, self._read_timeout)
         try:
             response = self._http.send(request, stream=True)
         except httpx.HTTPError as error:
             raise self._unanswered(error, size) from error
+        finally:
+            timeout["read"] = self._read_timeout
         if response.is_success:
             return response
         with closing(response):
@@ -216,7 +229,8 @@ class Client:
             silent = f"othing answers at {url}"
             return _PassingError(f"n{silent}", Unreachable(f"N{silent}.", self.endpoint.hint))
         if isinstance(error, httpx.TimeoutException):
-            return BrokenAnswer(f"{url} takes too long to answer.", self.endpoint.hint)
+            slow = self._too_slow()
+            return _PassingError("no answer begins", slow) if self._may_be_lost else slow
         if isinstance(error, httpx.ProxyError):
             return Unreachable(f"The proxy does not lead to {url}.", "Look at HTTPS_PROXY and NO_PROXY.")
         if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
@@ -239,7 +253,10 @@ class Client:
         if status in (429, 502, 503, 504) or (status == 500 and no_replica):
             wait = _retry_after(response)
             hint = f"It asks to wait {wait:.0f} s." if wait else "Try again later."
+            if no_replica and "ReadTimeout" in reason:
+                return self._too_slow()  # it was worked on three times, and would be three times more
             if no_replica:
+                self._may_be_lost = True
                 return _PassingError("no replica is ready", Busy("No replica is ready.", hint), wait)
             return _PassingError(f"{url} is busy ({status})", Busy(f"{url} is busy{because}", hint), wait)
         if status in (401, 403):
@@ -259,6 +276,9 @@ class Client:
         if "from one of the allowed domains" in reason:
             return Refused("This endpoint fetches no pictures from there.", "Leave out --remote-urls.")
         return Refused(reason) if error and reason else self._not_an_api(status)
+
+    def _too_slow(self) -> BrokenAnswer:
+        return BrokenAnswer(f"{self.endpoint.url} takes too long to answer.", self.endpoint.hint)
 
     def _not_an_api(self, status: int = 200) -> NotAnAPI:
         what = f"{self.endpoint.url} answers ({status}), but not as an OpenAI-compatible API does."

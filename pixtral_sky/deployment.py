@@ -30,6 +30,7 @@ from pixtral_sky.errors import EndpointError, NoEndpoint, SkyError, UsageError
 from pixtral_sky.sdk import Voice, enabled_by, hide, plain, shown, sky_sdk, voice
 from pixtral_sky.state import Cluster
 
+ALIAS_SECONDS = 180.0
 POLL_SECONDS = 3.0  # between two looks at a server that is starting
 CONTROLLERS = ("sky-serve-controller-", "sky-jobs-controller-")  # machines of SkyPilot's own
 
@@ -88,34 +89,21 @@ def prepare(
                 f"Take another --name, or: pixtral-sky down {name}",
             )
         old = None
+    if isinstance(old, state.Service):
+        raise UsageError(f"{name!r} is a service.", f"Take another --name, or: pixtral-sky down {name}")
     hide(key, token)
-    port = _number(config["envs"], "PORT", 8081)
+    port = task.number(config["envs"], "PORT", 8081)
     with sky_sdk() as sky:
-        from sky.utils.infra_utils import InfraInfo
-
         running = _find(sky, name)
         if running and not running.ours and not isinstance(old, Cluster):
             raise UsageError(f"{name!r} is a cluster with something else on it.", "Take another --name")
-        override: dict[str, Any] = {}
-        if infra := infra or (running.infra if running else None):
-            # In parts, as `sky launch` does it: beside an `infra` in the file, SkyPilot takes no other one.
-            place = InfraInfo.from_str(infra)
-            override["cloud"] = sky.CLOUD_REGISTRY.from_str(place.cloud)
-            override |= {"region": place.region, "zone": place.zone}
-        if gpus := gpus or (running.gpus if running else None):
-            override["accelerators"] = gpus
-        if spot is not None:
-            override["use_spot"] = spot
+        infra = infra or (running.infra if running else None)
+        gpus = gpus or (running.gpus if running else None)
         secrets = {"PIXTRAL_API_KEY": key} | ({"HF_TOKEN": token} if token else {})
         private = private or (isinstance(old, Cluster) and old.private)
 
         def made(**resources: Any) -> Any:
-            # It takes its dictionary apart.
-            made = sky.Task.from_yaml_config(copy.deepcopy(config), secrets_overrides=list(secrets.items()))
-            made.set_resources_override({**override, **resources})
-            # With --gpus all its candidates become the same one.
-            unlike = {repr(each): each for each in made.resources}.values()
-            return made.set_resources(type(made.resources)(unlike))
+            return made_task(sky, config, secrets, infra=infra, gpus=gpus, spot=spot, **resources)
 
         private = private or not _opens_ports(sky, made(ports=None).resources)
         if private:
@@ -133,14 +121,44 @@ def prepare(
         name=name,
         url=url,
         key=key,
-        max_model_len=_number(config["envs"], "MAX_MODEL_LEN", -1),
-        max_images=_number(config["envs"], "MAX_IMAGES", 4),
+        max_model_len=task.number(config["envs"], "MAX_MODEL_LEN", -1),
+        max_images=task.number(config["envs"], "MAX_IMAGES", 4),
         created=time.time(),
         port=port,
         private=private,
         request=old.request if isinstance(old, Cluster) else "",
     )
     return Plan(the_task, cluster, running)
+
+
+def made_task(
+    sky: Any,
+    config: Mapping[str, Any],
+    secrets: Mapping[str, str],
+    *,
+    infra: str | None,
+    gpus: str | None,
+    spot: bool | None,
+    **resources: Any,
+) -> Any:
+    """SkyPilot's task of a file as data, with these in place of its own, as `sky launch` has it."""
+    from sky.utils.infra_utils import InfraInfo
+
+    if infra:
+        # In parts, as `sky launch` does it: beside an `infra` in the file, SkyPilot takes no other one.
+        place = InfraInfo.from_str(infra)
+        resources["cloud"] = sky.CLOUD_REGISTRY.from_str(place.cloud)
+        resources |= {"region": place.region, "zone": place.zone}
+    if gpus:
+        resources["accelerators"] = gpus
+    if spot is not None:
+        resources["use_spot"] = spot
+    # It takes its dictionary apart.
+    made = sky.Task.from_yaml_config(copy.deepcopy(dict(config)), secrets_overrides=list(secrets.items()))
+    made.set_resources_override(resources)
+    # With --gpus all its candidates become the same one.
+    unlike = {repr(each): each for each in made.resources}.values()
+    return made.set_resources(type(made.resources)(unlike))
 
 
 def _opens_ports(sky: Any, resources: Any) -> bool:
@@ -163,18 +181,11 @@ def _opens_ports(sky: Any, resources: Any) -> bool:
     return False
 
 
-def _number(envs: Mapping[str, Any], name: str, otherwise: int) -> int:
-    try:
-        return int(envs.get(name, otherwise))
-    except (TypeError, ValueError):
-        raise UsageError(f"{name}={envs.get(name)} is not a whole number.") from None
-
-
-def show_candidates(plan: Plan) -> None:
+def show_candidates(task: Any) -> None:
     """SkyPilot's own table of what it could launch on, with prices, and what it would choose."""
     with sky_sdk() as sky:
         with sky.Dag() as dag:
-            dag.add(plan.task)
+            dag.add(task)
         sky.stream_and_get(sky.optimize(dag), output_stream=voice)
 
 
@@ -214,7 +225,14 @@ def write_ssh_alias(name: str) -> None:
     program = shutil.which("sky", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if not program:
         raise SkyError("There is no program 'sky' beside SkyPilot's package.", "Reinstall skypilot.")
-    subprocess.run([program, "status", name], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # the next to go that way is told
+        subprocess.run(
+            [program, "status", name],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=ALIAS_SECONDS,
+        )
 
 
 def follow(cluster: Cluster, job: int) -> Iterator[str]:
@@ -294,10 +312,18 @@ def located(cluster: Cluster) -> Cluster:
 
 def problem(deployment: state.Deployment) -> str:
     """Why it does not answer a request with its key; empty when it does."""
+    try:
+        return problem_at(Endpoint.of(deployment))
+    except NoEndpoint as error:
+        return error.what
+
+
+def problem_at(endpoint: Endpoint) -> str:
+    """The same of an endpoint."""
     from pixtral_sky.client import Client
 
     try:
-        with Client(Endpoint.of(deployment), budget=0, read_timeout=10) as client:
+        with Client(endpoint, budget=0, read_timeout=10) as client:
             client.models()
     except (EndpointError, NoEndpoint) as error:
         return error.what
@@ -400,10 +426,10 @@ def adopted(record: Record, key: str) -> Cluster:
         name=record.name,
         url=f"http://127.0.0.1:{state.free_port()}" if private else "",
         key=key,
-        max_model_len=_number(record.envs, "MAX_MODEL_LEN", -1),
-        max_images=_number(record.envs, "MAX_IMAGES", 4),
+        max_model_len=task.number(record.envs, "MAX_MODEL_LEN", -1),
+        max_images=task.number(record.envs, "MAX_IMAGES", 4),
         created=record.launched,
-        port=_number(record.envs, "PORT", 8081),
+        port=task.number(record.envs, "PORT", 8081),
         private=private,
         request="",
     )
@@ -442,7 +468,7 @@ def down(name: str, request: str = "") -> bool:
     with sky_sdk() as sky:
         from sky import exceptions
 
-        cancelled = bool(request) and _cancel(sky, request)
+        cancelled = bool(request) and cancel(sky, request)
         try:
             sky.stream_and_get(sky.down(name), output_stream=voice)
         except exceptions.ClusterDoesNotExist:
@@ -454,7 +480,7 @@ def down(name: str, request: str = "") -> bool:
     return True
 
 
-def _cancel(sky: Any, request: str) -> bool:
+def cancel(sky: Any, request: str) -> bool:
     """End a launch that is still on its way, and say if it was: it would make a machine after `down`."""
     if not _pending(sky, request):
         return False

@@ -7,10 +7,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pixtral_sky import deployment, sdk, state
+from pixtral_sky import deployment, sdk, serving, state
 from pixtral_sky.deployment import Record
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
-from pixtral_sky.state import Cluster, Deployment, Rehearsal
+from pixtral_sky.serving import ServiceRecord
+from pixtral_sky.state import Cluster, Deployment, Rehearsal, Service
 
 STATES = {"UP": "up", "INIT": "launching", "STOPPED": "stopped", "AUTOSTOPPING": "ending"}
 
@@ -54,27 +55,34 @@ def rows(name: str | None = None) -> tuple[list[Row], list[str]]:
         except PixtralSkyError as damaged:
             found.append(Row(each, "?", "damaged", problem=str(damaged)))
     clusters, trouble = _clusters(name, remembered)
-    for each in sorted({*remembered, *clusters}):
+    services: dict[str, ServiceRecord] = {}
+    more = trouble
+    if not trouble:
+        services, more = _services(name, remembered, clusters)
+    for each in sorted({*remembered, *clusters, *services}):
         one = remembered.get(each)
         if isinstance(one, Rehearsal):
             found.append(_rehearsal(one))
+        elif isinstance(one, Service) or each in services:
+            service = one if isinstance(one, Service) else None
+            found.append(_service(each, service, services.get(each), more))
         else:
             found.append(
                 _cluster(each, one if isinstance(one, Cluster) else None, clusters.get(each), trouble)
             )
     if name and not found:
-        if trouble:
-            raise SkyError(trouble[0])
+        if more:
+            raise SkyError(more[0])
         raise NoEndpoint(
             f"There is no deployment named {name!r}, here or at SkyPilot.",
             "What there is: pixtral-sky status",
         )
-    return found, trouble
+    return found, more
 
 
 def _clusters(name: str | None, remembered: Mapping[str, Deployment]) -> tuple[dict[str, Record], list[str]]:
     """What SkyPilot has of ours. It is not asked where it cannot have anything."""
-    if isinstance(remembered.get(name or ""), Rehearsal):
+    if isinstance(remembered.get(name or ""), (Rehearsal, Service)):
         return {}, []
     if not sdk.was_used() and not any(isinstance(one, Cluster) for one in remembered.values()):
         return {}, []
@@ -86,8 +94,56 @@ def _clusters(name: str | None, remembered: Mapping[str, Deployment]) -> tuple[d
     return {
         each.name: each
         for each in records
-        if (each.ours or each.name in remembered) and not isinstance(remembered.get(each.name), Rehearsal)
+        if (each.ours or each.name in remembered)
+        and not isinstance(remembered.get(each.name), (Rehearsal, Service))
     }, []
+
+
+def _services(
+    name: str | None, remembered: Mapping[str, Deployment], clusters: Mapping[str, Record]
+) -> tuple[dict[str, ServiceRecord], list[str]]:
+    """What SkyServe has of ours. It is not asked for what is known to be another thing."""
+    if name and (name in clusters or isinstance(remembered.get(name), (Rehearsal, Cluster))):
+        return {}, []
+    if not sdk.was_used() and not any(isinstance(one, Service) for one in remembered.values()):
+        return {}, []
+    try:
+        found = serving.records([name] if name else None)
+        ours = [each for each in found if serving.is_ours(each) and each.name not in clusters]
+        return {each.name: each for each in serving.priced(ours)}, []
+    except SkyError as error:
+        return {}, [str(error)]
+
+
+def _service(name: str, one: Service | None, record: ServiceRecord | None, trouble: list[str]) -> Row:
+    known = record.state if record else "unknown" if trouble else "ended"
+    if not record and one and deployment.is_launching(one.request):
+        known = "launching"
+    problem = {
+        "ended": "SkyServe has it no longer: taken down",
+        "launching": "it is being brought up",
+    }.get(known, "")
+    try:
+        if record:
+            one = serving.remembered(record, key_of_environment())
+            problem = serving.problem(one, record)
+        elif one and not problem:
+            problem = deployment.problem(one)
+    except PixtralSkyError as error:  # the others are shown all the same
+        problem = str(error)
+    replicas = record.replicas if record else ()
+    return Row(
+        name,
+        Service.kind,
+        f"{known}, {record.ready}/{len(replicas)}" if record else known,
+        infra=", ".join(sorted({each.infra for each in replicas} - {""})),
+        gpus=", ".join(sorted({f"{each.gpus}{' spot' * each.spot}" for each in replicas if each.gpus})),
+        age=time.time() - one.created if one else None,
+        hourly=record.hourly if record else None,
+        endpoint=one.url if one else "",
+        answers=not problem,
+        problem=f"{problem} (pixtral-sky serve status {name})" if problem and record else problem,
+    )
 
 
 def _rehearsal(one: Rehearsal) -> Row:

@@ -72,7 +72,15 @@ class Cluster(Deployment):
     request: str  # SkyPilot's id of the last launch; empty when it was not launched from here
 
 
-KINDS: dict[str, type[Deployment]] = {kind.kind: kind for kind in (Rehearsal, Cluster)}
+@dataclass(frozen=True)
+class Service(Deployment):
+    """Replicas behind SkyServe's balancer, under the same name."""
+
+    kind = "service"
+    request: str  # SkyPilot's id of what brought it up; empty when that was not done from here
+
+
+KINDS: dict[str, type[Deployment]] = {kind.kind: kind for kind in (Rehearsal, Cluster, Service)}
 
 
 def born(process: psutil.Process) -> float:

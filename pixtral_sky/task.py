@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,11 @@ def read(path: Path | None = None) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UsageError(f"{path} is no SkyPilot task: it has no 'run:' script.")
     return data
+
+
+def number(envs: Mapping[str, Any], name: str, otherwise: int) -> int:
+    """An env that is a whole number, or ``otherwise`` where it is missing. Else raises UsageError."""
+    try:
+        return int(envs.get(name, otherwise))
+    except (TypeError, ValueError):
+        raise UsageError(f"{name}={envs.get(name)} is not a whole number.") from None

@@ -6,15 +6,22 @@ server would do at a cloud is played here.
 
     server.cluster("pixtral", gpus={"L4": 2})          # one that is there already
     server.script = [*SETUP, run("== starting the server")]   # what the next job says
+    server.serve.service("pixtral", {1: "READY", 2: "STARTING"})   # a service that is there already
+    server.serve.course = [{1: "STARTING"}, {1: "READY"}]      # how the next one goes on, a step a look
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import fnmatch
 import functools
 import io
 import os
+import re
+import sqlite3
 import ssl
+import sys
 import threading
 import time
 import uuid
@@ -22,16 +29,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 import typer.main
 
-from pixtral_sky import deployment
+from pixtral_sky import deployment, serving
 from pixtral_sky.tunnel import Tunnel
 
 PRICES = {"L4:2": 1.4, "L4:4": 4.6, "A10G:4": 5.67, "L40S:1": 1.86, "A100:1": 3.67, "H100:1": 2.99}
+MACHINES = {"L4:2": "g2-standard-24", "L40S:1": "g6e.2xlarge", "A100:1": "a2-highgpu-1g"}
 _COMMAND = functools.cache(typer.main.get_command)
 CYAN, DIM, RED, RESET = "\x1b[36m", "\x1b[2m", "\x1b[31m", "\x1b[0m"
 
@@ -88,6 +97,7 @@ class Machine:
     reason: str | None = None
     command: str | None = None
     to_down: bool = True
+    mine: bool = True  # else SkyPilot's server has it for all its users
     hash: str = field(default_factory=lambda: str(uuid.uuid4()))
 
 
@@ -118,6 +128,7 @@ class FakeSky:
         self._requests: dict[str, Any] = {}
         self._bodies: dict[str, Callable[[io.TextIOBase], Any]] = {}
         self.closed = threading.Event()
+        self.serve = FakeServe(self)
 
     # For tests --------------------------------------------------------------------------------------------
 
@@ -166,6 +177,10 @@ class FakeSky:
     def asked(self, name: str) -> list[Any]:
         """What the requests of that name have asked for."""
         return [body for each, body in self.calls if each == name]
+
+    def requests(self, name: str) -> list[str]:
+        """The ids of those of that name."""
+        return [each.request_id for each in self._requests.values() if each.name == f"sky.{name}"]
 
     def ends(self, status: str) -> Callable[[Job], None]:
         """A step of a script: the job is in that state then."""
@@ -235,14 +250,21 @@ class FakeSky:
             )
         return found[0]
 
-    def status(self, cluster_names: list[str] | None = None, refresh: Any = None, **_: Any) -> Any:
+    def status(
+        self, cluster_names: list[str] | None = None, refresh: Any = None, all_users: bool = False
+    ) -> Any:
         asked = {"names": cluster_names, "refresh": refresh and refresh.value}
-        return self._request("status", asked, lambda _: self._status(cluster_names))
+        return self._request("status", asked, lambda _: self._status(cluster_names, all_users))
 
-    def _status(self, names: list[str] | None) -> list[Any]:
+    def _status(self, names: list[str] | None, all_users: bool) -> list[Any]:
         from sky.schemas.api.responses import StatusResponse
 
-        found = [each for each in self.machines.values() if names is None or each.name in names]
+        found = [
+            each
+            for each in self.machines.values()
+            if (each.mine or all_users)
+            and (names is None or any(fnmatch.fnmatchcase(each.name, name) for name in names))
+        ]
         return [
             StatusResponse(
                 name=each.name,
@@ -386,6 +408,30 @@ class FakeSky:
 
         return self._request("down", cluster_name, body)
 
+    def list_accelerators(
+        self,
+        gpus_only: bool = True,
+        name_filter: str = "",
+        region_filter: str = "",
+        quantity_filter: int | None = None,
+        clouds: str | None = None,
+    ) -> Any:
+        from sky.catalog.common import InstanceTypeInfo
+
+        def body(_: object) -> dict[str, list[Any]]:
+            found: dict[str, list[Any]] = {}
+            for gpus, price in PRICES.items():
+                gpu, _, count = gpus.partition(":")
+                if re.search(name_filter, gpu) and quantity_filter == int(count):
+                    machine = MACHINES.get(gpus, "n1-other")
+                    there = region_filter.strip("^$")
+                    offer = (clouds, machine, gpu, float(count), 24.0, 24.0, 96.0, price, price / 2, there)
+                    dear = (clouds, "g2-standard-96", gpu, float(count), 96.0, 24.0, 384.0, 99.0, None, there)
+                    found[gpu] = [InstanceTypeInfo(*each) for each in (offer, dear)]
+            return found
+
+        return self._request("list_accelerators", (name_filter, region_filter, clouds), body)
+
     def enabled_clouds(self, workspace: str | None = None, expand: bool = False) -> Any:
         return self._request("enabled_clouds", expand, lambda _: [*self.clouds])
 
@@ -480,12 +526,19 @@ class FakeSky:
             except Exception as error:
                 request.set_error(error)
                 request.status = self.wire.RequestStatus.FAILED
-        got = self.wire.Request.decode(request.encode())
+        got = self.wire.Request.decode(contextvars.copy_context().run(self._encoded, request))
         if error := got.get_error():
             raise error["object"]
         if got.status is self.wire.RequestStatus.CANCELLED:
             raise self.sky.exceptions.RequestCancelled("Current 'launch' request is cancelled.")
         return got.get_return_value()
+
+    @staticmethod
+    def _encoded(request: Any) -> Any:
+        from sky.server import constants, versions
+
+        versions.set_remote_api_version(constants.API_VERSION)  # of the client: it gets less than it could
+        return request.encode()
 
     def _handle(self, machine: Machine) -> Any:
         from sky.backends import CloudVmRayResourceHandle
@@ -518,6 +571,368 @@ class FakeSky:
         return PRICES.get(f"{gpu}:{count:g}")
 
 
+@dataclass
+class Replica:
+    """A replica that the controller has: SkyServe's own ``ReplicaInfo``, and the machine."""
+
+    info: Any
+    resources: Any  # sky.Resources
+    launched: float
+    url: str | None
+    progress: str | None = None  # of its launch
+
+
+@dataclass
+class Service:
+    """A service that the controller has."""
+
+    name: str
+    tasks: dict[int, str]  # the YAML of each version
+    balancer: str | None  # host:port
+    status: str | None = None  # None: as the prober sets it
+    target: int | None = 2
+    replicas: dict[int, Replica] = field(default_factory=dict)
+    # Applied one after the other when somebody looks: {replica: its state, or None when it is gone}, or a call.
+    course: list[Any] = field(default_factory=list)
+    mode: Any = None
+    first_ready: int | None = None
+    logs: dict[str, list[str]] = field(default_factory=dict)  # of controller, load_balancer, replica-1...
+
+    @property
+    def version(self) -> int:
+        return max(self.tasks)
+
+
+class FakeServe:
+    """SkyServe's part of the SDK; records and replicas are made by SkyServe's own functions.
+
+    ``course`` is how a service goes on that is brought up next, ``update_course`` one that is updated.
+    """
+
+    def __init__(self, server: FakeSky) -> None:
+        self.server = server
+        self.services: dict[str, Service] = {}
+        self.balancer: str | None = "127.0.0.1:9"
+        self.course: list[Any] = []
+        self.update_course: list[Any] = []
+        self.during_up: Callable[[str], None] = lambda name: None
+        self.leaves = ""  # the state that `down` leaves it in, in place of taking it down
+        self.real: dict[str, Callable[..., Any]] = {}
+
+    # For tests
+
+    def controller(self, status: str = "UP", **fields: Any) -> Machine:
+        """SkyServe's machine; made when there is none."""
+        name = "sky-serve-controller-abcd1234"
+        if name not in self.server.machines:
+            sky = self.server.sky
+            fields = {"resources": sky.Resources(infra="aws/us-east-1", cpus="4+"), **fields}
+            fields = {"yaml": None, "hourly": 0.38, "mine": False, **fields}
+            self.server.machines[name] = Machine(name, sky.ClusterStatus(status), **fields)
+        return self.server.machines[name]
+
+    def service(
+        self,
+        name: str = "pixtral",
+        replicas: dict[int, str] | None = None,
+        *,
+        file: Path | None = None,
+        secrets: dict[str, str] | None = None,
+        config: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> Service:
+        """One that is there, as somebody has brought it up."""
+        from sky.utils import yaml_utils
+
+        from pixtral_sky import task
+
+        config = config or task.read(file or task.shipped("service.yaml"))
+        given = {"PIXTRAL_API_KEY": "unknown-here", "HF_TOKEN": ""} if secrets is None else secrets
+        config = {**config, "secrets": {**(config.get("secrets") or {}), **given}}
+        made = self.server.sky.Task.from_yaml_config(config)
+        self.controller()
+        text = yaml_utils.dump_yaml_str(made.to_yaml_config())
+        self.services[name] = Service(name, {1: text}, **{"balancer": self.balancer, **fields})
+        self.moves(self.services[name], replicas or {})
+        return self.services[name]
+
+    def moves(self, service: Service, step: Any) -> None:
+        """A step of a course."""
+        if callable(step):
+            step(service)
+            return
+        for number, status in step.items():
+            if status is None:
+                del service.replicas[number]
+                continue
+            replica = service.replicas.get(number) or self.replica(service, number)
+            replica.info.status_property = self._property(status)
+            assert replica.info.status.value == status
+            if status == "READY" and not service.first_ready:
+                service.first_ready = int(time.time())
+
+    def replica(
+        self,
+        service: Service,
+        number: int,
+        *,
+        infra: str = "gcp/us-central1",
+        gpus: str = "L4:2",
+        spot: bool = False,
+        url: str | None = None,
+        seconds: int = 1800,
+    ) -> Replica:
+        """A replica of the latest version, in no state yet."""
+        from sky.serve.replica_managers import ReplicaInfo
+
+        info = ReplicaInfo(number, f"{service.name}-{number}", "8081", spot, None, service.version, None)
+        gpu, _, count = gpus.partition(":")
+        made = self.server.sky.Resources(
+            infra=infra, accelerators={gpu: int(count)}, use_spot=spot, ports=["8081"]
+        )
+        made._instance_type = MACHINES.get(gpus, "n1-other")
+        service.replicas[number] = Replica(info, made, time.time() - seconds, url)
+        return service.replicas[number]
+
+    @staticmethod
+    def _property(status: str) -> Any:
+        from sky.serve.replica_managers import ReplicaStatusProperty
+        from sky.utils.common_utils import ProcessStatus
+
+        up, ended = ProcessStatus.SUCCEEDED, {"sky_down_status": ProcessStatus.SUCCEEDED}
+        running = {"sky_down_status": ProcessStatus.RUNNING}
+        launch, fields = {
+            "PENDING": (ProcessStatus.SCHEDULED, {}),
+            "PROVISIONING": (ProcessStatus.RUNNING, {}),
+            "STARTING": (up, {}),
+            "READY": (up, {"service_ready_now": True, "first_ready_time": 1.0}),
+            "NOT_READY": (up, {"first_ready_time": 1.0}),
+            "SHUTTING_DOWN": (up, {"first_ready_time": 1.0, **running}),
+            "PREEMPTED": (up, {"preempted": True, **running}),
+            "FAILED": (up, {"user_app_failed": True, **ended}),
+            "FAILED_INITIAL_DELAY": (up, {"first_ready_time": -1.0, **ended}),
+            "FAILED_PROBING": (up, {"first_ready_time": 1.0, **ended}),
+            "FAILED_PROVISION": (ProcessStatus.FAILED, ended),
+            "FAILED_CLEANUP": (up, {"sky_down_status": ProcessStatus.FAILED}),
+            "UNKNOWN": (up, {"service_ready_now": True, "first_ready_time": 1.0, **ended}),
+        }[status]
+        return ReplicaStatusProperty(sky_launch_status=launch, **fields)
+
+    # The SDK
+
+    def up(self, task: Any, service_name: str, _need_confirmation: bool = False) -> Any:
+        from sky.server.requests import payloads
+
+        text = self._sent(task)
+        payloads.ServeUpBody(task=text, service_name=service_name)
+
+        def body(out: io.TextIOBase) -> Any:
+            made = self._received(text)
+            out.write(f"Launching controller for {service_name!r}...\n")
+            self.during_up(service_name)
+            self.controller().status = self.server.sky.ClusterStatus.UP
+            if service_name in self.services:
+                raise RuntimeError("Failed to spin up the service. Please check the logs above for more.")
+            service = Service(service_name, {1: made}, self.balancer, course=[*self.course])
+            self.services[service_name] = service
+            return service_name, f"http://{self.balancer}"
+
+        return self.server._request("serve.up", service_name, body, later=True)
+
+    def update(self, task: Any, service_name: str, mode: Any, _need_confirmation: bool = False) -> Any:
+        from sky.server.requests import payloads
+
+        text = self._sent(task)
+        payloads.ServeUpdateBody(task=text, service_name=service_name, mode=mode)
+
+        def body(out: io.TextIOBase) -> None:
+            made = self._received(text)
+            self._controller_or_raise()
+            service = self.services[service_name]
+            service.tasks[service.version + 1], service.mode = made, mode
+            self._bump(service)
+            service.course = [*self.update_course]
+            out.write(f"Service {service_name!r} update scheduled.\n")
+
+        return self.server._request("serve.update", (service_name, mode.value), body, later=True)
+
+    def down(self, service_names: str, all: bool = False, purge: bool = False) -> Any:  # noqa: A002
+        from sky.server.requests import payloads
+
+        payloads.ServeDownBody(service_names=service_names, all=all, purge=purge)
+
+        def body(out: io.TextIOBase) -> None:
+            self._controller_or_raise()
+            like = sqlite3.connect(":memory:").execute  # as serve_state.get_glob_service_names() has it
+            for name in [*self.services]:
+                if like("SELECT ? LIKE ?", (name, service_names)).fetchone()[0]:
+                    self._end(self.services[name], out)
+
+        return self.server._request("serve.down", service_names, body)
+
+    def status(self, service_names: list[str] | None) -> Any:
+        def body(_: object) -> list[dict[str, Any]]:
+            self._controller_or_raise()
+            found = [
+                each for each in self.services.values() if service_names is None or each.name in service_names
+            ]
+            for each in found:
+                if each.course:
+                    self.moves(each, each.course.pop(0))
+            return [self._record(each) for each in found if each.name in self.services]
+
+        return self.server._request("serve.status", service_names, body)
+
+    def tail_logs(
+        self,
+        service_name: str,
+        target: Any,
+        replica_id: int | None = None,
+        follow: bool = True,
+        output_stream: Any = None,
+        tail: int | None = None,
+    ) -> None:
+        from sky.server.requests import payloads
+
+        payloads.ServeLogsBody(
+            service_name=service_name, target=target, replica_id=replica_id, follow=follow, tail=tail
+        )
+        assert output_stream, "it would print to stdout"
+        assert (target == "replica") == (replica_id is not None)
+        self.server._up("serve.logs", (service_name, target, replica_id, follow, tail))
+        if error := self.server.errors.get("serve.logs"):
+            raise error
+        if service_name not in self.services:
+            lines = [f"Service {service_name!r} does not exist."]
+        else:
+            name = target if replica_id is None else f"replica-{replica_id}"
+            lines = self.services[service_name].logs.get(name, [])
+            if tail is not None:  # which the real one does not do together
+                lines = [] if follow else lines[-tail:]
+        for line in lines:
+            print(line, end="", flush=True, file=output_stream)
+
+    # How it does it
+
+    def _sent(self, task: Any) -> str:
+        from sky.utils import dag_utils
+
+        self.server._optimize(task, sys.stdout)  # which the real one prints
+        return str(dag_utils.dump_dag_to_yaml_str(dag_utils.convert_entrypoint_to_dag(task)))
+
+    def _received(self, text: str) -> str:
+        from sky.serve import serve_utils
+        from sky.utils import dag_utils, yaml_utils
+
+        (task,) = dag_utils.load_chain_dag_from_yaml_str(text).tasks
+        self.server.tasks.append(task)
+        serve_utils.validate_service_task(task, pool=False)
+        return str(yaml_utils.dump_yaml_str(task.to_yaml_config()))
+
+    def _controller_or_raise(self) -> None:
+        """As backend_utils.is_controller_accessible() has it."""
+        from sky.utils.controller_utils import Controllers
+
+        words = Controllers.SKY_SERVE_CONTROLLER.value
+        found = [each for each in self.server.machines.values() if each.name.startswith(serving.CONTROLLER)]
+        status = found[0].status if found else None
+        if not found or status.value == "STOPPED" or not found[0].resources:
+            raise self.server.sky.exceptions.ClusterNotUpError(
+                words.default_hint_if_non_existent, cluster_status=status
+            )
+        if status.value == "INIT":
+            raise self.server.sky.exceptions.ClusterNotUpError(
+                words.connection_error_hint, cluster_status=status
+            )
+
+    def _bump(self, service: Service) -> None:
+        """By SkyServe's own rule, replicas whose machines stay as they are become of the new version."""
+        from sky.serve import replica_managers, serve_state
+
+        manager = SimpleNamespace(
+            lock=threading.Lock(), latest_version=service.version - 1, _service_name=service.name
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(serve_state, "get_yaml_content", lambda _, version: service.tasks[version])
+            infos = [each.info for each in service.replicas.values()]
+            patch.setattr(serve_state, "get_replica_infos", lambda _: infos)
+            patch.setattr(serve_state, "add_or_update_replica", lambda *_: None)
+            replica_managers.SkyPilotReplicaManager.update_version(
+                manager, service.version, None, service.mode
+            )
+
+    def _end(self, service: Service, out: io.TextIOBase) -> None:
+        if service.status in ("CONTROLLER_FAILED", "FAILED_CLEANUP"):
+            out.write(f"Service {service.name!r} is in failed status. Skipping its termination.\n")
+            return
+        out.write(f"Service {service.name!r} is scheduled to be terminated.\n")
+
+        def begins(service: Service) -> None:
+            service.status = "SHUTTING_DOWN"
+            self.moves(service, dict.fromkeys(service.replicas, "SHUTTING_DOWN"))
+
+        def ends(service: Service) -> None:
+            if self.leaves:
+                service.status = self.leaves
+            else:
+                del self.services[service.name]
+
+        service.course = [{}, begins, {}, ends]
+
+    def _record(self, service: Service) -> dict[str, Any]:
+        """As serve_utils._get_service_status() and impl.status() have it."""
+        from sky.serve import serve_state
+
+        infos = [each.info for each in service.replicas.values()]
+        ready = [each for each in infos if each.is_ready]
+        spec = self.server.sky.serve.SkyServiceSpec.from_yaml_str(service.tasks[service.version])
+        status = (
+            service.status
+            or serve_state.ServiceStatus.from_replica_statuses([each.status for each in ready]).value
+        )
+        row = {
+            "max_version": service.version,
+            "name": service.name,
+            "status": status,
+            "uptime": service.first_ready,
+            "active_versions": str(sorted({each.version for each in ready})),
+            "load_balancer_port": 30001,
+            "tls_encrypted": spec.tls_credential is not None,
+            "pool": 0,
+            "yaml_content": service.tasks[service.version],
+        }
+        rest = ("controller_job_id", "controller_port", "policy", "requested_resources_str", "hash")
+        rest += ("load_balancing_policy", "controller_pid", "controller_ip", "entrypoint", "user_hash")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(serve_state, "get_spec", lambda *_: spec)
+            record: dict[str, Any] = serve_state._get_service_from_row({**dict.fromkeys(rest), **row})
+        record["target_num_replicas"] = service.target
+        record["replica_info"] = [self._info(each) for each in service.replicas.values()]
+        record["endpoint"] = f"{'https' if record['tls_encrypted'] else 'http'}://{service.balancer}"
+        return record
+
+    def _info(self, replica: Replica) -> dict[str, Any]:
+        from sky.backends import CloudVmRayResourceHandle
+
+        status, cluster = replica.info.status.value, None
+        ended = status.startswith("FAILED") and status != "FAILED_CLEANUP"
+        if not ended and status not in ("PENDING", "UNKNOWN"):
+            handle = CloudVmRayResourceHandle(
+                cluster_name=replica.info.cluster_name,
+                cluster_name_on_cloud=replica.info.cluster_name,
+                cluster_yaml=None,
+                launched_nodes=1,
+                launched_resources=replica.resources,
+            )
+            cluster = {"launched_at": int(replica.launched), "handle": handle}
+        found = replica.info.to_info_dict(
+            with_handle=True, with_url=False, cluster_record=cluster, launch_progress=replica.progress
+        )
+        if cluster and status != "PROVISIONING":
+            found["endpoint"] = replica.url
+        return dict(found)
+
+
 @contextlib.contextmanager
 def started(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[FakeSky]:
     """A server in place of the network, for somebody who has used SkyPilot; no ssh either."""
@@ -530,6 +945,8 @@ def started(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[FakeSky]:
     ssh.chmod(0o755)
     patch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
     patch.setattr(deployment, "POLL_SECONDS", 0.03)
+    patch.setattr(serving, "POLL_SECONDS", 0.01)
+    patch.setattr(serving, "REGISTER_SECONDS", 0.1)
     patch.setattr(typer.main, "get_command", _COMMAND)
     # Nothing here speaks TLS, and to read all certificates takes a while, for each client anew.
     patch.setattr(httpx, "create_ssl_context", lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
@@ -561,8 +978,20 @@ def _package(folder: Path) -> Any:
 
 def _install(server: FakeSky, patch: pytest.MonkeyPatch) -> None:
     """``server`` in place of the SDK's own functions; whatever else would go to a server fails."""
+    from sky import clouds
     from sky.client import sdk
+    from sky.serve.client import sdk as serve_sdk
     from sky.server import common, rest
+
+    for name in ("up", "update", "down", "status", "tail_logs"):
+        server.serve.real[name] = getattr(serve_sdk, name)
+        for module in (server.sky.serve, serve_sdk):
+            patch.setattr(module, name, getattr(server.serve, name))
+    # From its catalogs, which it downloads.
+    for cloud in (clouds.AWS, clouds.GCP):
+        patch.setattr(cloud, "get_vcpus_mem_from_instance_type", staticmethod(lambda _: (24.0, 96.0)))
+    server.real["list_accelerators"] = sdk.list_accelerators
+    patch.setattr(sdk, "list_accelerators", server.list_accelerators)  # sky's own of that name is another
 
     for name in (
         *("launch", "down", "status", "endpoints", "cost_report", "optimize", "enabled_clouds", "check"),

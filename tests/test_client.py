@@ -99,15 +99,18 @@ def test_a_streamed_answer() -> None:
     }
 
 
-def test_a_whole_answer_is_given_as_it_came() -> None:
-    with talk(says("A red square.")) as (endpoint, talking):
+def test_a_whole_answer_is_streamed_underneath() -> None:
+    with talk(says("A red", " square.")) as (endpoint, talking):
         document = talking.client.complete(MESSAGES, seed=1)
     assert document["choices"][0]["message"]["content"] == "A red square."
+    assert document["choices"][0]["finish_reason"] == "stop"
     assert document["object"] == "chat.completion"
+    assert document["usage"] == fake.USAGE
+    assert document["id"].startswith("chatcmpl-")
     assert endpoint.requests[0].json["max_tokens"] == 512
     assert endpoint.requests[0].json["temperature"] == 0.7
     assert endpoint.requests[0].json["seed"] == 1
-    assert "stream" not in endpoint.requests[0].json
+    assert endpoint.requests[0].json["stream"] is True, "a balancer repeats what is silent for long"
 
 
 def test_each_piece_is_there_before_the_next_is_made() -> None:
@@ -372,8 +375,11 @@ def test_a_whole_answer_that_breaks_off(headers: dict[str, str]) -> None:
         exchange.hang_up()
 
     with talk(behave) as (endpoint, talking):
+        talking.fails(errors.NotAnAPI, lambda: talking.client.complete(MESSAGES))
+    assert len(endpoint.requests) == 1
+    with talk(fake.streams("A sm", "all", end=False)) as (endpoint, talking):
         text = talking.fails(errors.BrokenAnswer, lambda: talking.client.complete(MESSAGES))
-    assert "The answer broke off after 13 bytes." in text
+    assert "The answer broke off after 7 characters." in text
     assert len(endpoint.requests) == 1
 
 

@@ -220,13 +220,13 @@ async def inner(scope: Any, receive: Any, send: Any) -> None:
     """What is behind the door: it answers everything, and anyone."""
     while (await receive()).get("more_body"):
         pass
-    choice = {"index": 0, "message": {"role": "assistant", "content": "A chart."}, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 2803, "completion_tokens": 3}
-    answer: dict[str, Any] = {"choices": [choice], "usage": usage}
+    choice = {"index": 0, "delta": {"role": "assistant", "content": "A chart."}, "finish_reason": "stop"}
+    chunk = {"choices": [choice], "usage": {"prompt_tokens": 2803, "completion_tokens": 3}}
+    body, kind = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n".encode(), b"text/event-stream"
     if scope["path"] == "/v1/models":
-        answer = {"data": [{"id": "pixtral", "max_model_len": 32768}, {"id": MODEL, "max_model_len": 32768}]}
-    body = json.dumps(answer).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        models = [{"id": "pixtral", "max_model_len": 32768}, {"id": MODEL, "max_model_len": 32768}]
+        body, kind = json.dumps({"data": models}).encode(), b"application/json"
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

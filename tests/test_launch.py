@@ -291,7 +291,7 @@ def test_nobody_to_be_asked(run: Run, server: FakeSky) -> None:
     result = run("launch")
     assert (result.code, result.out) == (2, "")
     assert "Considered resources" in result.err, "what it would cost is said all the same"
-    assert result.err.endswith("Error: A launch costs money, and nobody is here to be asked. Add --yes\n")
+    assert result.err.endswith("Error: This costs money, and nobody is here to be asked. Add --yes\n")
     assert not launched(server)
     assert state.known() == []
 

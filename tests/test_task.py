@@ -1,4 +1,4 @@
-"""The two task files: what SkyPilot itself says of them, and what their scripts do on a bad machine."""
+"""The task files: what SkyPilot itself says of them, and what their scripts do on a bad machine."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ from pixtral_sky.model import MAX_IMAGE_TOKENS, MODEL
 from tests.conftest import ROOT
 
 FILES = ("pixtral.yaml", "service.yaml")
+EXAMPLES = tuple(
+    f"examples/{name}.yaml" for name in ("kubernetes", "regions", "scale-to-zero", "spot", "tls")
+)
+SERVICES = ("service.yaml", *EXAMPLES)
+ALL = ("pixtral.yaml", *SERVICES)
+# What the examples say of where replicas run, and no other file does.
+PLACES = {
+    "examples/kubernetes.yaml": {"Kubernetes"},
+    "examples/regions.yaml": {"GCP/europe-west4", "AWS/eu-central-1", "Azure/westeurope", "Nebius/eu-north1"},
+}
 
 
 def config(name: str) -> dict:
@@ -47,23 +57,29 @@ def validate(sky, cfg: dict, key: str = "abc", is_service: bool = False):
     return loaded
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ALL)
 def test_skypilot_takes_it(sky, name):
     loaded = validate(sky, config(name))
     assert loaded.name == "pixtral"
     assert {next(iter(r.accelerators.items())) for r in loaded.resources} == {
         ("L4", 2), ("L4", 4), ("A10G", 4), ("L40S", 1), ("A100", 1), ("A100-80GB", 1), ("H100", 1),
     }  # fmt: skip
+    # Where it may run; each GPU in each of the places.
+    places = {f"{r.cloud}/{r.region}".removesuffix("/None") for r in loaded.resources}
+    assert places == PLACES.get(name, {"None"})
+    assert len(loaded.resources) == 7 * len(places)
     for resources in loaded.resources:
         assert resources.ports == ["8081"]
-        assert resources.disk_tier.value == "best"
-        # Nothing that is asked for keeps Kubernetes out, and no cloud, region or machine type is named.
-        assert not resources.get_required_cloud_features() & set(
-            sky.clouds.Kubernetes._CLOUD_UNSUPPORTED_FEATURES
-        )
-        assert resources.cloud is resources.region is resources.zone is resources.instance_type is None
-        assert resources.image_id is None
-        assert not resources.use_spot
+        assert resources.use_spot == (name == "examples/spot.yaml")
+        # Nothing that is asked for keeps Kubernetes out, and no zone or machine type is named.
+        unsupported = set(sky.clouds.Kubernetes._CLOUD_UNSUPPORTED_FEATURES)
+        if resources.use_spot:  # which is for those clusters that have it
+            unsupported -= {sky.clouds.CloudImplementationFeatures.SPOT_INSTANCE}
+        assert not resources.get_required_cloud_features() & unsupported
+        assert resources.zone is resources.instance_type is resources.image_id is None
+        if name != "examples/kubernetes.yaml":  # where a disk is the node's own
+            assert resources.disk_tier.value == "best"
+            assert resources.disk_size == 200
 
 
 def test_a_machine_is_taken_down_and_a_replica_is_not(sky):
@@ -72,21 +88,70 @@ def test_a_machine_is_taken_down_and_a_replica_is_not(sky):
         assert resources.autostop_config.down
         assert resources.autostop_config.idle_minutes == 5
     assert task.load(ROOT / "pixtral.yaml").number("IDLE_MINUTES") == 30
-    for resources in validate(sky, config("service.yaml")).resources:
-        assert resources.autostop_config is None
-    assert task.load(ROOT / "service.yaml").number("IDLE_MINUTES") == 0
+    for name in SERVICES:
+        for resources in validate(sky, config(name)).resources:
+            assert resources.autostop_config is None
+        assert task.load(ROOT / name).number("IDLE_MINUTES") == 0
 
 
-def test_the_probe_carries_the_key_and_generates_nothing(sky):
-    service = validate(sky, config("service.yaml"), "sesame").service
+@pytest.mark.parametrize("name", SERVICES)
+def test_the_probe_carries_the_key_and_generates_nothing(sky, name):
+    service = validate(sky, config(name), "sesame").service
     assert service.readiness_headers == {"Authorization": "Bearer sesame"}
     assert service.readiness_path == "/v1/models"
     assert service.post_data is None
     # 25 GB at 20 MB/s, and ten minutes for the wheels and the start.
     assert service.initial_delay_seconds >= 25e9 / 20e6 + 600
-    assert (service.min_replicas, service.max_replicas, service.target_qps_per_replica) == (2, 8, 2)
+    fewest = 0 if name == "examples/scale-to-zero.yaml" else 2
+    assert (service.min_replicas, service.max_replicas, service.target_qps_per_replica) == (fewest, 8, 2)
     assert service.load_balancing_policy == "least_load"
-    assert config("service.yaml")["service"]["load_balancer"] == {"stream_timeout_seconds": 600}
+    assert service.lb_stream_timeout_seconds == 600
+
+
+def test_an_example_differs_from_the_service_in_what_it_is_about(sky):
+    one = config("service.yaml")
+    inner = ("service", "resources")
+
+    def differences(other: dict) -> set[str]:
+        pairs = [(f"{part}.", one[part], other[part]) for part in inner] + [("", one, other)]
+        return {
+            prefix + key
+            for prefix, a, b in pairs
+            for key in {*a, *b} - {*inner}
+            if a.get(key) != b.get(key)
+        }  # fmt: skip
+
+    assert {name: differences(config(name)) for name in EXAMPLES} == {
+        "examples/spot.yaml": {"service.replica_policy", "resources.use_spot"},
+        "examples/scale-to-zero.yaml": {"service.replica_policy"},
+        "examples/tls.yaml": {"service.tls"},
+        "examples/kubernetes.yaml": {
+            "config",
+            "resources.infra",
+            "resources.disk_size",
+            "resources.disk_tier",
+        },
+        "examples/regions.yaml": {"resources.any_of"},
+    }
+    policy = one["service"]["replica_policy"]
+    fallback = {"base_ondemand_fallback_replicas": 1, "dynamic_ondemand_fallback": True}
+    assert config("examples/spot.yaml")["service"]["replica_policy"] == {**policy, **fallback}
+    zero = {"min_replicas": 0, "downscale_delay_seconds": 1800}
+    assert config("examples/scale-to-zero.yaml")["service"]["replica_policy"] == {**policy, **zero}
+
+    tls = validate(sky, config("examples/tls.yaml")).service.tls_credential
+    assert (tls.keyfile, tls.certfile) == ("~/.pixtral-sky/tls/key.pem", "~/.pixtral-sky/tls/cert.pem")
+    for resources in validate(sky, config("examples/kubernetes.yaml")).resources:
+        assert resources.disk_size == 64
+        assert resources.cluster_config_overrides == {"kubernetes": {"provision_timeout": 900}}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_begins_with_its_own_command(name):
+    head = (ROOT / name).read_text().partition("\nname: pixtral\n")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"sky serve up -n pixtral {name} --secret HF_TOKEN --secret PIXTRAL_API_KEY" in head
+    assert "until: sky serve down pixtral" in head
 
 
 def broken(cfg: dict, *path: str, value=None, remove: str | None = None) -> dict:
@@ -113,14 +178,20 @@ def broken(cfg: dict, *path: str, value=None, remove: str | None = None) -> dict
     ("service.yaml", ("service", "load_balancing_policy"), "random"),
     ("service.yaml", ("service", "load_balancer"), {"stream_timeout": 600}),
     ("service.yaml", ("service",), None),
+    ("examples/spot.yaml", ("resources", "use_spot"), False),
+    ("examples/spot.yaml", ("service", "replica_policy", "spot_placer"), "dynamic_fallback"),
+    ("examples/tls.yaml", ("service", "tls"), {"keyfile": "key.pem"}),
+    ("examples/kubernetes.yaml", ("resources", "infra"), "kubernets"),
+    ("examples/kubernetes.yaml", ("config", "kubernetes", "provision_timeout"), "long"),
+    ("examples/regions.yaml", ("resources", "any_of"), [{"infra": "gcp", "use_spot": True}, {"infra": "aws"}]),
 ])  # fmt: skip
 def test_skypilot_rejects_a_broken_copy(sky, name, path, value):
     cfg = broken(config(name), *path, value=value)
     with pytest.raises((ValueError, TypeError, RuntimeError)):
-        validate(sky, cfg, is_service=name == "service.yaml")
+        validate(sky, cfg, is_service=name in SERVICES)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ALL)
 def test_every_accelerator_holds_what_the_file_promises(name):
     envs = task.load(ROOT / name)
     context, images = envs.number("MAX_MODEL_LEN"), envs.number("MAX_IMAGES")
@@ -149,21 +220,25 @@ def test_the_files_are_as_rendered():
 
 
 def test_a_changed_file_is_noticed(tmp_path):
-    for name in ("tools", "templates", "pixtral_sky", *FILES):
+    for name in ("tools", "templates", "pixtral_sky", "examples", *FILES):
         subprocess.run(["cp", "-r", ROOT / name, tmp_path], check=True)
     with (tmp_path / "service.yaml").open("a") as file:
         file.write("# changed\n")
+    (tmp_path / "examples" / "tls.yaml").unlink()
     result = subprocess.run(
         ["python3", "tools/render.py", "--check"], cwd=tmp_path, capture_output=True, text=True
     )
     assert result.returncode == 1
     assert "service.yaml differs from its rendering" in result.stderr
+    assert "examples/tls.yaml differs from its rendering" in result.stderr
     assert subprocess.run(["python3", "tools/render.py"], cwd=tmp_path, check=True)
-    assert (tmp_path / "service.yaml").read_text() == (ROOT / "service.yaml").read_text()
+    for name in ALL:
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text()
 
 
-def test_both_files_run_the_same_scripts():
-    one, other = (task.load(ROOT / name) for name in FILES)
+@pytest.mark.parametrize("name", SERVICES)
+def test_all_files_run_the_same_scripts(name):
+    one, other = task.load(ROOT / "pixtral.yaml"), task.load(ROOT / name)
     assert (one.run, one.setup) == (other.run, other.setup)
     assert {**one.envs, "IDLE_MINUTES": ""} == {**other.envs, "IDLE_MINUTES": ""}
     assert one.envs["MODEL"] == MODEL

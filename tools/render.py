@@ -1,6 +1,6 @@
-"""Render pixtral.yaml and service.yaml from templates/ (`make render`); --check only compares.
+"""Render pixtral.yaml, service.yaml and examples/*.yaml from templates/ (`make render`).
 
-A line `# include: FILE` is replaced by that file, indented as the line is.
+--check only compares. A line `# include: FILE` is replaced by that file, indented as the line is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = ROOT / "templates"
-FILES = ("pixtral.yaml", "service.yaml")
+FILES = (
+    "pixtral.yaml",
+    "service.yaml",
+    *sorted(f"examples/{path.name}" for path in (TEMPLATES / "examples").glob("*.yaml")),
+)
 
 
 def render(path: Path) -> str:
@@ -29,7 +33,11 @@ def render(path: Path) -> str:
 
 def main() -> int:
     check = "--check" in sys.argv
-    stale = [name for name in FILES if (ROOT / name).read_text() != render(TEMPLATES / name)]
+    stale = [
+        name
+        for name in FILES
+        if not (ROOT / name).exists() or (ROOT / name).read_text() != render(TEMPLATES / name)
+    ]
     for name in stale:
         if check:
             print(f"{name} differs from its rendering. Run: make render", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from pixtral_sky import __version__, output
+from pixtral_sky.cli import serve
 from pixtral_sky.cli.ask import ask
 from pixtral_sky.cli.doctor import doctor
 from pixtral_sky.cli.down import down
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 for command in (rehearse, doctor, launch, status, endpoint, tunnel, ask, tokens, logs, down):
     app.command()(command)
+app.add_typer(serve.app, name="serve")
 
 
 def _version(wanted: bool) -> None:

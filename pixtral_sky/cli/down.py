@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.state import DEFAULT_NAME, Cluster, Rehearsal
+from pixtral_sky.cli import serve
+from pixtral_sky.state import DEFAULT_NAME, Cluster, Rehearsal, Service
 
 
 def down(
@@ -20,7 +21,7 @@ def down(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
 ) -> None:
     """Take a deployment down, and wait until nothing of it is left that costs money."""
-    from pixtral_sky import deployment, sdk, state
+    from pixtral_sky import deployment, sdk, serving, state
     from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
 
     if everything and name:
@@ -32,6 +33,7 @@ def down(
         try:
             if sdk.was_used():
                 names += [each.name for each in deployment.records() if each.ours]
+                names += [each.name for each in serving.records() if serving.is_ours(each)]
         except SkyError as error:  # what runs here is stopped all the same
             output.error(str(error))
             failed = error
@@ -51,7 +53,11 @@ def down(
                 _rehearsal(one)
                 continue
             asked_skypilot = sdk.was_used()
-            if not _cluster(each, one if isinstance(one, Cluster) else None) and not one:
+            if isinstance(one, Service):
+                serve.take_down(each)
+                continue
+            was_there = _cluster(each, one if isinstance(one, Cluster) else None)
+            if not was_there and not one and not serve.take_down(each):
                 raise NoEndpoint(
                     f"There is no deployment named {each!r}, here or at SkyPilot.",
                     f"There are: {', '.join(others)}." if (others := state.known()) else "There is none.",
@@ -64,9 +70,11 @@ def down(
     if asked_skypilot and not isinstance(failed, SkyError):
         with contextlib.suppress(SkyError):  # what was asked for is done
             for record in deployment.controllers():
-                price = f", ${record.hourly:.2f} an hour" if record.hourly else ""
-                what = f"SkyPilot's {record.name} is still {record.status}{price}."
-                output.warn(f"{what} End it: sky down {record.name}")
+                if not record.name.startswith(serving.CONTROLLER):
+                    price = f", ${record.hourly:.2f} an hour" if record.hourly else ""
+                    what = f"SkyPilot's {record.name} is still {record.status}{price}."
+                    output.warn(f"{what} End it: sky down {record.name}")
+            serve.name_controller()
     if failed:
         raise typer.Exit(1)
 

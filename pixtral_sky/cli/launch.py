@@ -5,22 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pixtral_sky import output
+from pixtral_sky.cli import common
 from pixtral_sky.state import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from pixtral_sky.deployment import Plan
-
-SECRETS = ("PIXTRAL_API_KEY", "HF_TOKEN")
 
 
 def launch(
@@ -72,16 +68,16 @@ def launch(
     started = time.monotonic()
     state.check_name(name)
     the_task = task.load(file)
-    envs = _envs(env or [])
+    envs = common.envs(env or [])
     if idle is not None:
         envs["IDLE_MINUTES"] = f"{idle:f}".rstrip("0").rstrip(".")  # the script takes no exponent
-    key, token = _key(name), hub.token()
+    key, token = common.key(name), hub.token()
     final = {**the_task.envs, **envs}
     # The script would say so too, on a machine that costs money by then.
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", minutes := final.get("IDLE_MINUTES", "0")):
         raise UsageError(f"IDLE_MINUTES={minutes} is no number of minutes (0: never).")
     if gpus:
-        _check_gpus(gpus, final)
+        common.check_gpus(gpus, final)
     with output.phase("licence of the weights"):
         unchecked = hub.check(final.get("MODEL", ""), token)
     if unchecked:
@@ -103,7 +99,7 @@ def launch(
         where = " ".join(filter(None, (" on" if running.infra else "", running.infra, running.gpus)))
         output.say(f"{name} is {running.status}{where}{price}: it is updated.")
     elif dry_run or not yes:  # else the launch shows them
-        deployment.show_candidates(plan)
+        deployment.show_candidates(plan.task)
     output.say(
         "It opens no port: the way to it is ssh."
         if plan.cluster.private
@@ -112,11 +108,7 @@ def launch(
     if dry_run:
         output.say("Nothing was launched. Without --dry-run, it is.")
         return
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError("A launch costs money, and nobody is here to be asked.", "Add --yes")
-        with contextlib.redirect_stdout(sys.stderr):  # where the question's last character goes
-            typer.confirm(f"Launch {name}?", default=True, abort=True, err=True)
+    common.confirm(f"Launch {name}?", yes)
 
     then = time.monotonic()
     try:
@@ -135,7 +127,7 @@ def launch(
     record = None
     with contextlib.suppress(PixtralSkyError):  # for its price alone
         record = next(iter(deployment.records([name])), None)
-    output.say(f"\n{name} answers, {_minutes(time.monotonic() - started)} after you asked for it:")
+    output.say(f"\n{name} answers, {common.minutes(time.monotonic() - started)} after you asked for it:")
     output.data(cluster.url)
     cost = f"${record.hourly:.2f} an hour" if record and record.hourly else "nothing that SkyPilot knows of"
     ends = (
@@ -147,48 +139,6 @@ def launch(
     this, it = ("", "") if name == DEFAULT_NAME else (f" -n {name}", f" {name}")
     commands = (f"ask{this} picture.jpg", f"endpoint{this} --env", f"down{it}")
     output.say("Next:  " + "   |   ".join(f"pixtral-sky {command}" for command in commands))
-
-
-def _envs(words: list[str]) -> dict[str, str]:
-    from pixtral_sky.errors import UsageError
-
-    envs = {}
-    for word in words:
-        name, sign, value = word.partition("=")
-        if name in SECRETS:
-            raise UsageError(f"{name} is a secret, and others can see arguments.", f"Run: export {name}=...")
-        if not sign or not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise UsageError("--env takes NAME=VALUE.", "For example: --env MAX_IMAGES=8")
-        envs[name] = value
-    return envs
-
-
-def _key(name: str) -> str:
-    """The key of the environment, else that of before, else a new one."""
-    from pixtral_sky import state
-    from pixtral_sky.errors import UsageError
-
-    old = state.recall(name)
-    before = old.key if isinstance(old, state.Cluster) else ""
-    key = os.environ.get("PIXTRAL_API_KEY") or before or secrets.token_urlsafe(32)
-    if not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", key):
-        raise UsageError(
-            "PIXTRAL_API_KEY has characters that a key cannot have.",
-            "Unset it to have one made: unset PIXTRAL_API_KEY",
-        )
-    return key
-
-
-def _check_gpus(gpus: str, envs: Mapping[str, str]) -> None:
-    """Raises UsageError when they do not hold Pixtral. What is not known here is left to SkyPilot."""
-    from pixtral_sky import fit, model
-    from pixtral_sky.errors import UsageError
-
-    gpu, _, count = gpus.partition(":")
-    if gpu not in fit.GPUS or not (count or "1").isdecimal() or envs.get("MODEL") != model.MODEL:
-        return
-    if why := fit.why_not(gpu, int(count or 1)):
-        raise UsageError(why, "What fits: L4:2, L40S:1, A100:1 and larger")
 
 
 def _left(name: str, plan: Plan) -> str:
@@ -205,7 +155,3 @@ def _left(name: str, plan: Plan) -> str:
     if not plan.running:
         state.forget(name)
     return "Nothing is left that costs money."
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

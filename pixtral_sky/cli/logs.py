@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pixtral_sky import output
+from pixtral_sky.cli import serve
 from pixtral_sky.state import DEFAULT_NAME, Rehearsal
 
 
@@ -27,7 +28,10 @@ def logs(
     if isinstance(one, state.Rehearsal):
         _show(one, follow, lines)
         return
-    from pixtral_sky import deployment, sdk
+    if isinstance(one, state.Service):
+        serve.logs(name, None, False, follow, lines)
+        return
+    from pixtral_sky import deployment, sdk, serving
     from pixtral_sky.errors import NoEndpoint
 
     if not one and not sdk.was_used():
@@ -35,7 +39,12 @@ def logs(
             f"There is no deployment named {name!r}, here or at SkyPilot.",
             "What there is: pixtral-sky status",
         )
-    deployment.logs(name, follow=follow, lines=lines)
+    try:
+        deployment.logs(name, follow=follow, lines=lines)
+    except NoEndpoint:
+        if one or not serving.records([name]):
+            raise
+        serve.logs(name, None, False, follow, lines)
 
 
 def _show(one: Rehearsal, follow: bool, lines: int) -> None:

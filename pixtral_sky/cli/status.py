@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixtral_sky import output
+from pixtral_sky.cli import common
 
 if TYPE_CHECKING:
     from pixtral_sky.overview import Row
@@ -47,32 +48,21 @@ def status(
 
 
 def _table(rows: list[Row]) -> None:
-    table = [("NAME", "KIND", "STATE", "INFRA", "GPUS", "AGE", "$/H", "SPENT", "ENDPOINT", "ANSWERS")]
-    for row in rows:
-        table.append(
+    common.table(
+        ("NAME", "KIND", "STATE", "INFRA", "GPUS", "AGE", "$/H", "SPENT", "ENDPOINT", "ANSWERS"),
+        [
             (
                 row.name,
                 row.kind,
                 row.state,
                 row.infra or "-",
                 row.gpus or "-",
-                _age(row.age),
+                common.age(row.age),
                 "-" if row.hourly is None else f"{row.hourly:.2f}",
                 "-" if row.spent is None else f"{row.spent:.2f}",
                 f"{row.endpoint} (ssh)" if row.private else row.endpoint or "-",
                 "yes" if row.answers else f"no: {row.problem}",
             )
-        )
-    # A column that says nothing is left out: rehearsals have no price.
-    columns = [column for column in zip(*table, strict=True) if set(column[1:]) != {"-"}]
-    widths = [max(map(len, column)) for column in columns]
-    for line in zip(*columns, strict=True):
-        output.data("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    minutes = max(int(seconds // 60), 0)
-    days, hours = divmod(minutes // 60, 24)
-    return f"{days} d {hours} h" if days else f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
+            for row in rows
+        ],
+    )

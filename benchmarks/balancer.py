@@ -1,0 +1,186 @@
+"""What SkyServe's balancer costs: the same requests through it and straight to the replica, side by side.
+
+    python -m benchmarks.balancer             # prints the table
+    python -m benchmarks.balancer --write     # and puts it into docs/performance.md
+
+The real balancer and control plane of SkyPilot, and one replica: the script of service.yaml with its front
+door, before a stand-in for vLLM that answers at once. Both sides take turns in one run; medians, and in
+brackets the quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+
+from tests.serve.rig import KEY, Service
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+ROUNDS = 8
+MIB = 2**20
+
+Ask = Callable[[httpx.Client], list[float]]  # milliseconds of each thing that was timed
+
+
+def body(tokens: int = 1, pace: float = 0.0, stream: bool = False, padding: int = 0) -> bytes:
+    """A request of a chat; ``padding`` are further bytes, as a picture in it would be."""
+    question = json.dumps({"id": "bench", "tokens": tokens, "pace": pace})
+    content: list[dict[str, object]] = [{"type": "text", "text": question}]
+    if padding:
+        content.append({"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * padding}})
+    message = {"role": "user", "content": content}
+    return json.dumps({"model": "pixtral", "messages": [message], "stream": stream}).encode()
+
+
+def answers(content: bytes, times: int) -> Ask:
+    """One request after the other, on one connection."""
+
+    def ask(http: httpx.Client) -> list[float]:
+        taken = []
+        for _ in range(times):
+            begin = time.perf_counter()
+            http.post("/v1/chat/completions", content=content).raise_for_status()
+            taken.append((time.perf_counter() - begin) * 1000)
+        return taken
+
+    return ask
+
+
+def first_pieces(content: bytes, times: int) -> Ask:
+    """Until the first token of a stream is there."""
+
+    def ask(http: httpx.Client) -> list[float]:
+        taken = []
+        for _ in range(times):
+            begin = time.perf_counter()
+            with http.stream("POST", "/v1/chat/completions", content=content) as response:
+                for line in response.iter_lines():
+                    if '"content": "bench:"' in line or '"content":"bench:"' in line:
+                        taken.append((time.perf_counter() - begin) * 1000)
+        assert len(taken) == times
+        return taken
+
+    return ask
+
+
+def gaps(content: bytes) -> Ask:
+    """Between two tokens of one stream."""
+
+    def ask(http: httpx.Client) -> list[float]:
+        at = []
+        with http.stream("POST", "/v1/chat/completions", content=content) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    at.append(time.perf_counter())
+        return [(after - before) * 1000 for before, after in pairwise(at[1:-1])]
+
+    return ask
+
+
+def per_second(url: str, clients: int, seconds: float = 4.0) -> float:
+    """Requests a second of so many clients at once, each on a connection of its own."""
+    content, counts, until = body(), [0] * clients, time.perf_counter() + seconds
+
+    def work(index: int) -> None:
+        with client(url) as http:
+            while time.perf_counter() < until:
+                http.post("/v1/chat/completions", content=content).raise_for_status()
+                counts[index] += 1
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / seconds
+
+
+def client(url: str) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    return httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=120)
+
+
+def spread(values: list[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    digits = 0 if middle >= 100 else 1
+    return f"{middle:,.{digits}f} ({low:,.{digits}f}-{high:,.{digits}f})"
+
+
+def measure(direct: str, balanced: str) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for name, ask in (
+        ("a short answer, ms", answers(body(), 60)),
+        ("30 MiB in the request, ms", answers(body(padding=30 * MIB), 1)),
+        ("the first token of a stream, ms", first_pieces(body(tokens=4, stream=True), 30)),
+        ("between two tokens that are 10 ms apart, ms", gaps(body(tokens=100, pace=0.01, stream=True))),
+    ):
+        taken: dict[str, list[float]] = {direct: [], balanced: []}
+        with client(direct) as one, client(balanced) as other:
+            for http in (one, other):
+                ask(http)  # warm
+            for _ in range(ROUNDS):
+                for url, http in ((direct, one), (balanced, other)):
+                    taken[url] += ask(http)
+        added = statistics.median(taken[balanced]) - statistics.median(taken[direct])
+        rows.append((name, spread(taken[direct]), spread(taken[balanced]), f"+{added:.1f} ms"))
+    for clients in (1, 8, 32):
+        rates: dict[str, list[float]] = {direct: [], balanced: []}
+        for _ in range(4):
+            for url in (direct, balanced):
+                rates[url].append(per_second(url, clients))
+        share = statistics.median(rates[balanced]) / statistics.median(rates[direct])
+        rows.append(
+            (
+                f"requests/s, {clients} at once",
+                spread(rates[direct]),
+                spread(rates[balanced]),
+                f"x{share:.2f}",
+            )
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    arguments = parser.parse_args()
+
+    def one_replica(config: dict) -> None:  # type: ignore[type-arg]
+        config["service"]["replica_policy"] = {"min_replicas": 1}
+
+    with (
+        tempfile.TemporaryDirectory(prefix="balancer-") as folder,
+        Service(Path(folder), change=one_replica) as service,
+    ):
+        (machine,) = service.wait_for(ready=1)
+        rows = measure(f"http://127.0.0.1:{machine.port}", service.url)
+    lines = ["| | straight to the replica | through the balancer | |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    machine_is = f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}"
+    lines += ["", f"{machine_is}, all on one machine."]
+    print("\n".join(lines))
+    if arguments.write:
+        table = "<!-- balancer -->\n" + "\n".join(lines) + "\n<!-- /balancer -->"
+        DOCS.write_text(
+            re.sub(
+                r"<!-- balancer -->.*<!-- /balancer -->", lambda _: table, DOCS.read_text(), flags=re.DOTALL
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

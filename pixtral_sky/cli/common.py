@@ -1,0 +1,94 @@
+"""What commands share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+
+import typer
+
+from pixtral_sky import output
+
+SECRETS = ("PIXTRAL_API_KEY", "HF_TOKEN")
+
+
+def envs(words: list[str]) -> dict[str, str]:
+    """The values of ``--env NAME=VALUE``. Raises UsageError, for a secret too."""
+    from pixtral_sky.errors import UsageError
+
+    given = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if name in SECRETS:
+            raise UsageError(f"{name} is a secret, and others can see arguments.", f"Run: export {name}=...")
+        if not sign or not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise UsageError("--env takes NAME=VALUE.", "For example: --env MAX_IMAGES=8")
+        given[name] = value
+    return given
+
+
+def key(name: str) -> str:
+    """The key of the environment, else that of before, else a new one."""
+    from pixtral_sky import state
+    from pixtral_sky.errors import UsageError
+
+    old = state.recall(name)
+    before = old.key if isinstance(old, (state.Cluster, state.Service)) else ""
+    found = os.environ.get("PIXTRAL_API_KEY") or before or secrets.token_urlsafe(32)
+    if not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", found):
+        raise UsageError(
+            "PIXTRAL_API_KEY has characters that a key cannot have.",
+            "Unset it to have one made: unset PIXTRAL_API_KEY",
+        )
+    return found
+
+
+def check_gpus(gpus: str, envs: Mapping[str, str]) -> None:
+    """Raises UsageError when they do not hold Pixtral. What is not known here is left to SkyPilot."""
+    from pixtral_sky import fit, model
+    from pixtral_sky.errors import UsageError
+
+    gpu, _, count = gpus.partition(":")
+    if gpu not in fit.GPUS or not (count or "1").isdecimal() or envs.get("MODEL") != model.MODEL:
+        return
+    if why := fit.why_not(gpu, int(count or 1)):
+        raise UsageError(why, "What fits: L4:2, L40S:1, A100:1 and larger")
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask before it costs money; ``yes`` is the answer that was given already. Ends the command at a no."""
+    from pixtral_sky.errors import UsageError
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("This costs money, and nobody is here to be asked.", "Add --yes")
+    with contextlib.redirect_stdout(sys.stderr):  # where the question's last character goes
+        typer.confirm(question, default=True, abort=True, err=True)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> None:
+    """Print it in columns. One that says nothing ("-") in every row is left out."""
+    columns = [column for column in zip(head, *rows, strict=True) if set(column[1:]) != {"-"}]
+    widths = [max(map(len, column)) for column in columns]
+    for line in zip(*columns, strict=True):
+        cells = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        output.data(f"{indent}{cells}".rstrip())
+
+
+def age(seconds: float | None) -> str:
+    """Days, hours or minutes, in words."""
+    if seconds is None:
+        return "-"
+    minutes = max(int(seconds // 60), 0)
+    days, hours = divmod(minutes // 60, 24)
+    return f"{days} d {hours} h" if days else f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
+
+
+def minutes(seconds: float) -> str:
+    """How long something took, in words."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
