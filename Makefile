@@ -28,7 +28,6 @@ serve: .venv/dev  ## SkyServe's real balancer and controller on service.yaml: re
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m serve
 
 docs: .venv/dev  ## draw and measure again what docs/ shows
-	$(BIN)/pip install --quiet --group plot
 	$(BIN)/python tools/autoscaling.py
 	$(BIN)/python -m benchmarks.balancer --write
 

@@ -1,4 +1,4 @@
-"""The door to SkyPilot: the only module that imports sky, and through its SDK.
+"""The door to SkyPilot, and to its SDK: nothing of sky is imported but inside of `sky_sdk`.
 
 https://docs.skypilot.co/en/latest/reference/api.html, skypilot 0.14.1. What SkyPilot says on the way is
 passed on to stderr, without the secrets that it was given; what it raises becomes a SkyError.

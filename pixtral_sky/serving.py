@@ -158,7 +158,7 @@ def prepare(
     envs = config.get("envs") or {}
     service = Service(
         name=name,
-        url=running.url if running else "",
+        url=(running.url or (before.url if before else "")) if running else "",
         key=key,
         max_model_len=task.number(envs, "MAX_MODEL_LEN", -1),
         max_images=task.number(envs, "MAX_IMAGES", 4),
@@ -324,11 +324,11 @@ def _controllers(sky: Any) -> list[Any]:
 
 
 def _record(given: Mapping[str, Any]) -> ServiceRecord:
-    import yaml
+    from sky.utils import yaml_utils  # its loader is many times as fast as yaml's own
 
     replicas = [_replica(each) for each in given.get("replica_info") or []]
     first_ready = given.get("uptime")  # which is no duration, whatever SkyPilot's documentation says
-    made_by = yaml.safe_load(given.get("yaml_content") or "")
+    made_by = yaml_utils.safe_load(given.get("yaml_content") or "")
     made_by = made_by if isinstance(made_by, dict) else {}
     secrets = made_by.get("secrets")
     # SkyServe's log quotes them.
@@ -514,6 +514,7 @@ def logs(name: str, *, replica: int | None, balancer: bool, follow: bool, lines:
     if follow and lines:
         raise UsageError("SkyServe follows a log from its beginning only.", "Leave out --lines, or --follow.")
     target = "replica" if replica is not None else "load_balancer" if balancer else "controller"
+    out = _Log(sys.stdout)
     with sky_sdk() as sky:
         # Its own answer to an unknown name is a log that is empty.
         if not _find(sky, name):
@@ -526,7 +527,7 @@ def logs(name: str, *, replica: int | None, balancer: bool, follow: bool, lines:
             replica_id=replica,
             follow=follow,
             tail=lines or None,
-            output_stream=_Log(sys.stdout),
+            output_stream=out,
         )
 
 

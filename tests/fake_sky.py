@@ -17,6 +17,7 @@ import contextvars
 import fnmatch
 import functools
 import io
+import json
 import os
 import re
 import sqlite3
@@ -36,12 +37,13 @@ import httpx
 import pytest
 import typer.main
 
-from pixtral_sky import deployment, serving
+from pixtral_sky import deployment, sdk, serving
 from pixtral_sky.tunnel import Tunnel
 
 PRICES = {"L4:2": 1.4, "L4:4": 4.6, "A10G:4": 5.67, "L40S:1": 1.86, "A100:1": 3.67, "H100:1": 2.99}
-MACHINES = {"L4:2": "g2-standard-24", "L40S:1": "g6e.2xlarge", "A100:1": "a2-highgpu-1g"}
+MACHINES = {"L4:2": "g2-standard-24", "A100:1": "a2-highgpu-1g", "H100:1": "a3-highgpu-1g"}
 _COMMAND = functools.cache(typer.main.get_command)
+_INSTALLED = functools.cache(sdk.installed)
 CYAN, DIM, RED, RESET = "\x1b[36m", "\x1b[2m", "\x1b[31m", "\x1b[0m"
 
 
@@ -423,7 +425,7 @@ class FakeSky:
             for gpus, price in PRICES.items():
                 gpu, _, count = gpus.partition(":")
                 if re.search(name_filter, gpu) and quantity_filter == int(count):
-                    machine = MACHINES.get(gpus, "n1-other")
+                    machine = MACHINES.get(gpus)
                     there = region_filter.strip("^$")
                     offer = (clouds, machine, gpu, float(count), 24.0, 24.0, 96.0, price, price / 2, there)
                     dear = (clouds, "g2-standard-96", gpu, float(count), 96.0, 24.0, 384.0, 99.0, None, there)
@@ -642,16 +644,12 @@ class FakeServe:
         **fields: Any,
     ) -> Service:
         """One that is there, as somebody has brought it up."""
-        from sky.utils import yaml_utils
-
         from pixtral_sky import task
 
-        config = config or task.read(file or task.shipped("service.yaml"))
+        made_of = json.dumps(config) if config else (file or task.shipped("service.yaml")).read_text()
         given = {"PIXTRAL_API_KEY": "unknown-here", "HF_TOKEN": ""} if secrets is None else secrets
-        config = {**config, "secrets": {**(config.get("secrets") or {}), **given}}
-        made = self.server.sky.Task.from_yaml_config(config)
         self.controller()
-        text = yaml_utils.dump_yaml_str(made.to_yaml_config())
+        text = _task_text(made_of, tuple(given.items()))
         self.services[name] = Service(name, {1: text}, **{"balancer": self.balancer, **fields})
         self.moves(self.services[name], replicas or {})
         return self.services[name]
@@ -690,7 +688,7 @@ class FakeServe:
         made = self.server.sky.Resources(
             infra=infra, accelerators={gpu: int(count)}, use_spot=spot, ports=["8081"]
         )
-        made._instance_type = MACHINES.get(gpus, "n1-other")
+        made._instance_type = MACHINES[gpus]
         service.replicas[number] = Replica(info, made, time.time() - seconds, url)
         return service.replicas[number]
 
@@ -885,7 +883,7 @@ class FakeServe:
 
         infos = [each.info for each in service.replicas.values()]
         ready = [each for each in infos if each.is_ready]
-        spec = self.server.sky.serve.SkyServiceSpec.from_yaml_str(service.tasks[service.version])
+        spec = _spec(service.tasks[service.version])
         status = (
             service.status
             or serve_state.ServiceStatus.from_replica_statuses([each.status for each in ready]).value
@@ -933,6 +931,23 @@ class FakeServe:
         return dict(found)
 
 
+@functools.cache
+def _task_text(text: str, secrets: tuple[tuple[str, str], ...]) -> str:
+    """A service file as the controller has it."""
+    import sky
+    from sky.utils import yaml_utils
+
+    made = sky.Task.from_yaml_config(yaml_utils.safe_load(text), secrets_overrides=[*secrets])
+    return str(yaml_utils.dump_yaml_str(made.to_yaml_config()))
+
+
+@functools.cache
+def _spec(text: str) -> Any:
+    from sky.serve import SkyServiceSpec
+
+    return SkyServiceSpec.from_yaml_str(text)
+
+
 @contextlib.contextmanager
 def started(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[FakeSky]:
     """A server in place of the network, for somebody who has used SkyPilot; no ssh either."""
@@ -944,9 +959,10 @@ def started(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[FakeSky]:
     ssh.write_text("#!/bin/sh\nexit 255\n")
     ssh.chmod(0o755)
     patch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    patch.setattr(sdk, "installed", _INSTALLED)  # it takes a while, for each request anew
     patch.setattr(deployment, "POLL_SECONDS", 0.03)
-    patch.setattr(serving, "POLL_SECONDS", 0.01)
-    patch.setattr(serving, "REGISTER_SECONDS", 0.1)
+    patch.setattr(serving, "POLL_SECONDS", 0.002)
+    patch.setattr(serving, "REGISTER_SECONDS", 0.03)
     patch.setattr(typer.main, "get_command", _COMMAND)
     # Nothing here speaks TLS, and to read all certificates takes a while, for each client anew.
     patch.setattr(httpx, "create_ssl_context", lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))

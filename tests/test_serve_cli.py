@@ -274,7 +274,9 @@ def test_options_reach_skypilot(run: Run, server: FakeSky, balancer: FakeEndpoin
         ([], (2, 8, 2)),
     ],
 )
-def test_one_option(run: Run, server: FakeSky, balancer: FakeEndpoint, options: list[str], makes: Any) -> None:
+def test_one_option(
+    run: Run, server: FakeSky, balancer: FakeEndpoint, options: list[str], makes: Any
+) -> None:
     assert run("serve", "up", "--yes", *options).code == 0
     assert policy(server) == makes
 
@@ -296,7 +298,13 @@ def test_a_fixed_number(run: Run, server: FakeSky, balancer: FakeEndpoint) -> No
     ],
 )
 def test_options_and_a_file(
-    run: Run, server: FakeSky, balancer: FakeEndpoint, tmp_path: Path, section: Any, options: list[str], makes: Any
+    run: Run,
+    server: FakeSky,
+    balancer: FakeEndpoint,
+    tmp_path: Path,
+    section: Any,
+    options: list[str],
+    makes: Any,
 ) -> None:
     def change(config: dict[str, Any]) -> None:
         del config["service"]["replica_policy"]
@@ -583,7 +591,9 @@ def test_to_zero(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     server.serve.course = [lambda service: setattr(service, "target", 0)]
     result = run("serve", "up", "--yes", "--replicas", "0..4")
     assert (result.code, result.out) == (0, f"{balancer.url}\n")
-    assert "pixtral has no replica while nobody asks; the first request calls one, and gets 503:\n" in result.err
+    assert (
+        "pixtral has no replica while nobody asks; the first request calls one, and gets 503:\n" in result.err
+    )
     for command in (["serve", "status"], ["status"]):
         result = run(*command)
         assert result.code == 1
@@ -668,7 +678,7 @@ def test_the_connection_is_lost_and_it_goes_on(
     real = server.sky.stream_and_get
 
     def lost(request: str, **stream: Any) -> Any:
-        if request == server.requests("serve.up")[-1]:
+        if request in server.requests("serve.up"):
             raise ConnectionError("Connection broken")
         return real(request, **stream)
 
@@ -690,3 +700,1098 @@ def test_an_endpoint_of_the_environment_is_pointed_out(
 ) -> None:
     monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
     assert "Warning: PIXTRAL_ENDPOINT is set here" in run("serve", "up", "--yes").err
+
+
+# status ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def service(server: FakeSky, balancer: FakeEndpoint) -> fake_sky.Service:
+    """One with two replicas, as it was brought up from here."""
+    remember(url=balancer.url)
+    secrets = {"PIXTRAL_API_KEY": KEY, "HF_TOKEN": TOKEN}
+    return server.serve.service(replicas={1: "READY", 2: "READY"}, secrets=secrets)
+
+
+def test_status(run: Run, server: FakeSky, service: fake_sky.Service, balancer: FakeEndpoint) -> None:
+    server.serve.replica(service, 3, infra="aws/us-east-1", gpus="A100:1", spot=True, seconds=90000)
+    server.serve.moves(service, {3: "PROVISIONING", 4: "PENDING"})
+    service.replicas[3].progress = "Launching (waiting for queue admission)"
+    service.target = 4
+    service.logs["controller"] = counted(requests=25)
+    result = run("serve", "status")
+    assert (result.code, result.err) == (0, "")
+    head, policy, columns, *rows, controller = result.out.splitlines()
+    assert head == f"pixtral  ready  {balancer.url}  2 of 4 ready  0.4 queries/s  $4.63 an hour  answers"
+    assert policy == "  Autoscaling from 2 to 8 replicas (target QPS per replica: 2)"
+    assert " ".join(columns.split()) == "REPLICA STATE INFRA RESOURCES SPOT AGE VERSION $/H WHY"
+    assert [re.split(r" {2,}", row.strip()) for row in rows] == [
+        ["1", "READY", "gcp/us-central1", "L4:2 g2-standard-24", "no", "30 min", "1", "1.40", "-"],
+        ["2", "READY", "gcp/us-central1", "L4:2 g2-standard-24", "no", "30 min", "1", "1.40", "-"],
+        ["3", "PROVISIONING", "aws/us-east-1", "A100:1 a2-highgpu-1g", "yes", "1 d 1 h", "1", "1.83",
+         "waiting for queue admission"],
+        ["4", "PENDING", "-", "-", "no", "-", "1", "-", "-"],
+    ]  # fmt: skip
+    assert controller == f"controller {CONTROLLER}: UP, aws/us-east-1, $0.38 an hour"
+
+
+def counted(requests: int, target: Any = 2) -> list[str]:
+    """What SkyServe's own autoscaler says of so many requests in a minute."""
+    from sky.serve import SkyServiceSpec, autoscalers
+
+    section = json.loads(short())["service"]
+    section["replica_policy"]["target_qps_per_replica"] = target
+    if isinstance(target, dict):
+        section["load_balancing_policy"] = "instance_aware_least_load"
+    if target is None:
+        section["replica_policy"] = {"min_replicas": 2, "max_replicas": 2}
+    made = autoscalers.Autoscaler.from_spec("pixtral", SkyServiceSpec.from_yaml_config(section))
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(f"I autoscalers.py:516] {record.getMessage()}\n")  # type: ignore[method-assign]
+    logger = logging.getLogger("sky.serve.autoscalers")
+    logger.addHandler(handler)
+    old, logger.propagate = logger.propagate, False
+    try:
+        made.collect_request_information({"timestamps": [time.time()] * requests})
+        made.generate_scaling_decisions([], [])
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = old
+    assert any(str(requests) in line for line in said)
+    return said
+
+
+@pytest.mark.parametrize("target", [2, 0.25, None, {"L4": 1.0}])
+@pytest.mark.parametrize(("requests", "qps"), [(25, 25 / 60), (600, 10.0), (0, 0.0)])
+def test_queries_per_second(
+    server: FakeSky, service: fake_sky.Service, target: Any, requests: int, qps: float
+) -> None:
+    service.logs["controller"] = [
+        "I replica_managers.py] Replicas to probe: 1\n",
+        *counted(7),
+        *counted(requests, target),
+    ]
+    assert serving.qps("pixtral") == pytest.approx(qps)
+    assert server.asked("serve.logs") == [("pixtral", "controller", None, False, 100)]
+
+
+@pytest.mark.parametrize(
+    "said", [[], ["no such line\n"], ["Requests per second: none.\n"], ConnectionError("broken"), None]
+)
+def test_queries_per_second_that_nobody_tells(
+    run: Run, server: FakeSky, service: fake_sky.Service, said: Any
+) -> None:
+    if isinstance(said, Exception):
+        server.errors["serve.logs"] = said
+    elif said:
+        service.logs["controller"] = said
+    result = run("serve", "status")
+    assert result.code == 0
+    assert "queries/s" not in result.out
+    assert documents(run("serve", "status", "--json"))[0]["qps"] is None
+
+
+def test_status_as_json(run: Run, server: FakeSky, service: fake_sky.Service, balancer: FakeEndpoint) -> None:
+    service.logs["controller"] = counted(30)
+    server.serve.moves(service, {2: None})
+    result = run("serve", "status", "pixtral", "--json")
+    assert (result.code, result.err) == (0, "")
+    document = json.loads(result.out)
+    (one,) = document["services"]
+    (replica,) = one.pop("replicas")
+    assert 0 <= one.pop("uptime") < 60
+    assert one == {
+        "name": "pixtral",
+        "status": "READY",
+        "state": "ready",
+        "endpoint": balancer.url,
+        "answers": True,
+        "problem": "",
+        "ready": 1,
+        "target": 2,
+        "policy": "Autoscaling from 2 to 8 replicas (target QPS per replica: 2)",
+        "qps": 0.5,
+        "version": 1,
+        "versions": [1],
+        "hourly": pytest.approx(1.4),
+    }
+    assert time.time() - replica.pop("launched") == pytest.approx(1800, abs=15)
+    assert replica == {
+        "number": 1,
+        "status": "READY",
+        "detail": "",
+        "infra": "gcp/us-central1",
+        "gpus": "L4:2",
+        "machine": "g2-standard-24",
+        "spot": False,
+        "version": 1,
+        "hourly": pytest.approx(1.4),
+        "url": "",
+        "problem": "",
+    }
+    assert document["controller"] == {
+        "name": CONTROLLER,
+        "status": "UP",
+        "infra": "aws/us-east-1",
+        "hourly": pytest.approx(0.38),
+    }
+
+
+def test_a_price_that_nobody_knows(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    """Of a machine that is in no catalog; and none is asked for where there is none, as on Kubernetes."""
+    server.serve.replica(service, 3, infra="kubernetes/ctx", gpus="L4:2")
+    service.replicas[3].resources._instance_type = "4CPU--32GB--L4:2"
+    server.serve.replica(service, 4, gpus="H100:1")
+    service.replicas[4].resources._instance_type = "n1-other"
+    server.serve.moves(service, {3: "READY", 4: "READY"})
+    server.machines[CONTROLLER].hourly = None
+    (one,) = documents(run("serve", "status", "--json"))
+    assert [each["hourly"] for each in one["replicas"]] == [1.4, 1.4, None, None]
+    assert [each["machine"] for each in one["replicas"]][1:] == ["g2-standard-24", "", "n1-other"]
+    assert one["hourly"] is None
+    assert sorted(server.asked("list_accelerators")) == [
+        ("^H100$", "^us-central1$", "gcp"), ("^L4$", "^us-central1$", "gcp"),
+    ]  # fmt: skip
+    server.errors["list_accelerators"] = RuntimeError("no catalog")
+    server.errors["cost_report"] = RuntimeError("no costs")
+    result = run("serve", "status")
+    assert result.code == 0
+    assert "an hour" not in result.out
+    assert f"controller {CONTROLLER}: UP, aws/us-east-1, no price is known" in result.out
+    assert "$/H" not in result.out
+
+
+@pytest.mark.parametrize("status", ["STARTING", "NOT_READY"])
+def test_a_replica_says_why_it_is_not_ready(
+    run: Run, server: FakeSky, service: fake_sky.Service, status: str
+) -> None:
+    """SkyServe says STARTING for 40 minutes, and then only that they are over."""
+    with FakeEndpoint(key="another") as replica:
+        service.replicas[2].url = replica.url
+        server.serve.moves(service, {2: status})
+        result = run("serve", "status")
+        assert replica.requests[-1].path == "/v1/models", "as SkyServe's probe"
+        assert replica.requests[-1].headers["authorization"] == f"Bearer {KEY}"
+    assert result.code == 0
+    assert f"{replica.url} does not take this key (401)" in result.out
+    assert "Nothing answers at" in run("serve", "status").out
+
+
+def test_a_replica_that_is_ready_is_not_asked(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    with FakeEndpoint() as replica:
+        service.replicas[1].url = replica.url
+        run("serve", "status")
+    assert replica.requests == []
+
+
+@pytest.mark.parametrize(
+    "status",
+    ["FAILED", "FAILED_INITIAL_DELAY", "FAILED_PROBING", "FAILED_PROVISION", "FAILED_CLEANUP", "UNKNOWN"],
+)
+def test_a_replica_that_has_failed(run: Run, server: FakeSky, service: fake_sky.Service, status: str) -> None:
+    server.serve.moves(service, {1: status, 2: status})
+    result = run("serve", "status")
+    assert result.code == 1
+    assert "  failed  " in result.out
+    assert "does not answer: every replica has failed" in result.out
+    assert "pixtral-sky serve logs pixtral --replica 2" in result.out
+    assert "pixtral  service  failed, 0/2" in run("status").out
+
+
+def test_nobody_is_asked_while_no_replica_is_ready(
+    run: Run, server: FakeSky, service: fake_sky.Service, balancer: FakeEndpoint
+) -> None:
+    """To the autoscaler, each question is one that wants a replica."""
+    server.serve.moves(service, {1: "STARTING", 2: "PROVISIONING"})
+    for command in (["serve", "status"], ["status"]):
+        result = run(*command)
+        assert result.code == 1
+        assert "no replica is ready" in result.out
+        assert "starting" in result.out, "SkyServe says NO_REPLICA"
+    assert balancer.requests == []
+
+
+def test_the_endpoint_is_as_it_is_now(
+    run: Run, server: FakeSky, service: fake_sky.Service, balancer: FakeEndpoint
+) -> None:
+    """The controller was stopped, and has another address."""
+    remember(url="http://127.0.0.1:9")
+    assert run("serve", "status").code == 0
+    assert recalled().url == balancer.url
+    service.balancer = None
+    result = run("serve", "status")
+    assert result.code == 0, "http://None is no address"
+    assert balancer.url in result.out
+    assert recalled().url == balancer.url
+    assert run("serve", "update", "--yes").code == 0
+    assert recalled().url == balancer.url
+    assert run("-q", "endpoint").out == f"{balancer.url}\n"
+
+
+def test_status_before_there_is_an_address(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    service.balancer = None
+    remember(url="")
+    result = run("serve", "status")
+    assert result.code == 1
+    assert "no endpoint yet  2 of 2 ready" in result.out
+    assert "does not answer: it has no endpoint yet" in result.out
+
+
+def test_a_certificate(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    config = yaml.safe_load(service.tasks[1])
+    config["service"]["tls"] = {"keyfile": "/key", "certfile": "/cert"}
+    service.tasks[1] = yaml.safe_dump(config)
+    assert documents(run("serve", "status", "--json"))[0]["endpoint"].startswith("https://127.0.0.1:")
+
+
+def test_status_of_one_of_two(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    server.serve.service("second", {1: "STARTING"})
+    result = run("serve", "status")
+    assert result.code == 1
+    assert [line.split()[0] for line in result.out.splitlines() if not line.startswith(" ")] == [
+        "pixtral", "second", "controller",
+    ]  # fmt: skip
+    assert run("serve", "status", "pixtral").code == 0
+    assert server.asked("serve.status")[-1] == ["pixtral"]
+
+
+@pytest.mark.parametrize("controller", [None, "STOPPED", "UP"])
+def test_status_of_none(run: Run, server: FakeSky, controller: str | None) -> None:
+    """Without a controller, SkyPilot's server looks for half a minute."""
+    if controller:
+        server.serve.controller(controller)
+    result = run("serve", "status")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "No service runs. Bring one up: pixtral-sky serve up\n"
+    assert json.loads(run("serve", "status", "--json").out) == {"services": [], "controller": None}
+    result = run("serve", "status", "other")
+    assert (result.code, result.error) == (
+        2, "There is no service named 'other'. What there is: pixtral-sky serve status",
+    )  # fmt: skip
+    assert bool(server.asked("serve.status")) == bool(controller)
+
+
+def test_a_controller_that_never_came_up(run: Run, server: FakeSky) -> None:
+    server.serve.controller("INIT", resources=None)
+    assert "No service runs." in run("serve", "status").err
+
+
+def test_a_controller_that_cannot_be_reached(run: Run, server: FakeSky) -> None:
+    """That is not the same as no service."""
+    server.serve.controller("INIT")
+    result = run("serve", "status")
+    assert result.code == 1
+    assert result.error.startswith("SkyPilot: Failed to connect to serve controller, please try again later")
+    remember()
+    result = run("serve", "down")
+    assert result.code == 1
+    assert state.known() == ["pixtral"]
+    result = run("status", "--json")
+    assert json.loads(result.out)[0]["state"] == "unknown"
+    assert "Warning: SkyPilot: Failed to connect to serve controller" in result.err
+
+
+def test_in_consolidation_mode(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API server is the controller."""
+    from sky.serve import serve_utils
+
+    monkeypatch.setattr(serve_utils, "is_consolidation_mode", lambda: True)
+    monkeypatch.setattr(server.serve, "_controller_or_raise", lambda: None)
+    server.serve.service(replicas={1: "STARTING"})
+    del server.machines[CONTROLLER]
+    (one,) = documents(run("serve", "status", "--json"))
+    assert one["state"] == "starting"
+
+
+def test_status_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
+    """Whoever has its address now is not asked, with the key."""
+    with FakeEndpoint() as stranger:
+        remember(url=stranger.url)
+        result = run("serve", "status", "pixtral")
+        assert (result.code, result.error) == (
+            1, "SkyServe has 'pixtral' no longer. Forget it: pixtral-sky serve down pixtral",
+        )  # fmt: skip
+        (row,) = json.loads(run("status", "--json").out)
+        assert (row["state"], row["problem"]) == ("ended", "SkyServe has it no longer: taken down")
+    assert stranger.requests == []
+
+
+def test_status_of_somebody_who_never_used_skypilot(run: Run, server: FakeSky) -> None:
+    """It is not asked: that would start its server."""
+    (Path.home() / ".sky").rmdir()
+    for code, *command in ((1, "status"), (2, "status", "pixtral"), (2, "down"), (2, "logs")):
+        assert run("serve", *command).code == code
+    assert server.calls == []
+
+
+@pytest.mark.parametrize("command", [["status"], ["down"], ["logs"], ["update", "-n"], ["up", "-n"]])
+def test_a_name_that_is_none(run: Run, server: FakeSky, command: list[str]) -> None:
+    """SkyPilot takes a * for many."""
+    server.serve.service()
+    assert run("serve", *command, "pix*").code == 2
+    assert server.calls == []
+
+
+# Services that nobody here has brought up ------------------------------------------------------------------
+
+
+def test_a_bare_one_is_taken_up(run: Run, server: FakeSky, balancer: FakeEndpoint, tmp_path: Path) -> None:
+    path = service_file(tmp_path, lambda config: config["envs"].update(MAX_IMAGES=8, MAX_MODEL_LEN=-1))
+    server.serve.service("bare", {1: "READY"}, file=path)
+    assert run("serve", "status").code == 0
+    known = recalled("bare")
+    assert (known.url, known.key, known.request) == (balancer.url, KEY, "")
+    assert (known.max_images, known.max_model_len) == (8, -1), "as its own file says"
+    assert run("endpoint", "-n", "bare").out == f"{balancer.url}\n"
+    assert run("ask", "-n", "bare", "Hello").out == "A small red square.\n"
+
+
+def test_a_bare_one_without_its_key(
+    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIXTRAL_API_KEY")
+    server.serve.service(replicas={1: "READY"})
+    result = run("serve", "status")
+    assert result.code == 1
+    assert "asks for a key, and none was given (401)" in result.out
+    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
+    assert run("serve", "status").code == 0, "from now on it is known"
+    monkeypatch.delenv("PIXTRAL_API_KEY")
+    assert run("status").code == 0
+
+
+def test_a_key_for_another_endpoint_is_not_taken(
+    run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
+    with FakeEndpoint() as bare:
+        server.serve.balancer = f"127.0.0.1:{bare.port}"
+        server.serve.service(replicas={1: "READY"})
+        run("serve", "status")
+        run("status")
+        assert len(bare.requests) == 2
+    assert recalled().key == ""
+    assert not any("authorization" in each.headers for each in bare.requests)
+
+
+def test_a_key_that_was_made_here_stays(
+    run: Run, server: FakeSky, service: fake_sky.Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXTRAL_API_KEY", "another")
+    assert run("serve", "status").code == 0
+    assert run("status").code == 0
+    assert recalled().key == KEY
+
+
+def test_a_key_that_cannot_be_one(
+    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are shown all the same."""
+    monkeypatch.setenv("PIXTRAL_API_KEY", "SENTINEL with space")
+    server.serve.service(replicas={1: "READY", 2: "STARTING"})
+    server.serve.services["pixtral"].replicas[2].url = "http://127.0.0.1:9"
+    for command in (["serve", "status"], ["status"]):
+        result = run(*command)
+        assert result.code == 1
+        assert "The key has characters that no key can have." in result.out
+
+
+def test_a_service_of_another_project(run: Run, server: FakeSky) -> None:
+    """It gets no key, and is not taken down."""
+    with FakeEndpoint() as llama:
+        server.serve.balancer = f"127.0.0.1:{llama.port}"
+        foreign(server, "llama")
+        assert "No service runs." in run("serve", "status").err
+        assert run("status").code == 1
+        for command in (
+            ["serve", "status"],
+            ["status"],
+            ["endpoint", "-n"],
+            ["serve", "update", "--yes", "-n"],
+        ):
+            assert run(*command, "llama").code == 2
+        assert llama.requests == []
+    assert state.known() == []
+    for command in (["serve", "down"], ["down"]):
+        result = run("-q", *command, "llama")
+        assert (result.code, result.error) == (
+            2, "'llama' is a service with something else on it. sky serve down llama",
+        )  # fmt: skip
+    assert run("down", "--all", "--yes").err == "There is nothing to take down.\n"
+    assert list(server.serve.services) == ["llama"]
+
+
+def test_a_service_with_the_name_of_something_else_here(
+    run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is another thing, and does not take its place, and its key."""
+    server.serve.service("here", {1: "READY"})
+    server.serve.service("there", {1: "READY"})
+    state.remember(Rehearsal("here", "http://127.0.0.1:9", KEY, 32768, 4, 1.0, 1, 1.0, "/log"))
+    state.remember(Cluster("there", "http://127.0.0.1:9", KEY, 32768, 4, 1.0, 8081, False, ""))
+    monkeypatch.setattr(Rehearsal, "is_running", lambda _: True)
+    rows = json.loads(run("status", "--json").out)
+    assert [(each["name"], each["kind"]) for each in rows] == [("here", "rehearsal"), ("there", "cluster")]
+    assert "No service runs." in run("serve", "status").err
+    assert [type(state.recall(name)) for name in ("here", "there")] == [Rehearsal, Cluster]
+
+
+def test_a_damaged_file(run: Run, server: FakeSky, service: fake_sky.Service, home: Path) -> None:
+    """It costs money all the same."""
+    (home / "deployments" / "pixtral.json").write_text("{")
+    (one,) = documents(run("serve", "status", "--json"))
+    assert "Remove it: rm " in one["problem"]
+    damaged, there = json.loads(run("status", "--json").out)
+    assert (damaged["state"], there["state"], there["hourly"]) == (
+        "damaged",
+        "ready, 2/2",
+        pytest.approx(2.8),
+    )
+
+
+@pytest.mark.parametrize("text", ["", "[]", "secrets:", "secrets: [PIXTRAL_API_KEY]", None])
+def test_a_file_that_skypilot_does_not_tell(
+    run: Run, server: FakeSky, service: fake_sky.Service, text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a version is new, there is none."""
+    real = server.serve._record
+    monkeypatch.setattr(server.serve, "_record", lambda one: real(one) | {"yaml_content": text})
+    assert run("serve", "status").code == 0
+
+
+# update ----------------------------------------------------------------------------------------------------
+
+
+def ready(*numbers: int) -> dict[int, str]:
+    return dict.fromkeys(numbers, "READY")
+
+
+ROLLING = [
+    {},
+    {3: "PROVISIONING", 4: "PROVISIONING"},
+    {3: "STARTING"},
+    {3: "READY", 1: "SHUTTING_DOWN"},
+    {4: "READY"},
+    {1: None, 2: "SHUTTING_DOWN"},
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "mode", "says"),
+    [
+        ([], "rolling", "All are replaced (2 now), one after the other."),
+        (
+            ["--blue-green"],
+            "blue_green",
+            "All are replaced (2 now), at once, when enough new ones are ready.",
+        ),
+    ],
+)
+def test_update(
+    run: Run, server: FakeSky, service: fake_sky.Service, monkeypatch: pytest.MonkeyPatch,
+    options: list[str], mode: str, says: str,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("PIXTRAL_API_KEY")
+    server.serve.update_course = ROLLING
+    result = run("serve", "update", "--yes", "--env", "MAX_IMAGES=2", *options)
+    assert (result.code, result.out) == (0, "")
+    assert server.asked("serve.update") == [("pixtral", mode)]
+    assert says in result.err
+    assert "becomes" not in result.err
+    assert "another key" not in result.err
+    assert phases(result)[2:] == [
+        "the new version is known",
+        "a machine for a replica",
+        "a replica sets up, downloads and starts",
+        "the older replicas are retired",
+    ]
+    assert re.fullmatch(r"pixtral serves version 2 only, after \d+ s\.", last(result))
+    assert server.tasks[0].secrets["PIXTRAL_API_KEY"].get_secret_value() == KEY
+    known = recalled()
+    assert (known.key, known.max_images) == (KEY, 2)
+    assert time.time() - known.created > 500, "since it was brought up"
+    (one,) = documents(run("serve", "status", "--json"))
+    assert (one["version"], one["versions"]) == (2, [2])
+    assert {each["number"]: each["version"] for each in one["replicas"]} == {2: 1, 3: 2, 4: 2}
+
+
+def test_an_update_of_its_size_alone(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    """SkyServe keeps the machines; and the candidates come in another order each time."""
+    result = run("serve", "update", "--yes", "--replicas", "3..4")
+    assert result.code == 0
+    assert "The machines stay as they are: none is replaced." in result.err
+    assert (
+        "Autoscaling from 2 to 8 replicas (target QPS per replica: 2) becomes: Autoscaling from 3 to 4 replicas "
+        "(target QPS per replica: 2)."
+    ) in result.err
+    assert {each.info.version for each in service.replicas.values()} == {2}, "by its own rule"
+    assert last(result).startswith("pixtral serves version 2 only, after")
+
+
+def test_an_update_with_another_key(
+    run: Run,
+    server: FakeSky,
+    service: fake_sky.Service,
+    balancer: FakeEndpoint,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PIXTRAL_API_KEY", "SENTINEL-new")
+    server.serve.update_course = [
+        {3: "READY"},
+        lambda _: setattr(balancer, "key", "SENTINEL-new"),
+        {1: "SHUTTING_DOWN", 2: "SHUTTING_DOWN"},
+    ]
+    result = run("serve", "update", "--yes")
+    assert result.code == 0
+    assert (
+        "Warning: It gets another key. Until all are replaced, each replica takes one of both keys"
+        in result.err
+    )
+    assert "All are replaced" in result.err
+    assert {each.info.version for each in service.replicas.values()} == {1, 2}, "by its own rule"
+    assert recalled().key == "SENTINEL-new"
+    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
+    result = run("serve", "update", "--blue-green", typed="n\n")
+    assert "Warning: It gets another key, the moment the new replicas take over.\n" in result.err
+    assert recalled().key == "SENTINEL-new"
+
+
+def test_an_update_is_asked_about(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    result = run("serve", "update")
+    assert result.code == 2
+    assert last(result) == "Error: This costs money, and nobody is here to be asked. Add --yes"
+    result = run("serve", "update", "--env", "MAX_IMAGES=2", typed="n\n")
+    assert result.code == 1
+    assert result.err.index("All are replaced") < result.err.index("Update pixtral? [Y/n]")
+    assert server.asked("serve.update") == []
+    assert recalled().max_images == 4
+
+
+def test_an_update_of_an_unknown_service(run: Run, server: FakeSky) -> None:
+    result = run("serve", "update", "--yes", "-n", "other")
+    assert result.code == 2
+    assert last(result) == (
+        "Error: There is no service 'other'. Bring it up: pixtral-sky serve up --name other"
+    )
+    assert state.known() == []
+
+
+@pytest.mark.parametrize("status", ["CONTROLLER_FAILED", "SHUTTING_DOWN", "FAILED_CLEANUP"])
+def test_an_update_of_one_that_has_ended(
+    run: Run, server: FakeSky, service: fake_sky.Service, status: str
+) -> None:
+    service.status = status
+    result = run("serve", "update", "--yes")
+    assert result.code == 1
+    assert last(result) == (
+        f"Error: The service 'pixtral' is {status}, and takes no update. Take it down first: pixtral-sky serve down pixtral"
+    )
+    assert server.asked("serve.update") == []
+
+
+def test_an_update_of_one_whose_key_is_not_known(
+    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clients have it: no other one is made in silence."""
+    monkeypatch.delenv("PIXTRAL_API_KEY")
+    server.serve.service(replicas={1: "READY"})
+    for _ in ("before it is remembered", "after"):
+        result = run("serve", "update", "--yes")
+        assert result.code == 2
+        assert last(result) == (
+            "Error: The key of 'pixtral' is not known here. Its own, or another: export PIXTRAL_API_KEY=..."
+        )
+        run("serve", "status")
+    assert server.asked("serve.update") == []
+    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
+    server.serve.update_course = [{2: "READY"}, {1: None}]
+    assert run("serve", "update", "--yes").code == 0
+    monkeypatch.setenv("PIXTRAL_API_KEY", "another")
+    assert run("serve", "status").code == 0
+    assert recalled().key == KEY, "it was given here"
+
+
+def test_an_update_that_fails(
+    run: Run, server: FakeSky, service: fake_sky.Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ran before goes on, with its key."""
+    before = recalled()
+    monkeypatch.setenv("PIXTRAL_API_KEY", "SENTINEL-new")
+    server.serve.update_course = [{3: "STARTING"}, {3: "FAILED"}]
+    result = run("serve", "update", "--yes")
+    assert result.code == 1
+    assert last(result) == (
+        "Error: Every new replica of 'pixtral' has failed (FAILED). What ran before goes on, with its key. Why: "
+        "pixtral-sky serve logs pixtral --replica 3"
+    )
+    assert recalled() == before
+    assert run("status").code == 0
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("known", [True, False])
+def test_an_update_that_skypilot_refuses(
+    run: Run,
+    server: FakeSky,
+    service: fake_sky.Service,
+    monkeypatch: pytest.MonkeyPatch,
+    early: bool,
+    known: bool,
+) -> None:
+    before = state.recall()
+    if not known:
+        state.forget("pixtral")
+        before = None
+    monkeypatch.setenv("PIXTRAL_API_KEY", "SENTINEL-new")
+    if early:
+        monkeypatch.setattr(server.sky.serve, "update", lambda *_: 1 / 0)
+    else:
+        server.errors["serve.update"] = RuntimeError("Failed to update services")
+    assert run("serve", "update", "--yes").code == 1
+    assert state.recall() == before
+
+
+def test_an_update_that_is_lost_sight_of(
+    run: Run, server: FakeSky, service: fake_sky.Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on, and so the key is the new one."""
+    monkeypatch.setenv("PIXTRAL_API_KEY", "SENTINEL-new")
+
+    def broken(_: object) -> None:
+        server.errors["serve.status"] = RuntimeError("Failed to refresh services status")
+
+    server.serve.update_course = [{}, broken]
+    result = run("serve", "update", "--yes")
+    assert result.code == 1
+    assert recalled().key == "SENTINEL-new"
+
+
+def test_ctrl_c_in_an_update(
+    run: Run, server: FakeSky, service: fake_sky.Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXTRAL_API_KEY", "SENTINEL-new")
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    server.serve.update_course = [{3: "STARTING"}, interrupted]
+    result = run("serve", "update", "--yes")
+    assert result.code == 130
+    assert "Warning: pixtral goes on without this command" in last(result)
+    assert recalled().key == "SENTINEL-new"
+
+
+def test_an_update_to_zero(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    def asleep(service: fake_sky.Service) -> None:
+        service.target = 0
+        service.replicas.clear()
+
+    server.serve.update_course = [{}, {}, {1: "SHUTTING_DOWN", 2: "SHUTTING_DOWN"}, asleep]
+    assert run("serve", "update", "--yes", "--replicas", "0..4", "--env", "MAX_IMAGES=2").code == 0
+
+
+# down ------------------------------------------------------------------------------------------------------
+
+
+def test_down(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    """It is waited for, and the controller goes as well."""
+    result = run("serve", "down")
+    assert (result.code, result.out) == (0, "")
+    assert phases(result) == ["taking pixtral down"]
+    assert last(result) == "pixtral is down: SkyPilot has no replica of it left."
+    assert server.serve.services == {}
+    assert server.machines == {}
+    assert state.known() == []
+    assert len(server.asked("serve.status")) >= 5
+    # Not what SkyPilot remembers of it, but what the cloud says.
+    assert {"names": [CONTROLLER], "refresh": "FORCE"} in server.asked("status")
+
+
+def test_down_quietly(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    assert run("-q", "serve", "down") == Result(0, "", "")
+
+
+def test_down_of_one_of_two(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    server.serve.service("second", {1: "READY"})
+    result = run("serve", "down")
+    assert result.code == 0
+    assert last(result) == f"Warning: SkyPilot's {CONTROLLER} stays UP, $0.38 an hour, for: second."
+    assert list(server.serve.services) == ["second"]
+    assert list(server.machines) == [CONTROLLER]
+    assert run("serve", "down", "second").code == 0
+    assert server.machines == {}
+
+
+def test_down_beside_a_service_of_others(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    foreign(server, "llama")
+    assert "for: llama." in last(run("serve", "down"))
+    assert list(server.machines) == [CONTROLLER]
+
+
+@pytest.mark.parametrize("status", ["FAILED_CLEANUP", "CONTROLLER_FAILED"])
+@pytest.mark.parametrize("before", [True, False])
+def test_down_that_leaves_machines(
+    run: Run, server: FakeSky, service: fake_sky.Service, status: str, before: bool
+) -> None:
+    """SkyPilot does not even try where it has failed before, and says so in passing."""
+    if before:
+        service.status = status
+    else:
+        server.serve.leaves = status
+    result = run("-q", "serve", "down")
+    assert (result.code, result.error) == (
+        1,
+        f"'pixtral' is {status}: machines of it may still be there. Look at your cloud, then: sky serve down pixtral "
+        "--purge",
+    )
+    assert state.known() == ["pixtral"]
+    assert list(server.machines) == [CONTROLLER]
+
+
+def test_down_that_takes_for_ever(
+    run: Run, server: FakeSky, service: fake_sky.Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "DOWN_SECONDS", 0.05)
+    server.serve.leaves = "SHUTTING_DOWN"
+    result = run("-q", "serve", "down")
+    assert result.error.startswith("'pixtral' is SHUTTING_DOWN: machines of it may still be there.")
+
+
+def test_down_that_leaves_the_controller(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    server.stays = True
+    result = run("-q", "serve", "down")
+    assert (result.code, result.error) == (
+        1, f"'pixtral' is down, but its controller is not. Try: sky down {CONTROLLER}",
+    )  # fmt: skip
+    server.serve.controller()
+    result = run("serve", "down")
+    assert "pixtral was gone already; it is forgotten." in result.err
+    assert last(result) == (
+        f"Warning: SkyPilot's {CONTROLLER} is still UP, $0.38 an hour. End it: sky down {CONTROLLER}"
+    )
+
+
+def test_down_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
+    remember()
+    result = run("serve", "down")
+    assert (result.code, result.err.splitlines()[1:]) == (0, ["pixtral was gone already; it is forgotten."])
+    assert state.known() == []
+
+
+@pytest.mark.parametrize("kind", [None, Rehearsal, Cluster])
+def test_down_of_what_is_no_service(run: Run, server: FakeSky, kind: Any) -> None:
+    if kind is Rehearsal:
+        state.remember(Rehearsal("pixtral", "http://127.0.0.1:9", KEY, 32768, 4, 1.0, 1, 1.0, "/log"))
+    if kind is Cluster:
+        state.remember(Cluster("pixtral", "", KEY, 32768, 4, 1.0, 8081, False, ""))
+    result = run("serve", "down")
+    assert (result.code, result.error) == (
+        2, "There is no service named 'pixtral'. What there is: pixtral-sky serve status",
+    )  # fmt: skip
+    assert bool(state.known()) == bool(kind)
+
+
+def test_down_of_one_that_nobody_here_has_brought_up(run: Run, server: FakeSky) -> None:
+    server.serve.service("bare", {1: "READY"})
+    assert run("serve", "down", "bare").code == 0
+    assert server.machines == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "controller"),
+    [("PENDING", "none"), ("RUNNING", "half"), ("RUNNING", "whole"), ("WAITING", "none")],
+)
+def test_down_of_one_on_its_way(run: Run, server: FakeSky, status: str, controller: str) -> None:
+    """It would bring up its replicas afterwards; and its controller may be half there."""
+    request = server.pending(status)
+    remember(request=request)
+    if controller == "half":
+        server.serve.controller("INIT", resources=None)
+    if controller == "whole":
+        server.serve.controller()
+    result = run("serve", "down")
+    assert result.code == 0
+    assert last(result) == "pixtral is down: SkyPilot has no replica of it left."
+    assert server.asked("api_cancel") == [[request]]
+    assert server.machines == {}
+    assert state.known() == []
+
+
+def test_down_of_one_that_the_controller_learns_of_late(
+    run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job was queued when the request was cancelled."""
+    remember(request=server.pending())
+    server.serve.controller()
+    server.serve.service("second", {1: "READY"})
+    real = server.serve._controller_or_raise
+    looks = iter(range(99))
+
+    def look() -> None:
+        real()
+        if next(looks) == 3:
+            server.serve.service("pixtral", {1: "PENDING"})
+
+    monkeypatch.setattr(server.serve, "_controller_or_raise", look)
+    assert run("serve", "down").code == 0
+    assert list(server.serve.services) == ["second"]
+
+
+def test_down_takes_no_other_one_along(run: Run, server: FakeSky) -> None:
+    """To SkyPilot, a_b is the name of axb as well, and of A_B."""
+    for name in ("a_b", "axb", "ab"):
+        server.serve.service(name, {1: "READY"})
+    result = run("-q", "serve", "down", "a_b")
+    assert (result.code, result.error) == (
+        1,
+        "SkyPilot would take axb down together with 'a_b': to it the names are alike. If that is right: sky serve "
+        "down a_b",
+    )
+    assert len(server.serve.services) == 3
+    assert run("serve", "down", "axb").code == 0
+    assert sorted(server.serve.services) == ["a_b", "ab"]
+    server.serve.service("AB")
+    assert "would take AB down" in run("-q", "serve", "down", "ab").error
+    assert run("serve", "down", "a_b").code == 0
+
+
+def test_down_without_skypilots_server(run: Run, server: FakeSky) -> None:
+    remember()
+    server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
+    result = run("serve", "down")
+    assert result.code == 1
+    assert "SkyPilot's API server does not answer." in result.error
+    assert state.known() == ["pixtral"], "it may be there"
+
+
+def test_a_controller_that_cannot_be_looked_up(
+    run: Run, server: FakeSky, service: fake_sky.Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is down: that is what was asked."""
+
+    def fails() -> Any:
+        raise SkyError("no")
+
+    monkeypatch.setattr(serving, "controller", fails)
+    assert run("serve", "down").code == 0
+
+
+def test_a_controller_that_cannot_be_asked(run: Run, server: FakeSky) -> None:
+    """It costs money as well."""
+    server.cluster("machine")
+    server.serve.controller("INIT")
+    assert last(run("down", "machine")).startswith(
+        f"Warning: SkyPilot's {CONTROLLER} is still INIT, $0.38 an hour. End it: "
+    )
+
+
+# logs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "asks", "shows"),
+    [
+        ([], ("controller", None, False, None), ["SkyServe Controller started", "two"]),
+        (["--lines", "1"], ("controller", None, False, 1), ["two"]),
+        (["--balancer"], ("load_balancer", None, False, None), ["Available Replica URLs"]),
+        (["-r", "2"], ("replica", 2, False, None), ["== installing vLLM"]),
+        (["--replica", "2", "-f"], ("replica", 2, True, None), ["== installing vLLM"]),
+        (["-r", "2", "-l", "5"], ("replica", 2, False, 5), ["== installing vLLM"]),
+    ],
+)
+def test_logs(
+    run: Run, server: FakeSky, service: fake_sky.Service, options: list[str], asks: Any, shows: list[str]
+) -> None:
+    service.logs = {
+        "controller": [f"{fake_sky.CYAN}SkyServe Controller started{fake_sky.RESET}\n", "two\n"],
+        "load_balancer": ["Available Replica URLs\n"],
+        "replica-2": ["== installing vLLM\n"],
+    }
+    result = run("serve", "logs", *options)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines() == shows
+    assert server.asked("serve.logs") == [("pixtral", *asks)]
+
+
+def test_secrets_in_a_log_are_not_shown(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    """SkyServe's log quotes whole task files: when it compares versions, and when it cleans up."""
+    old = {
+        "envs": {"MODEL": "m"},
+        "secrets": {"PIXTRAL_API_KEY": "SENTINEL-of-before", "HF_TOKEN": "hf_SENTINEL-old"},
+    }
+    service.logs["controller"] = [
+        f"Replica config changed (rest), skipping. old: {old}, new: {{'secrets': {{'PIXTRAL_API_KEY': '{KEY}'}}}}\n",
+        "Cleaning up storage for version 1, yaml_content: secrets:\n",
+        "  PIXTRAL_API_KEY: SENTINEL-of-before\n",
+        f'  HF_TOKEN: "{TOKEN}"\n',
+        "      Authorization: Bearer SENTINEL-of-before\n",
+        "      Authorization: Bearer $PIXTRAL_API_KEY\n",
+        f"said in passing: {KEY} {TOKEN}\n",
+    ]
+    out = run("serve", "logs").out
+    assert "'MODEL': 'm'" in out
+    assert (
+        "'PIXTRAL_API_KEY': '***', 'HF_TOKEN': '***'}}, new: {'secrets': {'PIXTRAL_API_KEY': '***'}}\n" in out
+    )
+    assert "Authorization: Bearer $PIXTRAL_API_KEY\n" in out
+    assert "said in passing: *** ***\n" in out
+
+
+def test_logs_of_an_unknown_service(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    """SkyPilot's own answer would be a log that is empty."""
+    result = run("serve", "logs", "other")
+    assert (result.code, result.error) == (
+        2, "There is no service named 'other'. What there is: pixtral-sky serve status",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [["-f", "-l", "3"], ["-r", "1", "--balancer"]])
+def test_logs_that_skypilot_cannot_show(
+    run: Run, server: FakeSky, service: fake_sky.Service, options: list[str]
+) -> None:
+    """It would show nothing, or something else."""
+    assert run("serve", "logs", *options).code == 2
+    assert server.calls == []
+
+
+# The other commands ----------------------------------------------------------------------------------------
+
+
+def test_status_shows_services_too(
+    run: Run, server: FakeSky, service: fake_sky.Service, balancer: FakeEndpoint
+) -> None:
+    server.cluster("machine", endpoints={8081: balancer.url})
+    state.remember(Cluster("machine", "", KEY, 32768, 4, 1.0, 8081, False, ""))
+    server.serve.replica(service, 3, infra="aws/us-east-1", gpus="A100:1", spot=True)
+    server.serve.moves(service, {3: "READY"})
+    result = run("status")
+    assert (result.code, result.err) == (0, "")
+    _, machine, row = result.out.splitlines()
+    assert machine.startswith("machine  cluster  up ")
+    cells = ["pixtral", "service", "ready, 3/3", "aws/us-east-1, gcp/us-central1", "A100:1 spot, L4:2", "10 min",
+             "4.63", "-", balancer.url, "yes"]  # fmt: skip
+    assert re.split(r" {2,}", row) == cells
+    server.calls.clear()
+    assert run("status", "pixtral").code == 0
+    assert server.asked("serve.status") == [["pixtral"]]
+    server.calls.clear()
+    assert run("status", "machine").code == 0
+    assert server.asked("serve.status") == []
+
+
+def test_status_of_a_bare_service_by_name(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
+    server.serve.service("bare", {1: "READY"})
+    assert run("status", "bare").code == 0
+    assert recalled("bare").key == KEY
+
+
+def test_a_cluster_that_is_gone_while_skyserve_cannot_be_reached(run: Run, server: FakeSky) -> None:
+    """Whoever has its address now is not asked, with the key."""
+    server.serve.controller("INIT")
+    with FakeEndpoint() as stranger:
+        state.remember(Cluster("machine", stranger.url, KEY, 32768, 4, 1.0, 8081, False, ""))
+        remember(url="http://127.0.0.1:9")
+        result = run("status", "--json")
+    one, two = json.loads(result.out)
+    assert (one["state"], two["state"]) == ("ended", "unknown")
+    assert stranger.requests == []
+    assert "Failed to connect to serve controller" in result.err
+
+
+def test_status_of_a_service_without_skypilots_server(
+    run: Run, server: FakeSky, balancer: FakeEndpoint
+) -> None:
+    server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
+    remember(url=balancer.url)
+    result = run("status", "--json")
+    assert result.code == 0
+    (row,) = json.loads(result.out)
+    assert (row["state"], row["answers"]) == ("unknown", True)
+    assert result.err.count("Warning: ") == 1
+
+
+def test_endpoint_and_ask(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
+    run("serve", "up", "--yes")
+    run("serve", "up", "--yes", "-n", "second")
+    server.calls.clear()
+    for name in ("pixtral", "second"):
+        assert run("endpoint", "-n", name) == Result(0, f"{balancer.url}\n", "")
+        assert run("ask", "-n", name, "Hello") == Result(0, "A small red square.\n", "")
+    assert KEY in run("endpoint", "--env", shows_key=True).out
+    assert server.calls == []
+
+
+def test_down_of_a_service(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    server.serve.service("bare", {1: "READY"})
+    result = run("down")
+    assert result.code == 0
+    assert last(result) == f"Warning: SkyPilot's {CONTROLLER} stays UP, $0.38 an hour, for: bare."
+    assert run("down", "bare").code == 0
+    assert (server.machines, server.serve.services) == ({}, {})
+    assert state.known() == []
+    assert run("-q", "down", "bare").error.startswith("There is no deployment named 'bare'")
+
+
+def test_down_of_all(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    server.serve.service("bare", {1: "READY"})
+    foreign(server, "llama")
+    server.cluster("machine")
+    server.cluster("sky-jobs-controller-abcd1234", secrets={}, hourly=0.19)
+    result = run("down", "--all")
+    assert last(result) == "Error: Nobody is here to be asked. --all --yes takes down: bare, machine, pixtral"
+    result = run("down", "--all", "--yes")
+    assert result.code == 0
+    assert list(server.serve.services) == ["llama"]
+    assert sorted(server.machines) == ["sky-jobs-controller-abcd1234", CONTROLLER]
+    assert result.err.count(CONTROLLER) == 1
+    assert "sky-jobs-controller-abcd1234 is still UP, $0.19 an hour. End it: sky down" in result.err
+    assert last(result).endswith("for: llama.")
+
+
+def test_down_of_all_where_one_fails(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    server.serve.service("a", {1: "READY"}, status="FAILED_CLEANUP")
+    result = run("down", "--all", "--yes")
+    assert result.code == 1
+    assert "Error: 'a' is FAILED_CLEANUP: machines of it may still be there." in result.err
+    assert "pixtral is down" in result.err
+    assert list(server.serve.services) == ["a"]
+
+
+def test_logs_of_a_service(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    server.serve.service("bare", {1: "READY"}, logs={"controller": ["bare's\n"]})
+    service.logs["controller"] = ["ours\n", "more\n"]
+    assert run("logs", "-l", "1") == Result(0, "more\n", "")
+    assert run("logs", "bare") == Result(0, "bare's\n", "")
+    assert run("logs", "other").error == "SkyPilot has no cluster 'other'. What there is: pixtral-sky status"
+
+
+def test_a_launch_under_the_name_of_a_service(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    result = run("launch", "--yes")
+    assert result.code == 2
+    assert last(result) == "Error: 'pixtral' is a service. Take another --name, or: pixtral-sky down pixtral"
+
+
+def test_skypilot_is_missing(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdk, "installed", lambda: "")
+    assert "SkyPilot is not installed here." in run("-q", "serve", "up", "--yes").error
+    remember(url="http://127.0.0.1:9")
+    result = run("status", "--json")
+    assert json.loads(result.out)[0]["state"] == "unknown"
+    assert "SkyPilot is not installed here." in result.err
+
+
+def test_a_secret_in_an_error_is_not_shown(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
+    server.errors["serve.down"] = RuntimeError(
+        f"Command export PIXTRAL_API_KEY={KEY}; HF_TOKEN={TOKEN} failed."
+    )
+    result = run("-q", "serve", "down")
+    assert result.code == 1
+    assert "PIXTRAL_API_KEY=***; HF_TOKEN=*** failed." in result.error
+
+
+def test_stdout_is_given_back(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
+    before = sys.stdout
+    run("serve", "up", "--yes")
+    assert sys.stdout is before
+    assert not sdk.voice.silent

@@ -196,7 +196,7 @@ def status(
 ) -> None:
     """Show services, their replicas, and their controller. Exit code 0 only when all of them answer.
 
-    Where a replica is ready, it is asked a question of its own: to the autoscaler, that is a query.
+    To SkyServe's autoscaler, the look is a query like others, where a replica is ready to answer it.
     """
     from pixtral_sky import deployment, sdk, serving, state
     from pixtral_sky.errors import NoEndpoint, SkyError
@@ -273,11 +273,15 @@ def take_down(name: str) -> bool:
 def name_controller() -> None:
     """Say what SkyServe's controller costs, where one is left, and for what it is."""
     from pixtral_sky import sdk, serving
+    from pixtral_sky.errors import SkyError
 
     if not sdk.was_used() or not (controller := serving.controller()):
         return
     price = f", ${controller.hourly:.2f} an hour" if controller.hourly else ""
-    if others := ", ".join(each.name for each in serving.records()):
+    others = ""
+    with contextlib.suppress(SkyError):  # it costs money also where it cannot be asked
+        others = ", ".join(each.name for each in serving.records())
+    if others:
         output.warn(f"SkyPilot's {controller.name} stays {controller.status}{price}, for: {others}.")
     else:
         output.warn(
@@ -395,7 +399,7 @@ def _document(record: ServiceRecord) -> dict[str, Any]:
         "name": record.name,
         "status": record.status,
         "state": record.state,
-        "endpoint": record.url,
+        "endpoint": service.url if service else record.url,
         "answers": not problem,
         "problem": problem,
         "ready": record.ready,

@@ -308,12 +308,10 @@ def test_a_rolling_update(service):
     version = service.status()["replicas"][-1]["version"]
 
     def changed(config: dict[str, Any]) -> None:
-        config["envs"]["MAX_BODY_MIB"] = 32 + version
+        config["envs"]["MAX_MODEL_LEN"] = 32768 + version
 
     def retired() -> bool:
-        return any(
-            each["name"] in names and each["status"] != "READY" for each in service.status()["replicas"]
-        )
+        return not names <= {machine.name for machine in service.machines()}
 
     with (
         Load(service, "rolling update, short answers", users=4, delay=0.1) as short,
