@@ -751,13 +751,15 @@ def counted(requests: int, target: Any = 2) -> list[str]:
     handler.emit = lambda record: said.append(f"I autoscalers.py:516] {record.getMessage()}\n")  # type: ignore[method-assign]
     logger = logging.getLogger("sky.serve.autoscalers")
     logger.addHandler(handler)
-    old, logger.propagate = logger.propagate, False
+    old, logger.propagate, level = logger.propagate, False, logger.level
+    logger.setLevel(logging.INFO)  # a simulation of capacity.py in the same process has silenced it
     try:
         made.collect_request_information({"timestamps": [time.time()] * requests})
         made.generate_scaling_decisions([], [])
     finally:
         logger.removeHandler(handler)
         logger.propagate = old
+        logger.setLevel(level)
     assert any(str(requests) in line for line in said)
     return said
 
