@@ -160,7 +160,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def one_replica(config: dict) -> None:  # type: ignore[type-arg]
-        config["service"]["replica_policy"] = {"min_replicas": 1}
+        config["service"]["replica_policy"].update(min_replicas=1, max_replicas=1)
 
     with (
         tempfile.TemporaryDirectory(prefix="balancer-") as folder,

@@ -231,11 +231,14 @@ def test_a_key_is_made(
     balancer.key = ""
     seen: dict[str, Any] = {}
 
-    def during(name: str) -> None:
+    real = server.sky.serve.up
+
+    def up(*arguments: Any) -> Any:
         path = home / "deployments" / "pixtral.json"
         seen.update(mode=stat.S_IMODE(path.stat().st_mode), key=recalled().key)
+        return real(*arguments)
 
-    server.serve.during_up = during
+    monkeypatch.setattr(server.sky.serve, "up", up)
     result = run("serve", "up", "--yes")
     assert result.code == 0
     assert seen["mode"] == 0o600
@@ -456,6 +459,14 @@ def test_a_name_that_is_a_cluster(run: Run, server: FakeSky, known: bool) -> Non
     assert not begun(server)
 
 
+def test_a_name_that_is_a_cluster_of_another_project(
+    run: Run, server: FakeSky, balancer: FakeEndpoint
+) -> None:
+    """It is shown by no command of ours, and SkyPilot keeps the two apart."""
+    server.cluster(secrets={})
+    assert run("serve", "up", "--yes").code == 0
+
+
 def test_a_name_that_is_a_rehearsal(
     run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -549,6 +560,19 @@ def test_the_balancer_is_late(
     result = run("serve", "up", "--yes")
     assert (result.code, result.out) == (0, f"{balancer.url}\n")
     assert phases(result)[-1] == "the balancer learns of it"
+
+
+def test_a_replica_that_is_ready_twice(
+    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The balancer is given its time anew."""
+    monkeypatch.setattr(serving, "BALANCER_SECONDS", 0.1)
+    real, answers = deployment.problem, iter(["No replica is ready."] * 2)
+    monkeypatch.setattr(deployment, "problem", lambda service: next(answers, "") or real(service))
+    server.serve.course = [{1: "READY"}, {1: "NOT_READY"}, lambda _: time.sleep(0.15), {1: "READY"}]
+    result = run("serve", "up", "--yes")
+    assert result.code == 0
+    assert "a replica is not ready any more" in phases(result)
 
 
 def test_the_balancer_never_answers(
@@ -1139,6 +1163,13 @@ def test_a_service_with_the_name_of_something_else_here(
     assert [type(state.recall(name)) for name in ("here", "there")] == [Rehearsal, Cluster]
 
 
+def test_a_service_with_the_name_of_a_cluster(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
+    server.serve.service("both", {1: "READY"})
+    server.cluster("both", endpoints={8081: balancer.url}, ports=["8081"])
+    (row,) = json.loads(run("status", "--json").out)
+    assert (row["kind"], row["gpus"]) == ("cluster", "L4:2")
+
+
 def test_a_damaged_file(run: Run, server: FakeSky, service: fake_sky.Service, home: Path) -> None:
     """It costs money all the same."""
     (home / "deployments" / "pixtral.json").write_text("{")
@@ -1239,6 +1270,11 @@ def test_an_update_with_another_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PIXTRAL_API_KEY", "SENTINEL-new")
+    seen: list[str] = []
+    real = server.sky.serve.update
+    monkeypatch.setattr(
+        server.sky.serve, "update", lambda *given: (seen.append(recalled().key), real(*given))[1]
+    )
     server.serve.update_course = [
         {3: "READY"},
         lambda _: setattr(balancer, "key", "SENTINEL-new"),
@@ -1252,7 +1288,7 @@ def test_an_update_with_another_key(
     )
     assert "All are replaced" in result.err
     assert {each.info.version for each in service.replicas.values()} == {1, 2}, "by its own rule"
-    assert recalled().key == "SENTINEL-new"
+    assert [*seen, recalled().key] == ["SENTINEL-new"] * 2, "before anything is locked with it"
     monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
     result = run("serve", "update", "--blue-green", typed="n\n")
     assert "Warning: It gets another key, the moment the new replicas take over.\n" in result.err
@@ -1474,10 +1510,15 @@ def test_down_that_leaves_the_controller(run: Run, server: FakeSky, service: fak
     )
 
 
-def test_down_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
+@pytest.mark.parametrize("controller", [True, False])
+def test_down_of_one_that_is_gone(run: Run, server: FakeSky, controller: bool) -> None:
+    says = ["pixtral was gone already; it is forgotten."]
+    if controller:  # it stops itself, and its disk stays
+        server.serve.controller("STOPPED")
+        says += [f"Warning: SkyPilot's {CONTROLLER} is still STOPPED. End it: sky down {CONTROLLER}"]
     remember()
     result = run("serve", "down")
-    assert (result.code, result.err.splitlines()[1:]) == (0, ["pixtral was gone already; it is forgotten."])
+    assert (result.code, result.err.splitlines()[1:]) == (0, says)
     assert state.known() == []
 
 
@@ -1537,6 +1578,7 @@ def test_down_of_one_that_the_controller_learns_of_late(
 
     monkeypatch.setattr(server.serve, "_controller_or_raise", look)
     assert run("serve", "down").code == 0
+    assert server.asked("serve.down") == ["pixtral"]
     assert list(server.serve.services) == ["second"]
 
 

@@ -283,7 +283,7 @@ class Service:
             time.sleep(0.1)
         return result
 
-    def wait_for(self, ready: int, version: int | None = None) -> list[Machine]:
+    def wait_for(self, ready: int, version: int | None = None, seconds: float = PATIENCE) -> list[Machine]:
         """Until so many replicas are ready, no other is there, and the balancer knows them."""
 
         def there() -> bool:
@@ -296,5 +296,5 @@ class Service:
                 and self.balanced() == {each["url"] for each in replicas}
             )
 
-        self.until(there, f"{ready} ready replicas")
+        self.until(there, f"{ready} ready replicas", seconds)
         return self.machines()

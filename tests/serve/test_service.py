@@ -166,7 +166,7 @@ def test_sky_serve_down_leaves_nothing(others):
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(360)
 def test_the_real_engine_is_a_replica(tmp_path):
     venv = engine.ensure(task.load().vllm_version)
     envs = {
@@ -183,7 +183,7 @@ def test_the_real_engine_is_a_replica(tmp_path):
 
     with Service(tmp_path, change=one, envs=envs, spec={"initial_delay_seconds": 240}) as service:
         begin = time.monotonic()
-        (machine,) = service.wait_for(ready=1)
+        (machine,) = service.wait_for(ready=1, seconds=240)
         print(f"ready after {time.monotonic() - begin:.0f} s")
         file = io.BytesIO()
         Image.new("RGB", (400, 400), "orange").save(file, "PNG")
