@@ -1160,6 +1160,8 @@ def test_a_service_with_the_name_of_something_else_here(
     rows = json.loads(run("status", "--json").out)
     assert [(each["name"], each["kind"]) for each in rows] == [("here", "rehearsal"), ("there", "cluster")]
     assert "No service runs." in run("serve", "status").err
+    assert run("serve", "down", "there").code == 0
+    assert list(server.serve.services) == ["here"]
     assert [type(state.recall(name)) for name in ("here", "there")] == [Rehearsal, Cluster]
 
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -377,6 +376,8 @@ def _say_changes(plan: Plan, blue_green: bool, old_key: str) -> None:
 
 
 def _document(record: ServiceRecord) -> dict[str, Any]:
+    from concurrent.futures import ThreadPoolExecutor
+
     from pixtral_sky import overview, serving
     from pixtral_sky.errors import PixtralSkyError
 
