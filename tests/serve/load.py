@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 
-from pixtral_sky.client import Client
+from pixtral_sky.client import RETRY_SECONDS, Client
 from pixtral_sky.errors import BrokenAnswer, PixtralSkyError
 from tests.serve.rig import Service
 from tests.serve.stand_in import words
@@ -111,7 +111,7 @@ def ask_plainly(http: httpx.Client, question: dict[str, Any], *pictures: dict[st
 
 class Load:
     """See the module. ``how`` is `ask`, `complete` or `plain`, ``body`` the bytes of a request, ``timeout`` what a
-    plain one waits for a byte, and ``question`` its fields (see stand_in.py)."""
+    plain one waits for a byte, ``budget`` what the client has to try again, and ``question`` its fields (see stand_in.py)."""
 
     _runs = itertools.count()
 
@@ -124,11 +124,12 @@ class Load:
         how: str = "ask",
         body: int = 0,
         timeout: float = 300,
+        budget: float = RETRY_SECONDS,
         **question: Any,
     ) -> None:
         self.service, self.name = service, name
         self._run = f"{next(self._runs)}-{os.getpid()}"
-        self._how, self._timeout = how, timeout
+        self._how, self._timeout, self._budget = how, timeout, budget
         self._pictures, self._question = [picture(body)] if body else [], {"tokens": 8, **question}
         self._stop = threading.Event()
         self._numbers = itertools.count()
@@ -139,7 +140,7 @@ class Load:
 
     def _user(self) -> None:
         try:
-            with self.service.client() as client, self.service.http(self._timeout) as http:
+            with self.service.client(budget=self._budget) as client, self.service.http(self._timeout) as http:
                 while not self._stop.is_set():
                     question = {"id": f"{self._run}-{next(self._numbers)}", **self._question}
                     if self._how == "plain":

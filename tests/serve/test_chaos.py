@@ -179,7 +179,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_replicas_are_gone_and_come_back(service, impatient):
     controller = service.pid("controller")
-    with Load(service, "all gone and back", delay=0.1) as load:
+    patience = max(RETRY_SECONDS, 400 / SPEED)
+    with Load(service, "all gone and back", delay=0.1, budget=patience) as load:
         service.until(lambda: load.of("answered"), "answers")
         victims = service.machines()
         for victim in victims:
