@@ -8,7 +8,7 @@ demo: .venv/demo  ## the script of pixtral.yaml on this machine, asked about two
 	$(BIN)/pixtral-sky rehearse
 
 test: .venv/dev  ## the fast tests
-	$(BIN)/pytest -m "not engine and not e2e and not serve"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not engine and not e2e and not serve"
 
 check: .venv/dev  ## lint, types, and what is rendered or drawn against what it is made from
 	$(BIN)/ruff check .

@@ -134,7 +134,7 @@ def measure(direct: str, balanced: str) -> list[tuple[str, str, str, str]]:
                 for url, http in ((direct, one), (balanced, other)):
                     taken[url] += ask(http)
         added = statistics.median(taken[balanced]) - statistics.median(taken[direct])
-        rows.append((name, spread(taken[direct]), spread(taken[balanced]), f"+{added:.1f} ms"))
+        rows.append((name, spread(taken[direct]), spread(taken[balanced]), f"{round(added, 1) + 0:+.1f} ms"))
     for clients in (1, 8, 32):
         rates: dict[str, list[float]] = {direct: [], balanced: []}
         for _ in range(4):

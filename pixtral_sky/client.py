@@ -23,7 +23,16 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 from pixtral_sky import __version__
 from pixtral_sky.asking import Answer, printable
 from pixtral_sky.endpoint import Endpoint
-from pixtral_sky.errors import BrokenAnswer, Busy, NotAnAPI, Refused, Unauthorized, Unreachable, UsageError
+from pixtral_sky.errors import (
+    BrokenAnswer,
+    Busy,
+    NotAnAPI,
+    Refused,
+    Unauthorized,
+    Unreachable,
+    Untrusted,
+    UsageError,
+)
 from pixtral_sky.tunnel import NoWay
 
 # For all attempts of a request together. SkyServe sends requests to a replica that has died until a probe
@@ -220,7 +229,12 @@ class Client:
         """What it means that no answer began."""
         url, cause = self.endpoint.url, _system_error(error)
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return Unreachable(f"{url} has no certificate that is trusted.", "Name its CA: SSL_CERT_FILE")
+            if cause.verify_code in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+                return Untrusted(
+                    f"{url} has a certificate for another name.",
+                    "Ask by that name: export PIXTRAL_ENDPOINT=https://NAME:PORT",
+                )
+            return Untrusted(f"{url} has no certificate that is trusted.", "Name its CA: SSL_CERT_FILE")
         if isinstance(cause, ssl.SSLError):
             return Unreachable(f"{url} speaks no TLS that can be used.", "Try http:// in place of https://.")
         if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:

@@ -320,14 +320,19 @@ def problem(deployment: state.Deployment) -> str:
 
 def problem_at(endpoint: Endpoint) -> str:
     """The same of an endpoint."""
-    from pixtral_sky.client import Client
-
     try:
-        with Client(endpoint, budget=0, read_timeout=10) as client:
-            client.models()
+        reach(endpoint)
     except (EndpointError, NoEndpoint) as error:
         return error.what
     return ""
+
+
+def reach(endpoint: Endpoint) -> None:
+    """Ask it once, with its key. Raises EndpointError, or NoEndpoint."""
+    from pixtral_sky.client import Client
+
+    with Client(endpoint, budget=0, read_timeout=10) as client:
+        client.models()
 
 
 # Looking ---------------------------------------------------------------------------------------------------
@@ -344,9 +349,9 @@ def _find(sky: Any, name: str) -> Record | None:
     return found[0] if found else None
 
 
-def _records(sky: Any, names: list[str] | None) -> list[Record]:
+def _records(sky: Any, names: list[str] | None, all_users: bool = False) -> list[Record]:
     # AUTO: those that can end by themselves (spot, autostop) are looked up at their cloud.
-    answer = sky.get(sky.status(names, refresh=sky.StatusRefreshMode.AUTO))
+    answer = sky.get(sky.status(names, refresh=sky.StatusRefreshMode.AUTO, all_users=all_users))
     costs: dict[str | None, Any] = {}
     if answer:
         with contextlib.suppress(Exception):  # what runs is shown without its price too
@@ -490,7 +495,9 @@ def cancel(sky: Any, request: str) -> bool:
 
 def controllers() -> list[Record]:
     """SkyPilot's own machines, which cost money as long as they are there."""
-    return [each for each in records() if each.name.startswith(CONTROLLERS)]
+    with sky_sdk(silent=True) as sky:
+        # They belong to the API server, which may be that of many users.
+        return _records(sky, [f"{name}*" for name in CONTROLLERS], all_users=True)
 
 
 def is_launching(request: str) -> bool:

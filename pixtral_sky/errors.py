@@ -7,6 +7,7 @@ PixtralSkyError
   LimitError          more pictures or tokens than the endpoint takes
   EndpointError       the endpoint did not do what it was asked
     Unreachable       nothing answers at its address
+      Untrusted       its certificate is for another name, or of an authority that is not known here
     Unauthorized      401 or 403: the key is missing or wrong
     Busy              429, 503, or a balancer with no replica to ask
     Refused           any other answer that is not 2xx, with the server's reason
@@ -59,6 +60,10 @@ class EndpointError(PixtralSkyError):
 
 
 class Unreachable(EndpointError):
+    pass
+
+
+class Untrusted(Unreachable):
     pass
 
 

@@ -13,7 +13,14 @@ from typing import Any
 
 from pixtral_sky import deployment, state, task
 from pixtral_sky.endpoint import Endpoint
-from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
+from pixtral_sky.errors import (
+    EndpointError,
+    NoEndpoint,
+    PixtralSkyError,
+    SkyError,
+    Untrusted,
+    UsageError,
+)
 from pixtral_sky.sdk import Voice, hide, sky_sdk, voice
 from pixtral_sky.state import Service
 
@@ -256,13 +263,17 @@ def follow(service: Service, version: int = 0) -> Iterator[str]:
         if record.asleep:
             return
         if any(each.status == "READY" for each in new) and not older:
-            problem = deployment.problem(remembered(record))
-            if not problem:
+            try:
+                deployment.reach(Endpoint.of(remembered(record)))
                 return
+            except Untrusted as error:  # it is up, and no waiting helps
+                raise SkyError(f"{name!r} is up, but {error.what}", error.hint) from error
+            except (EndpointError, NoEndpoint) as error:
+                problem = error.what.rstrip(".")
             ready_since = ready_since or time.monotonic()
             if time.monotonic() - ready_since > BALANCER_SECONDS:
                 raise SkyError(
-                    f"A replica of {name!r} is ready, but not its balancer: {problem.rstrip('.')}.",
+                    f"A replica of {name!r} is ready, but not its balancer: {problem}.",
                     f"Why: pixtral-sky serve logs {name} --balancer",
                 )
         else:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Sequence
@@ -215,6 +216,7 @@ class FakeEndpoint:
         script: Sequence[Behaviour] = (says("A small red square."),),
         *,
         key: str = "",
+        tls: ssl.SSLContext | None = None,
         models: Sequence[dict[str, Any]] = ({"id": "pixtral", "max_model_len": 32768},),
     ) -> None:
         self.requests: list[Request] = []
@@ -250,7 +252,9 @@ class FakeEndpoint:
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.port: int = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
     @property

@@ -374,7 +374,7 @@ def test_clusters_are_told_apart_by_more_than_the_name(
 def test_controllers(server: FakeSky) -> None:
     server.cluster("sky-serve-controller-1")
     server.cluster("my-sky-serve-controller-1")
-    server.cluster("sky-jobs-controller-1")
+    server.cluster("sky-jobs-controller-1", mine=False)  # that of another user, whom this one pays with
     assert [each.name for each in deployment.controllers()] == [
         "sky-serve-controller-1",
         "sky-jobs-controller-1",

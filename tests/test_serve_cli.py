@@ -9,7 +9,10 @@ import io
 import json
 import logging
 import re
+import shutil
+import ssl
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +21,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from pixtral_sky import deployment, hub, output, sdk, serving, state, task
-from pixtral_sky.errors import HubError, SkyError
+from pixtral_sky.endpoint import Endpoint
+from pixtral_sky.errors import Busy, HubError, SkyError
 from pixtral_sky.state import Cluster, Rehearsal, Service
 from tests import command_line, fake_sky
 from tests.command_line import KEY, Result, run_main
@@ -555,8 +560,14 @@ def test_the_balancer_is_late(
     run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It asks the controller every 20 seconds."""
-    real, answers = deployment.problem, iter(["No replica is ready."] * 2)
-    monkeypatch.setattr(deployment, "problem", lambda service: next(answers, "") or real(service))
+    real, answers = deployment.reach, iter(["No replica is ready."] * 2)
+
+    def reach(endpoint: Endpoint) -> None:
+        if why := next(answers, ""):
+            raise Busy(why)
+        real(endpoint)
+
+    monkeypatch.setattr(deployment, "reach", reach)
     result = run("serve", "up", "--yes")
     assert (result.code, result.out) == (0, f"{balancer.url}\n")
     assert phases(result)[-1] == "the balancer learns of it"
@@ -567,8 +578,14 @@ def test_a_replica_that_is_ready_twice(
 ) -> None:
     """The balancer is given its time anew."""
     monkeypatch.setattr(serving, "BALANCER_SECONDS", 0.1)
-    real, answers = deployment.problem, iter(["No replica is ready."] * 2)
-    monkeypatch.setattr(deployment, "problem", lambda service: next(answers, "") or real(service))
+    real, answers = deployment.reach, iter(["No replica is ready."] * 2)
+
+    def reach(endpoint: Endpoint) -> None:
+        if why := next(answers, ""):
+            raise Busy(why)
+        real(endpoint)
+
+    monkeypatch.setattr(deployment, "reach", reach)
     server.serve.course = [{1: "READY"}, {1: "NOT_READY"}, lambda _: time.sleep(0.15), {1: "READY"}]
     result = run("serve", "up", "--yes")
     assert result.code == 0
@@ -578,7 +595,7 @@ def test_a_replica_that_is_ready_twice(
 def test_the_balancer_never_answers(
     run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its port is not open, or its certificate is for another name."""
+    """Its port is not open."""
     monkeypatch.setattr(serving, "BALANCER_SECONDS", 0.05)
     server.serve.balancer = "127.0.0.1:9"
     result = run("serve", "up", "--yes")
@@ -587,6 +604,43 @@ def test_the_balancer_never_answers(
         "Error: A replica of 'pixtral' is ready, but not its balancer: Nothing answers at http://127.0.0.1:9. It may"
     )
     assert last(result).endswith("Why: pixtral-sky serve logs pixtral --balancer")
+
+
+@pytest.mark.parametrize(
+    ("authority", "why"),
+    [
+        (True, "has a certificate for another name."),
+        (False, "has no certificate that is trusted."),
+    ],
+)
+def test_a_certificate_that_is_not_for_its_address(
+    run: Run,
+    server: FakeSky,
+    balancer: FakeEndpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    authority: bool,
+    why: str,
+) -> None:
+    """As with examples/tls.yaml: no waiting helps."""
+    made = [shutil.which("bash"), ROOT / "examples/certificate.sh", "pixtral.internal", tmp_path / "tls"]
+    subprocess.run(made, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "tls/cert.pem", tmp_path / "tls/key.pem")
+    if authority:
+        trusting = ssl.create_default_context(cafile=tmp_path / "tls/ca.pem")  # as by SSL_CERT_FILE
+        monkeypatch.setattr(httpx, "create_ssl_context", lambda: trusting)
+    with FakeEndpoint(key=KEY, tls=context) as fake:
+        server.serve.balancer = f"127.0.0.1:{fake.port}"
+        config = yaml.safe_load(short("service.yaml"))
+        config["service"]["tls"] = {
+            "keyfile": str(tmp_path / "tls/key.pem"),
+            "certfile": str(tmp_path / "tls/cert.pem"),
+        }
+        (tmp_path / "service.yaml").write_text(yaml.safe_dump(config))
+        result = run("serve", "up", "--yes")
+    assert result.code == 1
+    assert last(result).startswith(f"Error: 'pixtral' is up, but {fake.url} {why} It may cost money until:")
 
 
 def test_the_address_comes_late(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
@@ -1071,6 +1125,21 @@ def test_a_bare_one_is_taken_up(run: Run, server: FakeSky, balancer: FakeEndpoin
     assert (known.max_images, known.max_model_len) == (8, -1), "as its own file says"
     assert run("endpoint", "-n", "bare").out == f"{balancer.url}\n"
     assert run("ask", "-n", "bare", "Hello").out == "A small red square.\n"
+
+
+def test_the_endpoint_of_a_bare_one(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
+    """Without a look at `status` before."""
+    server.serve.service("bare", {1: "READY"})
+    assert run("endpoint", "-n", "bare").out == f"{balancer.url}\n"
+    assert recalled("bare").key == KEY
+
+
+def test_a_cluster_beside_a_bare_one(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
+    server.serve.service("pixtral", {1: "READY"})
+    result = run("launch", "--yes")
+    assert result.code == 2
+    assert last(result) == "Error: 'pixtral' is a service. Take another --name, or: pixtral-sky down pixtral"
+    assert not server.asked("launch")
 
 
 def test_a_bare_one_without_its_key(

@@ -59,9 +59,15 @@ def find_anywhere(name: str | None) -> Endpoint:
 
 def _is_at_skypilot(name: str) -> bool:
     """Whether SkyPilot has it; it is then remembered here."""
-    from pixtral_sky import deployment, overview, sdk, state
+    from pixtral_sky import deployment, overview, sdk, serving, state
 
     if not sdk.was_used() or isinstance(state.recall(name), state.Rehearsal):
         return False
+    key = overview.key_of_environment()
     with output.phase("asking SkyPilot"):
-        return deployment.find(name, overview.key_of_environment()) is not None
+        if not isinstance(state.recall(name), state.Service) and deployment.find(name, key):
+            return True
+        found = [each for each in serving.records([name]) if serving.is_ours(each) and each.url]
+        for each in found:
+            serving.remembered(each, key)
+        return bool(found)

@@ -62,8 +62,8 @@ def launch(
       pixtral-sky launch --infra aws --gpus L4:4 --private
       pixtral-sky launch --infra slurm/lab --gpus A100:1 --idle 60
     """
-    from pixtral_sky import deployment, hub, state, task
-    from pixtral_sky.errors import PixtralSkyError, UsageError
+    from pixtral_sky import deployment, hub, serving, state, task
+    from pixtral_sky.errors import PixtralSkyError, SkyError, UsageError
 
     started = time.monotonic()
     state.check_name(name)
@@ -83,6 +83,11 @@ def launch(
     if unchecked:
         output.warn(unchecked)
     with output.phase("SkyPilot's view"):
+        with contextlib.suppress(SkyError):  # a controller that does not answer is no reason not to launch
+            if any(each.ours for each in serving.records([name])):
+                raise UsageError(
+                    f"{name!r} is a service.", f"Take another --name, or: pixtral-sky down {name}"
+                )
         plan = deployment.prepare(
             name,
             file=file,

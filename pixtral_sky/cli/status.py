@@ -21,7 +21,7 @@ def status(
     name: Annotated[str | None, typer.Argument(help="Only this one.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Look again every 10 s, until Ctrl-C.")
+        bool, typer.Option("--watch", "-w", help="Again every 10 s, until Ctrl-C; keeps services awake.")
     ] = False,
 ) -> None:
     """Show what runs, what it costs, and whether it answers. Exit code 0 only when all of it does.

@@ -111,7 +111,8 @@ def ask_plainly(http: httpx.Client, question: dict[str, Any], *pictures: dict[st
 
 class Load:
     """See the module. ``how`` is `ask`, `complete` or `plain`, ``body`` the bytes of a request, ``timeout`` what a
-    plain one waits for a byte, ``budget`` what the client has to try again, and ``question`` its fields (see stand_in.py)."""
+    plain one waits for a byte, ``budget`` what our client has to try again, ``question`` its fields (stand_in.py).
+    """
 
     _runs = itertools.count()
 

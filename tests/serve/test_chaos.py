@@ -32,7 +32,7 @@ from tests.serve.rig import SPEED, STREAM_TIMEOUT, Machine, Service
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(240 if SPEED > 1 else 1800)]
 
-CROWD_SECONDS = float(os.environ.get("SERVE_CROWD_SECONDS") or 15)
+CROWD_SECONDS = 60.0
 
 
 def no_longer_asked(service: Service, *machines: Machine) -> None:
@@ -315,9 +315,10 @@ def test_a_rolling_update(service):
     ):
         service.until(lambda: short.of("answered") and streams.of("answered"), "answers")
         service.update(changed)
-        service.until(lambda: len(service.machines()) > 2, "new replicas")
+        # A look at the replicas may find the new ones ready and the old ones gone at once.
         service.until(retired, "end of the old ones")
         begun = time.time()
+        assert len(service.machines()) >= 2
         no_longer_asked(service, *old)
         service.wait_for(ready=2, version=version + 1)
         now = time.time()
