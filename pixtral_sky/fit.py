@@ -95,30 +95,27 @@ OTHER_GIB = (0.5, 2.0)
 DEFAULT_CONTEXT = 32_768  # MAX_MODEL_LEN and MAX_IMAGES of pixtral.yaml
 DEFAULT_IMAGES = 4
 
-# Tokens of a word, estimated: the tokenizer makes 1.1 to 1.4 of English prose, 1.3 of French, 1.5 of German.
-TOKENS_PER_WORD = 1.5
-
 
 @dataclass(frozen=True)
 class Workload:
-    """What one request is: pictures of a size in pixels, words beside them, and words of the answer."""
+    """What one request is: pictures of a size in pixels; tokens of the text beside them and of the answer."""
 
     images: int = 1
     width: int = BOX
     height: int = BOX
-    words_in: int = 50
-    words_out: int = 200
+    text: int = 75
+    answer: int = 300
 
     @property
     def prompt(self) -> int:
-        """Tokens of the prompt; the pictures' are exact, the words' an estimate."""
+        """Tokens of the prompt: its pictures and its text."""
         pictures = self.images * image_tokens(self.width, self.height) if self.images else 0
-        return pictures + round(self.words_in * TOKENS_PER_WORD)
+        return pictures + self.text
 
     @property
-    def answer(self) -> int:
-        """Tokens of the answer, an estimate; 1 at least."""
-        return max(1, round(self.words_out * TOKENS_PER_WORD))
+    def tokens(self) -> int:
+        """Tokens of the prompt and its answer: what it takes of the context."""
+        return self.prompt + self.answer
 
 
 @dataclass(frozen=True)
@@ -279,10 +276,9 @@ def _known(gpu: str) -> None:
 
 
 def _at_once(gpu: str, tokens: int, allowed: int, workload: Workload) -> int:
-    total = workload.prompt + workload.answer
-    if total > allowed:
+    if workload.tokens > allowed:
         return 0
-    blocks = -(-total // BLOCK)
+    blocks = -(-workload.tokens // BLOCK)
     return min((tokens // BLOCK - 1) // blocks, requests_at_most(gpu))
 
 

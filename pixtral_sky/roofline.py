@@ -77,7 +77,7 @@ def speed(fit: Fit, workload: Workload) -> Speed:
     if not fit.fits:
         raise ValueError(fit.why_not)
     if not fit.requests:
-        raise ValueError(f"a request has {workload.prompt + workload.answer:,} tokens, more than the context")
+        raise ValueError(f"a request has {workload.tokens:,} tokens, more than the context")
     slow, fast = (_speeds(fit, workload, best) for best in (False, True))
     # Seconds are the other way round: the slow way's are more.
     first = Range(fast[0], slow[0])

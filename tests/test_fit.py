@@ -12,8 +12,11 @@ import pytest
 import yaml
 
 from pixtral_sky import fit, task
+from pixtral_sky.cli import common
+from pixtral_sky.errors import UsageError
 from pixtral_sky.fit import BLOCK, GIB, GPUS, MODEL_CONTEXT, Fit, Workload, fits, why_not
 from pixtral_sky.model import KV_BYTES_PER_TOKEN, TENSOR_PARALLEL, WEIGHT_BYTES
+from tests.command_line import run_main
 from tests.conftest import ROOT
 
 
@@ -52,6 +55,61 @@ def test_the_defaults_are_those_of_the_file():
         fit.DEFAULT_CONTEXT,
         fit.DEFAULT_IMAGES,
     )
+
+
+ONE_L4 = (
+    "L4:1 has 20.2 GiB for vLLM, and the weights alone are 23.6 GiB. What does: pixtral-sky plan --no-prices"
+)
+
+
+@pytest.mark.parametrize("command", [("launch",), ("serve", "up")])
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {"accelerators": "L4:1"},
+        {"accelerators": "L4"},
+        {"accelerators": ["L40S:1", "L4:1"]},
+        {"accelerators": {"L40S:1": None, "L4:1": None}},
+        {"accelerators": {"L4": 1}},
+        {"any_of": [{"accelerators": "L40S:1"}, {"accelerators": "L4:1"}]},
+        {"accelerators": "L4:1", "ordered": [{"infra": "aws"}]},
+    ],
+)
+def test_a_file_with_gpus_that_are_too_small_is_refused(monkeypatch, capsys, tmp_path, command, resources):
+    """Before SkyPilot or the Hub is asked anything."""
+    path = tmp_path / "small.yaml"
+    config = task.read(task.shipped("pixtral.yaml" if command == ("launch",) else "service.yaml"))
+    config["resources"] = resources
+    path.write_text(yaml.safe_dump(config))
+    result = run_main(monkeypatch, capsys, *command, "--file", str(path), "--yes")
+    assert (result.code, result.error) == (2, ONE_L4)
+
+
+@pytest.mark.parametrize(
+    ("resources", "envs"),
+    [
+        ({"accelerators": "L4:2"}, {}),
+        ({"accelerators": "T4:1"}, {}),  # not known here: SkyPilot's and vLLM's to refuse
+        ({"accelerators": "L4:1"}, {"MODEL": "/models/other"}),
+        ({"accelerators": "L4:1"}, {"EXTRA_ARGS": "--quantization fp8"}),
+        ({"accelerators": "RTX5090:1"}, {"MAX_IMAGES": 1, "MAX_MODEL_LEN": 8192}),
+        ({"accelerators": "L4:1", "any_of": [{"accelerators": "L40S:1"}]}, {}),
+        ({"accelerators": 7, "any_of": None}, {}),
+        (None, {}),
+    ],
+)
+def test_files_that_are_left_to_others(resources, envs):
+    common.check_gpus(None, {"resources": resources}, {**task.load().envs, **envs})
+
+
+def test_the_context_of_the_file_counts():
+    envs = {**task.load().envs, "MAX_MODEL_LEN": "100000"}
+    with pytest.raises(UsageError, match=r"a context of about [\d,]+ tokens, not 100,000\."):
+        common.check_gpus("L4:2", {}, envs)
+    with pytest.raises(
+        UsageError, match=r"^MAX_IMAGES=0, MAX_MODEL_LEN=100000: a prompt has 1 picture or more"
+    ):
+        common.check_gpus("L4:2", {}, {**envs, "MAX_IMAGES": "0"})
 
 
 @pytest.mark.parametrize(("gpu", "count", "says"), [
@@ -161,8 +219,8 @@ def test_two_l4_by_hand():
     assert result.kv_tokens_most == pytest.approx(most, abs=16)
     assert result.context == result.kv_tokens - 16
     assert (round(least, -3), round(most, -3)) == (60_000, 80_000)
-    # One request: 4,160 + 50 x 1.5 tokens, 200 x 1.5 of the answer; in blocks of 16, that is 4,544.
-    assert Workload().prompt + Workload().answer == 4_535
+    # One request: 4,160 + 75 tokens, 300 of the answer; in blocks of 16, that is 4,544.
+    assert Workload().tokens == 4_535
     assert result.requests == (result.kv_tokens - 16) // 4_544 == 13
 
 
@@ -213,7 +271,7 @@ def test_more_pictures_in_a_step_leave_less():
     assert tokens[0] - tokens[1] < 2_000
 
 
-@pytest.mark.parametrize("more", [{"images": 2}, {"words_in": 500}, {"words_out": 500}])
+@pytest.mark.parametrize("more", [{"images": 2}, {"text": 750}, {"answer": 750}])
 def test_larger_requests_are_fewer(more):
     small = Workload()
     assert fits("L4", 2, workload=replace(small, **more)).requests < fits("L4", 2, workload=small).requests
@@ -226,9 +284,9 @@ def test_a_request_that_is_larger_than_the_context():
 
 
 def test_a_workload():
-    assert Workload(images=0, words_in=0, words_out=0).prompt == 0
-    assert Workload(images=0, words_in=0, words_out=0).answer == 1
-    assert Workload(images=2, width=1920, height=1080, words_in=10, words_out=20).prompt == 2 * 2_340 + 15
+    assert Workload(images=0, text=0).prompt == 0
+    full_hd = Workload(images=2, width=1920, height=1080, text=15, answer=30)
+    assert (full_hd.prompt, full_hd.tokens) == (2 * 2_340 + 15, 2 * 2_340 + 45)
     assert fits("B200", 8, workload=Workload(images=0)).requests == 1_024  # vLLM's own limit
     assert fits("A100-80GB", 8, workload=Workload(images=0)).requests == 256
 

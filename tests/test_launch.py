@@ -265,8 +265,12 @@ def test_quiet(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
 def test_an_endpoint_of_the_environment_is_pointed_out(
     run: Run, server: FakeSky, machine: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its key is for nobody else."""
     monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
+    monkeypatch.setenv("PIXTRAL_API_KEY", "the-key-of-another-endpoint")
+    monkeypatch.setattr("secrets.token_urlsafe", lambda _: KEY)  # the one that the machine takes
     result = run("launch", "--yes")
+    assert result.code == 0
     assert "Warning: PIXTRAL_ENDPOINT is set here" in result.err
 
 

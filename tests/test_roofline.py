@@ -12,7 +12,7 @@ from pixtral_sky.fit import GPUS, Workload
 from pixtral_sky.model import MAX_IMAGE_TOKENS, PARAMETERS
 from pixtral_sky.roofline import DECODE, PREFILL, STEP_SECONDS, Range, Speed
 
-FULL = Workload(images=1, width=1024, height=1024, words_in=50, words_out=200)
+FULL = Workload(images=1, width=1024, height=1024, text=75, answer=300)
 
 
 def speed(gpu: str, count: int = 1, workload: Workload = FULL) -> Speed:
@@ -98,8 +98,8 @@ def test_without_nvlink_two_may_be_as_slow_as_one():
     [
         ({"images": 2}, ("first_token", "alone", "requests")),
         ({"width": 2048, "height": 1024}, ()),  # it is shrunk to 1024 x 512: less
-        ({"words_in": 500}, ("first_token", "alone", "requests")),
-        ({"words_out": 400}, ("alone", "requests", "images")),
+        ({"text": 750}, ("first_token", "alone", "requests")),
+        ({"answer": 600}, ("alone", "requests", "images")),
     ],
 )
 def test_more_to_do_takes_longer(more, slower):
@@ -114,8 +114,7 @@ def test_more_to_do_takes_longer(more, slower):
 
 
 def test_words_alone():
-    words = Workload(images=0, words_in=100, words_out=100)
-    assert (words.prompt, words.answer) == (150, 150)
+    words = Workload(images=0, text=150, answer=150)
     estimate = speed("L4", 2, words)
     assert astuple(estimate.images) == (0, 0)
     assert estimate.first_token.low < 0.1 * speed("L4", 2).first_token.low

@@ -21,7 +21,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
@@ -628,8 +627,7 @@ def test_a_certificate_that_is_not_for_its_address(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "tls/cert.pem", tmp_path / "tls/key.pem")
     if authority:
-        trusting = ssl.create_default_context(cafile=tmp_path / "tls/ca.pem")  # as by SSL_CERT_FILE
-        monkeypatch.setattr(httpx, "create_ssl_context", lambda: trusting)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "tls/ca.pem"))
     with FakeEndpoint(key=KEY, tls=context) as fake:
         server.serve.balancer = f"127.0.0.1:{fake.port}"
         config = yaml.safe_load(short("service.yaml"))
@@ -776,7 +774,10 @@ def test_the_costs_are_not_known(run: Run, server: FakeSky, balancer: FakeEndpoi
 def test_an_endpoint_of_the_environment_is_pointed_out(
     run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its key is for nobody else."""
     monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
+    monkeypatch.setenv("PIXTRAL_API_KEY", "the-key-of-another-endpoint")
+    monkeypatch.setattr("secrets.token_urlsafe", lambda _: KEY)  # the one that the replicas take
     assert "Warning: PIXTRAL_ENDPOINT is set here" in run("serve", "up", "--yes").err
 
 

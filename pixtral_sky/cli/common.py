@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import typer
 
@@ -33,12 +33,12 @@ def envs(words: list[str]) -> dict[str, str]:
 
 def key(name: str) -> str:
     """The key of the environment, else that of before, else a new one."""
-    from pixtral_sky import state
+    from pixtral_sky import overview, state
     from pixtral_sky.errors import UsageError
 
     old = state.recall(name)
     before = old.key if isinstance(old, (state.Cluster, state.Service)) else ""
-    found = os.environ.get("PIXTRAL_API_KEY") or before or secrets.token_urlsafe(32)
+    found = overview.key_of_environment() or before or secrets.token_urlsafe(32)
     if not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", found):
         raise UsageError(
             "PIXTRAL_API_KEY has characters that a key cannot have.",
@@ -47,16 +47,41 @@ def key(name: str) -> str:
     return found
 
 
-def check_gpus(gpus: str, envs: Mapping[str, str]) -> None:
-    """Raises UsageError when they do not hold Pixtral. What is not known here is left to SkyPilot."""
-    from pixtral_sky import fit, model
+def check_gpus(gpus: str | None, config: Mapping[str, Any], envs: Mapping[str, Any]) -> None:
+    """Raises UsageError when ``gpus``, or each one that the file ``config`` may get, do not hold Pixtral.
+
+    What is not known here is left to SkyPilot, and to vLLM where it has EXTRA_ARGS.
+    """
+    from pixtral_sky import fit, model, task
     from pixtral_sky.errors import UsageError
 
-    gpu, _, count = gpus.partition(":")
-    if gpu not in fit.GPUS or not (count or "1").isdecimal() or envs.get("MODEL") != model.MODEL:
+    if envs.get("MODEL") != model.MODEL or envs.get("EXTRA_ARGS"):
         return
-    if why := fit.why_not(gpu, int(count or 1)):
-        raise UsageError(why, "What fits: L4:2, L40S:1, A100:1 and larger")
+    context = task.number(envs, "MAX_MODEL_LEN", fit.DEFAULT_CONTEXT)
+    images = task.number(envs, "MAX_IMAGES", fit.DEFAULT_IMAGES)
+    for name in [gpus] if gpus else _accelerators(config.get("resources")):
+        gpu, _, count = name.partition(":")
+        if gpu not in fit.GPUS or not (count or "1").isdecimal():
+            continue
+        try:
+            why = fit.why_not(gpu, int(count or 1), context, images)
+        except ValueError as error:
+            raise UsageError(f"MAX_IMAGES={images}, MAX_MODEL_LEN={context}: {error}.") from error
+        if why:
+            raise UsageError(why, "What does: pixtral-sky plan --no-prices")
+
+
+def _accelerators(resources: Any) -> Iterator[str]:
+    """Each GPU[:COUNT] that a file's ``resources:`` name; what is no such section is SkyPilot's to refuse."""
+    if not isinstance(resources, dict):
+        return
+    for each in resources.get("any_of") or resources.get("ordered") or [{}]:
+        given = {**resources, **each}.get("accelerators") if isinstance(each, dict) else None
+        # A name, several, or counts by name; YAML's set is a mapping to nothing.
+        if isinstance(given, dict):
+            given = [name if count is None else f"{name}:{count}" for name, count in given.items()]
+        given = [given] if isinstance(given, str) else given
+        yield from map(str, given if isinstance(given, list) else [])
 
 
 def confirm(question: str, yes: bool) -> None:

@@ -53,8 +53,8 @@ def launch(
 ) -> None:
     """Launch Pixtral on a machine of yours, and wait until it answers.
 
-    It makes a key, or takes PIXTRAL_API_KEY, and takes HF_TOKEN or the login of Hugging Face. A second launch
-    of the same name updates the one that runs.
+    It makes a key, or takes PIXTRAL_API_KEY (but not the one of a PIXTRAL_ENDPOINT), and takes HF_TOKEN or the
+    login of Hugging Face. A second launch of the same name updates the one that runs.
 
     \b
     Examples:
@@ -76,8 +76,7 @@ def launch(
     # The script would say so too, on a machine that costs money by then.
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", minutes := final.get("IDLE_MINUTES", "0")):
         raise UsageError(f"IDLE_MINUTES={minutes} is no number of minutes (0: never).")
-    if gpus:
-        common.check_gpus(gpus, final)
+    common.check_gpus(gpus, task.read(file), final)
     with output.phase("licence of the weights"):
         unchecked = hub.check(final.get("MODEL", ""), token)
     if unchecked:

@@ -155,7 +155,7 @@ def update(
     after the other, and requests go to old and new ones meanwhile. Answers that an old one still streams when
     it is retired break off.
     """
-    from pixtral_sky import serving
+    from pixtral_sky import overview, serving
     from pixtral_sky.errors import SkyError, UsageError
 
     plan = _plan(name, replicas, target_qps, spot, infra, gpus, env, file)
@@ -168,7 +168,7 @@ def update(
             f"Take it down first: pixtral-sky serve down {name}",
         )
     old_key = plan.before.key if plan.before else ""
-    if not old_key and not os.environ.get("PIXTRAL_API_KEY"):
+    if not old_key and not overview.key_of_environment():
         raise UsageError(
             f"The key of {name!r} is not known here.", "Its own, or another: export PIXTRAL_API_KEY=..."
         )
@@ -341,8 +341,7 @@ def _plan(
             config = service.scaled(config, service.policy(low, high, target, spot))
     for warning in service.check(config, key):
         output.warn(warning)
-    if gpus:
-        common.check_gpus(gpus, config["envs"])
+    common.check_gpus(gpus, config, config["envs"])
     with output.phase("licence of the weights"):
         unchecked = hub.check(str(config["envs"].get("MODEL", "")), token)
     if unchecked:

@@ -1,0 +1,358 @@
+"""Which GPUs carry a workload, and for what money. Pure: prices and files go in, a plan and a text come out.
+
+What GPUs hold is from ``fit``, how fast they are from ``roofline`` or from a measurement. A speed is a range,
+and its low end is the safe one: it decides the order, and the number of replicas. So of a cost, which is the
+other way round, the high end decides.
+"""
+
+from __future__ import annotations
+
+import decimal
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pixtral_sky import roofline
+from pixtral_sky.errors import UsageError
+from pixtral_sky.fit import GPUS, MODEL_CONTEXT, Fit, Workload, fits
+from pixtral_sky.model import MAX_IMAGE_TOKENS, TENSOR_PARALLEL
+from pixtral_sky.prices import Offer
+from pixtral_sky.roofline import Range
+
+# What may stand in for the best machine of a service costs no more than so many times its price an hour.
+STAND_IN = 2
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked for: requests like ``workload``, and how many.
+
+    ``context`` and ``max_images`` are MAX_MODEL_LEN and MAX_IMAGES of the server. ``qps``: so many requests
+    a second, at the busiest. ``total``: so many pictures.
+    """
+
+    workload: Workload
+    context: int
+    max_images: int
+    qps: float | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """GPUs that hold the model, and the requests a second that they answer, as many at once as they hold."""
+
+    fit: Fit
+    rate: Range
+    measured: bool
+
+    @property
+    def gpus(self) -> str:
+        """As for --gpus: L4:2."""
+        return f"{self.fit.gpu}:{self.fit.count}"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A machine at a price: what the work costs on it.
+
+    ``hourly`` are USD an hour of one; ``cost`` are USD for 1,000 pictures. ``replicas`` are those that carry
+    Ask.qps, ``seconds`` what one of them takes for Ask.total; (0, 0) where that is not asked for.
+    """
+
+    machine: Machine
+    offer: Offer
+    hourly: float
+    cost: Range
+    replicas: tuple[int, int]
+    seconds: Range
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What ``vllm bench serve`` has measured: requests a second on GPUs (L4:2), and tokens of an answer."""
+
+    gpus: str
+    rate: float
+    answer: float | None
+
+
+# What is asked for ----------------------------------------------------------------------------------------
+
+
+def asked(
+    workload: Workload,
+    context: int,
+    max_images: int,
+    qps: float | None = None,
+    total: int | None = None,
+) -> Ask:
+    """The question, checked. ``max_images`` is that of the file: another one is taken where it must be.
+
+    Raises UsageError.
+    """
+    if qps is not None and total is not None:
+        raise UsageError("--qps is a stream of requests, --total a pile of pictures.", "Give one of the two.")
+    if qps is not None and not (math.isfinite(qps) and qps > 0):
+        raise UsageError(f"--qps is a number of requests a second above 0, not {qps:g}.")
+    if total is not None and total < 1:
+        raise UsageError(f"--total is a number of pictures from 1 on, not {total}.")
+    for name, value, least in (
+        ("--images", workload.images, 1),
+        ("--prompt-tokens", workload.text, 0),
+        ("--answer-tokens", workload.answer, 1),
+    ):
+        if value < least:
+            raise UsageError(f"{name} is a whole number from {least} on, not {value}.")
+    if context != -1 and not 1 <= context <= MODEL_CONTEXT:
+        raise UsageError(
+            f"--context is a number of tokens from 1 to {MODEL_CONTEXT:,}, or -1 for all, not {context}."
+        )
+    limit = MODEL_CONTEXT if context == -1 else context
+    if workload.images > max_images or limit <= max_images * MAX_IMAGE_TOKENS:
+        max_images = workload.images
+    pictures = max_images * MAX_IMAGE_TOKENS
+    needed = max(pictures + workload.text + workload.answer, workload.tokens)
+    more = f"For example: --context {needed}" if needed <= MODEL_CONTEXT else "Less of it: --images"
+    if limit <= pictures:
+        raise UsageError(
+            f"{max_images} picture{'s' * (max_images != 1)} can be {pictures:,} tokens, and the context is "
+            f"{limit:,}.",
+            more,
+        )
+    if workload.tokens > limit:
+        raise UsageError(
+            f"A request is {workload.prompt:,} tokens with an answer of {workload.answer:,}, and the context "
+            f"is {limit:,}.",
+            more,
+        )
+    return Ask(workload, context, max_images, qps, total)
+
+
+def size(text: str) -> tuple[int, int]:
+    """Width and height of ``1920x1080``. Raises UsageError."""
+    found = re.fullmatch(r"([1-9]\d{0,5})[xX]([1-9]\d{0,5})", text.strip(), re.ASCII)
+    if not found:
+        raise UsageError(f"{text!r} is no size of a picture, in pixels.", "For example: --size 1920x1080")
+    return int(found[1]), int(found[2])
+
+
+def gpus(text: str | None) -> list[tuple[str, int]]:
+    """GPUs and counts of ``L4,H100:1``: each count where none is given, all of them without a text.
+
+    Raises UsageError.
+    """
+    if text is None:
+        return [(gpu, count) for gpu in GPUS for count in TENSOR_PARALLEL]
+    known = {gpu.lower(): gpu for gpu in GPUS}
+    found: dict[tuple[str, int], None] = {}
+    for word in text.split(","):
+        name, sign, count = word.strip().partition(":")
+        if not (gpu := known.get(name.lower())):
+            raise UsageError(f"The GPU {name!r} is not known here.", f"These are: {', '.join(GPUS)}")
+        if sign and count not in map(str, TENSOR_PARALLEL):
+            raise UsageError(f"Pixtral splits over 1, 2, 4 or 8 GPUs, not {count or 'none'}.")
+        found |= dict.fromkeys((gpu, each) for each in ([int(count)] if sign else TENSOR_PARALLEL))
+    return list(found)
+
+
+def measurement(text: str, name: str, images: int) -> Measurement:
+    """What the file ``name`` of ``vllm bench serve --save-result`` says of requests with so many pictures.
+
+    The keys are those of vLLM 0.32, ``vllm/benchmarks/serve.py``. Raises UsageError with what to add to its
+    command.
+    """
+    again = f"Run vllm bench serve with: --save-result --metadata gpus=L4:2 images={images}"
+    try:
+        found: Any = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(f"{name} is not one JSON object.", again)
+    rate = found.get("request_throughput")
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not math.isfinite(rate) or rate <= 0:
+        raise UsageError(f"{name} has no request_throughput above 0: it measured nothing.", again)
+    if "gpus" not in found:
+        raise UsageError(f"{name} does not say on which GPUs it was measured.", again)
+    named = str(found["gpus"])
+    ((gpu, count), *more) = gpus(named)
+    if more:
+        raise UsageError(f"{name} was measured on {named}, without their number.", again)
+    if "images" not in found:  # it writes nothing of its data set
+        raise UsageError(f"{name} does not say how many pictures a request had.", again)
+    if str(found["images"]).strip() != str(images):
+        raise UsageError(
+            f"{name} was measured with {found['images']} to a request, and this plan has {images} pictures.",
+            f"Give --images {found['images']}, or another measurement.",
+        )
+    if (sent := found.get("request_rate", "inf")) != "inf":
+        raise UsageError(
+            f"{name} sent {sent} requests a second: whether more could be answered is not known.",
+            "Run vllm bench serve with: --request-rate inf",
+        )
+    done, tokens = found.get("completed"), found.get("total_output_tokens")
+    return Measurement(f"{gpu}:{count}", float(rate), tokens / done if done and tokens else None)
+
+
+# What carries it ------------------------------------------------------------------------------------------
+
+
+def machines(
+    ask: Ask, wanted: Iterable[tuple[str, int]], measured: Mapping[str, Range]
+) -> tuple[list[Machine], dict[str, str]]:
+    """Those that hold it, and why the others do not. ``measured``: requests a second of some (L4:2)."""
+    found: list[Machine] = []
+    unfit: dict[str, str] = {}
+    for gpu, count in wanted:
+        name = f"{gpu}:{count}"
+        fit = fits(gpu, count, ask.context, ask.max_images, ask.workload)
+        if not fit.fits:
+            unfit[name] = fit.why_not
+        elif not fit.requests:
+            # With a context of all that fits, that may be too little for this request.
+            unfit[name] = f"{name} holds a context of about {fit.context:,} tokens, and a request is more."
+        else:
+            rate = measured.get(name) or roofline.speed(fit, ask.workload).requests
+            found.append(Machine(fit, rate, name in measured))
+    return found, unfit
+
+
+def target(rate: float) -> float:
+    """The queries per second that a replica is given: ``rate`` in three digits, rounded down."""
+    return float(decimal.Context(prec=3, rounding=decimal.ROUND_FLOOR).create_decimal(repr(rate)))
+
+
+def replicas(qps: float, rate: float) -> int:
+    """How many replicas answer so many requests a second, as SkyServe's autoscaler counts them."""
+    return math.ceil(qps / target(rate))
+
+
+def options(ask: Ask, machines: Iterable[Machine], offers: Iterable[Offer], spot: bool) -> list[Option]:
+    """Each kind of machine at each cloud, where it is cheapest there; the least cost of the work first.
+
+    ``spot``: at the price of spare capacity; what has none is left out.
+    """
+    known = {(machine.fit.gpu, machine.fit.count): machine for machine in machines}
+    cheapest: dict[tuple[str, int, str], tuple[float, Offer]] = {}
+    for offer in offers:
+        hourly = offer.spot if spot else offer.hourly
+        if hourly is None or (offer.gpu, offer.count) not in known:
+            continue
+        key = (offer.gpu, offer.count, offer.cloud)
+        # The region's name is a tie's end, so that a plan does not depend on the order of a catalog.
+        if key not in cheapest or (hourly, offer.region) < (cheapest[key][0], cheapest[key][1].region):
+            cheapest[key] = (hourly, offer)
+    found = [
+        _option(ask, known[offer.gpu, offer.count], offer, hourly) for hourly, offer in cheapest.values()
+    ]
+    return sorted(found, key=lambda each: (each.cost.high, each.hourly, each.machine.gpus, each.offer.cloud))
+
+
+def needed(ask: Ask, machine: Machine) -> tuple[int, int]:
+    """The fewest and the most replicas of this kind that Ask.qps may need; the most are safe."""
+    if ask.qps is None:
+        return 0, 0
+    return replicas(ask.qps, machine.rate.high), replicas(ask.qps, machine.rate.low)
+
+
+def seconds(ask: Ask, machine: Machine) -> Range:
+    """What one machine takes for Ask.total pictures."""
+    if ask.total is None:
+        return Range(0, 0)
+    images = ask.workload.images
+    return Range(ask.total / (machine.rate.high * images), ask.total / (machine.rate.low * images))
+
+
+def usd(value: float) -> str:
+    """As it is shown: in cents, and in two digits where that says nothing."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:#.2g}"
+
+
+def _option(ask: Ask, machine: Machine, offer: Offer, hourly: float) -> Option:
+    count = needed(ask, machine)
+    if ask.qps is not None:
+        # Replicas cost money whether they are busy or not: the pictures are those that come.
+        low, high = (hourly * each / ask.qps for each in count)
+    else:
+        low, high = hourly / machine.rate.high, hourly / machine.rate.low
+    thousand = 1_000 / 3_600 / ask.workload.images
+    cost = Range(low * thousand, high * thousand)
+    return Option(machine, offer, hourly, cost, count, seconds(ask, machine))
+
+
+# As a service ---------------------------------------------------------------------------------------------
+
+
+def accelerators(options: Sequence[Option]) -> list[str]:
+    """The best machine (L4:2), and those that may stand in for it, in the order of the plan.
+
+    A service has one target for all its replicas, so a stand-in answers as many requests as the best.
+    """
+    best = options[0]
+    return list(
+        dict.fromkeys(
+            each.machine.gpus
+            for each in options
+            if each.machine.rate.low >= best.machine.rate.low and each.hourly <= STAND_IN * best.hourly
+        )
+    )
+
+
+def service_file(
+    text: str, config: Mapping[str, Any], ask: Ask, options: Sequence[Option], spot: bool
+) -> str:
+    """The service file ``text`` (as data: ``config``) with what the plan says, and else to the letter.
+
+    Each line that is another says why.
+    """
+    assert ask.qps is not None
+    from pixtral_sky import service
+
+    best = options[0]
+    kind = "measured" if best.machine.measured else "the low end of an estimate: measure yours"
+    count = best.replicas[1]
+    least = config["service"]["replica_policy"]["min_replicas"]
+    most = max(count, least)
+    carry = f"{count} carr{'ies' if count == 1 else 'y'} {ask.qps:g} requests/s"
+    policy = service.policy(least, most, target(best.machine.rate.low), spot)
+    reasons = {
+        "max_replicas": carry if count == most else f"{carry}; min_replicas are more",
+        "target_qps_per_replica": f"of {best.machine.gpus}, {kind}",
+        "base_ondemand_fallback_replicas": "never taken away",
+        "dynamic_ondemand_fallback": "an ordinary replica in place of each spot replica that is not ready",
+    }
+    after = "min_replicas"
+    for name, value in policy.items():
+        if name != "min_replicas":
+            text = _with(text, name, json.dumps(value), reasons[name], after)
+        after = name
+    kinds = accelerators(options)
+    text = _with(
+        text,
+        "accelerators",
+        json.dumps(kinds),
+        "in this order, by the cost of the work" if len(kinds) > 1 else "the least cost of the work",
+    )
+    # A set is taken by the price an hour; a list, in its order.
+    text = text.replace("the cheapest that can be had is taken", "the first that can be had is taken")
+    if spot:
+        text = _with(text, "use_spot", "true", "the ordinary ones come from the policy above", "accelerators")
+    for name, wanted in (("MAX_IMAGES", ask.max_images), ("MAX_MODEL_LEN", ask.context)):
+        if config["envs"][name] != wanted:
+            text = _with(text, name, str(wanted), "as planned")
+    return text
+
+
+def _with(text: str, name: str, value: str, why: str, after: str = "") -> str:
+    """With another value at the one line of ``name``, or with such a line ``after`` that of another name."""
+    there = rf"(?m)^( *){name}:.*$"
+    line = f"{name}: {value} # {why}"
+    if re.search(there, text) or not after:
+        made, times = re.subn(there, lambda found: found[1] + line, text)
+    else:
+        made, times = re.subn(rf"(?m)^( *){after}:.*$", lambda found: f"{found[0]}\n{found[1]}{line}", text)
+    assert times == 1, f"{times} lines are of {name}"
+    return made
