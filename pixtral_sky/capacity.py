@@ -17,7 +17,7 @@ import csv
 import logging
 import math
 import random
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +45,7 @@ class Moment:
     target: int  # replicas that the autoscaler wants
     paid: int  # replicas that cost money: starting, ready and leaving
     ready: int  # replicas that the balancer sends requests to
+    too_few: int  # requests that have met too few of them until now
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Outcome:
     """What a load has met.
 
     ``too_few`` requests came when all ready replicas were busy, and some of them, ``unanswered``, when none
-    was ready (the balancer answers those with 503). All others were carried.
+    was ready (the balancer answers those with 503). All others were carried. Moments and decisions of a
+    warm-up have times below 0; it is in no number.
     """
 
     moments: tuple[Moment, ...]
@@ -82,9 +84,14 @@ class Outcome:
         """Of all requests; 0 to 1."""
         return self.too_few / self.requests if self.requests else 0.0
 
+    @property
+    def share_unanswered(self) -> float:
+        """Of all requests; 0 to 1."""
+        return self.unanswered / self.requests if self.requests else 0.0
+
     def most_paid(self) -> int:
         """Replicas that cost money at once, at most."""
-        return max((moment.paid for moment in self.moments), default=0)
+        return max((moment.paid for moment in self.moments if moment.time >= 0), default=0)
 
 
 # The autoscaler --------------------------------------------------------------------------------------------
@@ -112,36 +119,36 @@ def simulate(
     ready: int | None = None,
     spot: bool = False,
     losses: Sequence[tuple[float, int]] = (),
+    warmup: float = 0.0,
 ) -> Outcome:
     """Run the autoscaler of ``spec`` (a SkyServiceSpec) over requests that arrive at these seconds, in order.
 
     ``startup`` are the seconds from a decision until a replica answers its probe, and ``carries`` the queries
     per second that it carries then. ``ready`` replicas are there at the start; without it, the minimum.
     ``spot``: replicas are on spot machines, where the decision does not say. ``losses`` are (second, number)
-    of ready spot replicas that are taken away, those that are there longest first.
+    of ready spot replicas that are taken away, those that are there longest first. ``warmup`` seconds come
+    before second 0, with the requests that have a time below 0 (`warmed`): they are played, and not counted.
 
-    Raises UsageError for a target per kind of GPU: what comes of it depends on which GPUs are found.
+    Raises UsageError as `target` does.
     """
-    if isinstance(spec.target_qps_per_replica, dict):
-        raise UsageError(
-            "A target_qps_per_replica per GPU cannot be played: nobody knows which GPUs will be found.",
-            "Give one number for all GPUs.",
-        )
+    target(spec)
     if startup <= 0 or carries <= 0:
         raise UsageError("A replica takes more than 0 seconds to start, and carries more than 0 queries.")
     with sdk.sky_sdk(silent=True):
         from sky.serve import autoscalers, constants
 
-    now, next_sync, next_decision, lost, reported = 0.0, FIRST_SYNC, 0.0, sorted(losses), 0
-    fleet = _Fleet(startup, spot)
+    now, lost, reported = 0.0 - warmup, sorted(losses), 0
+    next_sync, next_decision = now + FIRST_SYNC, now
+    fleet = _Fleet(startup, spot, now)
     fleet.begin(spec.min_replicas if ready is None else ready)
-    crowd = _Crowd(arrivals, carries)
+    crowd = _Crowd(arrivals, carries, now)
     decisions: list[Decision] = []
     moments: list[Moment] = []
     with _played(autoscalers, lambda: now):
         autoscaler: Any = autoscalers.Autoscaler.from_spec("pixtral", spec)
         while True:
-            now = min(next_sync, next_decision, fleet.next_change(), *(time for time, _ in lost[:1]))
+            begins = 0.0 if now < 0 else math.inf
+            now = min(next_sync, next_decision, fleet.next_change(), begins, *(time for time, _ in lost[:1]))
             crowd.until(min(now, seconds), fleet.serving())
             if now >= seconds:
                 break
@@ -167,17 +174,49 @@ def simulate(
                     autoscaler.get_final_target_num_replicas(),
                     len(fleet.alive) + len(fleet.leaving),
                     fleet.serving(),
+                    crowd.too_few,
                 )
             )
     return Outcome(
         tuple(moments),
         tuple(decisions),
-        requests=crowd.came,
+        requests=crowd.requests,
         too_few=crowd.too_few,
         unanswered=crowd.unanswered,
         on_demand_hours=fleet.hours(seconds, spot=False),
         spot_hours=fleet.hours(seconds, spot=True),
     )
+
+
+def target(spec: Any) -> float | None:
+    """The ``target_qps_per_replica`` of a SkyServiceSpec; None: a fixed number of replicas.
+
+    Raises UsageError for one per kind of GPU: what comes of it depends on which GPUs are found.
+    """
+    given: float | dict[str, float] | None = spec.target_qps_per_replica
+    if isinstance(given, dict):
+        raise UsageError(
+            "A target_qps_per_replica per GPU cannot be played: nobody knows which GPUs will be found.",
+            "Give one number for all GPUs.",
+        )
+    return given
+
+
+def enough(arrivals: Sequence[float], seconds: float, carries: float, share: float = 0.0) -> int:
+    """The fewest replicas, ready at all times, where no more than this ``share`` of requests meet too few."""
+
+    def do(ready: int) -> bool:
+        crowd = _Crowd(arrivals, carries, min([0.0, *arrivals[:1]]))
+        crowd.until(seconds, ready)
+        return crowd.too_few <= share * crowd.requests
+
+    low, high = 0, 1  # the first are too few
+    while not do(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if do(middle) else (middle, high)
+    return high
 
 
 @dataclass(eq=False)
@@ -186,17 +225,14 @@ class _Replica:
 
     replica_id: int
     is_spot: bool
-    status: Any  # a ReplicaStatus
+    status: Any  # a ReplicaStatus; `is_ready` is kept beside it, as it is looked at often
     since: float
     ready_at: float
     until: float = math.inf  # when it stops to cost money
     version: int = 1
     cluster_name: str = ""
     is_terminal: bool = False
-
-    @property
-    def is_ready(self) -> bool:
-        return bool(self.status.value == "READY")
+    is_ready: bool = False
 
     @property
     def status_property(self) -> _Replica:
@@ -209,11 +245,11 @@ class _Replica:
 class _Fleet:
     """Replicas: those that the autoscaler has (``alive``), and those that only cost money still."""
 
-    def __init__(self, startup: float, spot: bool) -> None:
+    def __init__(self, startup: float, spot: bool, begin: float) -> None:
         from sky.serve.serve_state import ReplicaStatus
 
         self.statuses: Any = ReplicaStatus
-        self.startup, self.spot = startup, spot
+        self.startup, self.spot, self.first = startup, spot, begin
         self.every: list[_Replica] = []
         self.alive: list[_Replica] = []
         self.leaving: list[_Replica] = []
@@ -221,8 +257,8 @@ class _Fleet:
 
     def begin(self, ready: int) -> None:
         for _ in range(ready):
-            self._add(0.0, 0.0, self.spot)
-        self.until(0.0)
+            self._add(self.first, self.first, self.spot)
+        self.until(self.first)
         self.tell_balancer()
 
     def launch(self, now: float, override: Mapping[str, Any] | None) -> _Replica:
@@ -253,7 +289,7 @@ class _Fleet:
     def until(self, now: float) -> None:
         for replica in self.alive:
             if replica.ready_at <= now:
-                replica.status = self.statuses.READY
+                replica.status, replica.is_ready = self.statuses.READY, True
         self.leaving = [each for each in self.leaving if each.until > now]
 
     def tell_balancer(self) -> None:
@@ -263,31 +299,45 @@ class _Fleet:
         return sum(each in self.known for each in self.alive)
 
     def hours(self, end: float, spot: bool) -> float:
-        return sum(min(each.until, end) - each.since for each in self.every if each.is_spot == spot) / 3600
+        paid = (
+            max(min(each.until, end) - max(each.since, 0.0), 0.0)
+            for each in self.every
+            if each.is_spot == spot
+        )
+        return sum(paid) / 3600
 
 
 class _Crowd:
     """Requests as they arrive, and the room that ready replicas have for them: it comes back as they work."""
 
-    def __init__(self, arrivals: Sequence[float], carries: float) -> None:
+    def __init__(self, arrivals: Sequence[float], carries: float, begin: float) -> None:
         self.arrivals, self.carries = arrivals, carries
         self.came = self.too_few = self.unanswered = 0
-        self.room, self.last = math.inf, 0.0  # a service that is up is not busy at first
+        self.early = bisect_left(arrivals, 0.0)  # so many belong to a warm-up
+        self.room, self.last = math.inf, begin  # a service that is up is not busy at first
+
+    @property
+    def requests(self) -> int:
+        return max(self.came - self.early, 0)
 
     def until(self, time: float, ready: int) -> None:
         """All that arrive up to ``time``, while so many replicas are ready."""
         rate = ready * self.carries
         most = max(1.0, rate * BURST)
         room, last = self.room, self.last
-        coming = self.arrivals[self.came : bisect_right(self.arrivals, time)]
+        before = self.requests
+        coming = self.arrivals[self.came : bisect_right(self.arrivals, time, self.came)]
         for arrival in coming:
-            room, last = min(most, room + (arrival - last) * rate), arrival
+            room += (arrival - last) * rate
+            last = arrival
+            if room > most:
+                room = most
             if ready and room >= 1:
                 room -= 1
-            else:
+            elif arrival >= 0:
                 self.too_few += 1
         self.came += len(coming)
-        self.unanswered += 0 if ready else len(coming)
+        self.unanswered += 0 if ready else self.requests - before
         self.room, self.last = min(most, room + (time - last) * rate), time
 
 
@@ -346,6 +396,11 @@ def arrivals(rate: Rate, seconds: float, seed: int | None = None) -> list[float]
             due, gap = 0.0, 1.0 if seed is None else chance.expovariate(1.0)
         due += left
     return [time for time in times if time < seconds]
+
+
+def warmed(arrivals: Sequence[float], seconds: float) -> list[float]:
+    """The load, and before second 0 its first ``seconds`` once more: as if it had been so already."""
+    return [time - seconds for time in arrivals[: bisect_left(arrivals, seconds)]] + list(arrivals)
 
 
 def read_csv(path: Path) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import math
@@ -15,7 +16,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pixtral_sky import capacity, sdk
+from pixtral_sky import capacity, policies, sdk, service, task
 from pixtral_sky.errors import SkyError, UsageError
 from tests.conftest import ROOT
 
@@ -53,18 +54,18 @@ def play(rate: capacity.Rate, seconds: float = HOUR, seed: int | None = None, **
 class Direct:
     """SkyServe's loop written down a second time, second by second, with nothing of the module under test."""
 
-    def __init__(self, monkeypatch, the_spec, startup: float) -> None:
+    def __init__(self, monkeypatch, the_spec, startup: float, begin: int = 0, spot: bool = False) -> None:
         from sky.serve import autoscalers
         from sky.serve.serve_state import ReplicaStatus
 
-        self.now, self.startup, self.status = 0, startup, ReplicaStatus
+        self.now, self.begin, self.startup, self.status = begin, begin, startup, ReplicaStatus
         monkeypatch.setattr(autoscalers, "time", SimpleNamespace(time=lambda: float(self.now)))
         logging.getLogger(autoscalers.__name__).setLevel(logging.CRITICAL)
         self.autoscaler = autoscalers.Autoscaler.from_spec("pixtral", the_spec)
         self.replicas = {}
         self.numbers = itertools.count(1)
         for _ in range(the_spec.min_replicas):
-            self.launch(False, -startup)
+            self.launch(spot, begin - startup)
 
     def launch(self, spot: bool, since: float) -> int:
         number = next(self.numbers)
@@ -80,12 +81,15 @@ class Direct:
             each.status_property = SimpleNamespace(unrecoverable_failure=lambda: False)
         return list(self.replicas.values())
 
-    def run(self, arrivals: list[float], seconds: int) -> list[tuple]:
-        made, waiting, look = [], list(arrivals), 0
-        for self.now in range(seconds):
-            if self.now % 20 == 5:  # the balancer tells
-                told = [each for each in waiting if each <= self.now]
-                waiting = waiting[len(told) :]
+    def run(self, arrivals: list[float], seconds: int, losses: tuple = ()) -> list[tuple]:
+        made, reported, look, begin = [], 0, self.begin, self.begin
+        for self.now in range(begin, seconds):
+            for _ in range(losses.count(self.now)):
+                if ready := [each for each in self.infos() if each.is_spot and each.is_ready]:
+                    self.replicas.pop(ready[0].replica_id)
+            if (self.now - self.begin) % 20 == 5:  # the balancer tells
+                told = list(itertools.takewhile(lambda each: each <= self.now, arrivals[reported:]))
+                reported += len(told)
                 self.autoscaler.collect_request_information({"timestamps": told})
             if self.now == look:
                 for each in self.autoscaler.generate_scaling_decisions(self.infos(), [1]):
@@ -117,6 +121,52 @@ def test_decision_by_decision(monkeypatch, policy, startup):
     assert {up for _, up, _, _ in direct} == {True, False}
 
 
+# Loads of three hours, of few requests: what a replica carries is less in the same measure.
+CARRIES = 0.2
+LOADS = {
+    "steady": capacity.arrivals(capacity.steady(0.5), 10_800, seed=1),
+    "day-night": capacity.arrivals(capacity.day_night(0, 0.9, 10_800), 10_800, seed=2),
+    "burst": capacity.arrivals(capacity.burst(0, 0.9, 1800, 5400), 10_800, seed=3),
+    "trace": sorted(map(random.Random(5).triangular, [0] * 5000, [10_799] * 5000, [3000] * 5000)),
+}
+TERMS = policies.Terms(startup=600, carries=CARRIES, goal=0.01, price=2.5, spot_price=0.9, preemptions=24)
+
+
+def config(name: str = "service.yaml", **policy):
+    made = task.read(ROOT / name)
+    made["service"]["replica_policy"] |= {"target_qps_per_replica": CARRIES, **policy}
+    return made
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_what_is_compared_decision_by_decision(monkeypatch, load):
+    """Spot with ordinary ones to stand in, none while nobody asks, lower targets: after a warm-up, with losses."""
+    arrivals = capacity.warmed(LOADS[load], 1800)
+    every = policies.others(policies.own(config()), TERMS, (4, 5), 8)
+    spot, zero = [each for each in every if each.spot], [each for each in every if each.minimum == 0]
+    lost = policies.losses(TERMS.preemptions * 8, policies.Load(arrivals, 10_800))
+    assert len(lost) == 24
+    ups = 0
+    for policy in (*spot[:2], spot[-1], *zero[:2], every[0], every[7]):
+        the_spec = capacity.spec(policies.applied(config(), policy)["service"])
+        losses = [(float(int(time)), number) for time, number in lost]
+        outcome = capacity.simulate(
+            the_spec,
+            arrivals,
+            10_800,
+            startup=600,
+            carries=CARRIES,
+            spot=policy.spot,
+            losses=losses,
+            warmup=1800,
+        )
+        direct = Direct(monkeypatch, the_spec, 600, begin=-1800, spot=policy.spot)
+        made = direct.run(arrivals, 10_800, tuple(int(time) for time, _ in losses))
+        assert [(each.time, each.up, each.replica, each.spot) for each in outcome.decisions] == made
+        ups += sum(up for _, up, _, _ in made)
+    assert ups > 20
+
+
 def test_the_kind_of_autoscaler_is_skypilots_choice(monkeypatch, sky):
     taken = []
     original = sky.serve.autoscalers.Autoscaler.from_spec
@@ -140,6 +190,10 @@ def test_the_numbers_are_skyserves_own(sky):
     assert constants.LB_CONTROLLER_SYNC_INTERVAL_SECONDS == 20  # as the docstring has it
     assert constants.AUTOSCALER_DEFAULT_DECISION_INTERVAL_SECONDS == 20
     assert constants.AUTOSCALER_NO_REPLICA_DECISION_INTERVAL_SECONDS == 5
+    assert policies.SKYSERVE_DELAYS == (
+        constants.AUTOSCALER_DEFAULT_UPSCALE_DELAY_SECONDS,
+        constants.AUTOSCALER_DEFAULT_DOWNSCALE_DELAY_SECONDS,
+    )
 
 
 def test_skypilot_is_left_as_it_was(sky):
@@ -336,6 +390,150 @@ def test_what_the_words_of_docs_autoscaling_md_rest_on():
     )
     policy = yaml.safe_load((ROOT / "service.yaml").read_text())["service"]["replica_policy"]
     assert (policy["upscale_delay_seconds"], policy["downscale_delay_seconds"]) == (120, 1200)
+
+
+def test_a_warm_up_is_in_no_number():
+    load = capacity.arrivals(capacity.steady(5), HOUR)
+    cold = capacity.simulate(spec(), load, HOUR, startup=STARTUP, carries=2)
+    warm = capacity.simulate(
+        spec(), capacity.warmed(load, 2400), HOUR, startup=STARTUP, carries=2, warmup=2400
+    )
+    assert cold.too_few > 600  # one of five each second, until the third replica is there
+    assert (warm.requests, warm.too_few, warm.unanswered) == (cold.requests, 0, 0)
+    assert (warm.replica_hours, warm.most_paid()) == (3.0, 3)
+    assert [each.up for each in warm.decisions] == [True]
+    assert warm.decisions[0].time < 0
+    assert any(moment.time == 0 for moment in warm.moments)
+    # Nobody is there: who comes before second 0 is not counted, who comes at 0 is.
+    early = capacity.simulate(
+        spec(min_replicas=0), [-5.0, 0.0, 1.0], 60.0, startup=STARTUP, carries=2, warmup=60.0
+    )
+    assert (early.requests, early.too_few, early.unanswered, early.share_unanswered) == (2, 2, 2, 1.0)
+    assert early.replica_hours == pytest.approx(55 / 3600)  # the balancer tells of them at 5
+
+
+def test_a_load_before_its_beginning():
+    assert capacity.warmed([0.0, 5.0, 10.0, 12.0], 10) == [-10.0, -5.0, 0.0, 5.0, 10.0, 12.0]
+    assert capacity.warmed([], 10) == []
+
+
+@pytest.mark.parametrize(("times", "carries", "share", "replicas"), [
+    ([float(second) for second in range(1000)], 0.5, 0, 2),
+    ([0.0] * 30, 1, 0, 3),  # ten seconds of work each
+    ([0.0] * 30, 1, 1 / 3, 2), ([0.0] * 30, 1, 0.3, 3), ([0.0] * 30, 1, 1, 1),
+    ([], 1, 0, 1), ([-1.0] * 100, 1, 0, 1),  # a warm-up
+])  # fmt: skip
+def test_how_many_are_enough(times, carries, share, replicas):
+    found = capacity.enough(times, 10_800, carries, share)
+    assert found == replicas
+
+    def too_few(number: int) -> float:
+        fixed = spec(min_replicas=number, max_replicas=number, target_qps_per_replica=1)
+        return capacity.simulate(fixed, times, 10_800, startup=STARTUP, carries=carries).share_too_few
+
+    if times[:1] != [-1.0]:
+        assert too_few(found) <= share
+        assert found == 1 or too_few(found - 1) > share
+
+
+# Policies, compared
+
+
+def test_what_is_compared():
+    own = policies.own(config(target_qps_per_replica=2))
+    assert own == policies.Policy(2, 8, 2, 120, 1200)
+    terms = dataclasses.replace(TERMS, carries=2)
+    made = policies.others(own, terms, (5, 6), 8)
+    assert own not in made
+    assert len(set(made)) == len(made)
+    assert {each.minimum for each in made} == {0, 1, 2, 3, 4, 5, 6}
+    assert {each.target for each in made} == {2, 1.5, 1}
+    assert {each.maximum for each in made} == {5, 6, 8}
+    assert [each.minimum for each in made if each.fixed and not each.spot] == [5, 6]
+    assert all(each.down > TERMS.startup for each in made if each.minimum == 0)
+    assert {each.minimum for each in made if each.spot} == {1, 2, 3, 4, 5, 6}
+    assert all(each.maximum <= 4 for each in policies.others(own, terms, (5, 6), 4))
+    assert len(policies.others(own, terms, (500, 600), 1000)) < 60  # however many replicas
+    without = policies.others(own, policies.Terms(600, 2, 0.01), (1, 1), 8)
+    assert not any(each.spot for each in without)
+
+
+@pytest.mark.parametrize(("name", "base"), [
+    ("service.yaml", 0), ("examples/scale-to-zero.yaml", 0), ("examples/spot.yaml", 0), ("examples/spot.yaml", 2),
+])  # fmt: skip
+def test_nothing_is_proposed_that_is_refused(name, base):
+    file = config(name)
+    if name == "examples/spot.yaml":
+        file["service"]["replica_policy"]["base_ondemand_fallback_replicas"] = base
+    load = policies.Load(capacity.arrivals(capacity.steady(0.3), 1800), 1800)
+    found = policies.compare(file, load, TERMS)
+    assert len(found.results) > 9
+    for result in found.results:
+        made = policies.applied(file, result.policy)
+        service.check(made, "key")
+        capacity.spec(made["service"])
+        assert name != "examples/spot.yaml" or result.policy.minimum >= base
+        assert result.policy.spot == any(each.get("use_spot") for each in service._resources(made))
+
+
+def test_hours_and_dollars_are_those_of_a_day():
+    outcome = capacity.Outcome((), (), 1000, 20, 5, on_demand_hours=10, spot_hours=20)
+    policy, half = policies.Policy(2, 8, 2, 120, 1200), policies.Load([0.0], 43_200)
+    priced = policies._result(policy, outcome, half, policies.Terms(600, 2, 0.01, 3, 1))
+    assert (priced.hours, priced.dollars, priced.cost) == (60, 100, 100)  # 2 x (10 x $3 + 20 x $1)
+    plain = policies._result(policy, outcome, half, policies.Terms(600, 2, 0.01))
+    assert (plain.hours, plain.dollars, plain.cost) == (60, None, 60)
+    assert (outcome.share_too_few, outcome.share_unanswered) == (0.02, 0.005)
+    assert policies.losses(4, half) == [(10_800, 1), (32_400, 1)]
+    assert policies.losses(0, half) == []
+
+
+def test_the_cheapest_is_the_cheapest():
+    """Each is played once more, and each cost is added up by hand."""
+    file, goal = config(), TERMS.goal
+    times = [each for each in LOADS["burst"] if each < 5400]
+    found = policies.compare(file, policies.Load(times, 5400), TERMS)
+    warm = capacity.warmed(times, 2400)
+    costs = []
+    for result in found.results:
+        made = capacity.spec(policies.applied(file, result.policy)["service"])
+        outcome = capacity.simulate(
+            made, warm, 5400, startup=600, carries=CARRIES, spot=result.policy.spot, warmup=2400,
+            losses=[(1350, 1), (4050, 1)],  # 24 a day
+        )  # fmt: skip
+        cost = 16 * (2.5 * outcome.on_demand_hours + 0.9 * outcome.spot_hours)
+        assert result.cost == pytest.approx(cost)
+        assert result.outcome == outcome
+        if outcome.too_few <= goal * outcome.requests:
+            costs.append(cost)
+    assert found.cheapest.cost == pytest.approx(min(costs))
+    assert found.cheapest.outcome.share_too_few <= goal
+    assert [each.cost for each in found.results] == sorted(each.cost for each in found.results)
+    # Whatever is not shown is beaten by what is.
+    shown = found.shown()
+    assert found.own in shown
+    assert found.cheapest in shown
+    for each in found.results:
+        assert any(
+            other.policy.spot == each.policy.spot
+            and other.cost <= each.cost
+            and other.outcome.too_few <= each.outcome.too_few
+            for other in shown
+        )
+
+
+def test_where_none_holds_the_goal(monkeypatch):
+    load = policies.Load(capacity.arrivals(capacity.burst(0, 0.9, 1800, 5400), 5400), 5400)
+    found = policies.compare(config(max_replicas=4), load, policies.Terms(600, CARRIES, 0.02))
+    assert (found.cheapest, found.enough) == (None, 5)
+    assert all(each.policy.maximum <= 4 for each in found.results)
+    assert all(each.outcome.share_too_few > 0.02 for each in found.results)
+    assert found.beyond.outcome.share_too_few <= 0.02
+    assert found.beyond.policy.maximum == 5  # 0.9 queries per second, 0.2 for each
+    # So many that nobody has them.
+    monkeypatch.setattr(policies, "others", lambda *_: [])
+    none = policies.compare(config(), load, policies.Terms(600, 0.001, 0.02))
+    assert (none.cheapest, none.beyond, none.enough > policies.MOST) == (None, None, True)
 
 
 # Loads
