@@ -2,13 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check prove e2e serve docs render clean
+.PHONY: demo test check prove e2e serve truss docs render clean
 
 demo: .venv/demo  ## the script of pixtral.yaml on this machine, asked about two pictures
 	$(BIN)/pixtral-sky rehearse
 
 test: .venv/dev  ## the fast tests
-	$(BIN)/pytest -n 2 --dist loadfile -m "not engine and not e2e and not serve"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not engine and not e2e and not serve and not truss"
 
 check: .venv/dev  ## lint, types, and what is rendered or drawn against what it is made from
 	$(BIN)/ruff check .
@@ -16,6 +16,7 @@ check: .venv/dev  ## lint, types, and what is rendered or drawn against what it 
 	$(BIN)/mypy
 	$(BIN)/python tools/render.py --check
 	$(BIN)/python tools/autoscaling.py --check
+	$(BIN)/python tools/capacity.py --check
 
 prove: .venv/dev  ## the tests on the real vLLM; its engine is made in .cache
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m "engine and not serve"
@@ -27,11 +28,16 @@ e2e: .venv/dev  ## the real SkyPilot launches pixtral.yaml on a real Slurm here;
 serve: .venv/dev  ## SkyServe's real balancer and controller on service.yaml: replicas die, and the client is watched
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m serve
 
+truss: .venv/dev  ## the real Truss and its proxy before the real vLLM, on examples/truss; as root, on Debian
+	XDG_CACHE_HOME=$(CURDIR)/.cache bash tests/truss/install.sh
+	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m truss tests/truss
+
 docs: .venv/dev  ## draw and measure again what docs/ shows
 	$(BIN)/python tools/autoscaling.py
+	$(BIN)/python tools/capacity.py
 	$(BIN)/python -m benchmarks.balancer --write
 
-render:  ## write pixtral.yaml, service.yaml and examples/*.yaml from templates/
+render:  ## write pixtral.yaml, service.yaml and the files of examples/ that come from templates/
 	$(PYTHON) tools/render.py
 
 .venv/bin/pip:

@@ -221,7 +221,9 @@ class _Examination:
         began = time.monotonic()
         if self.endpoint.tunnel:
             self.endpoint.tunnel.open()
-        status = self.status("GET", "/health")
+        # Baseten's gateway has no route that is open to all.
+        key = {"Authorization": self.endpoint.authorization} if self.endpoint.is_baseten else None
+        status = self.status("GET", "/health", key)
         if status != 200:
             raise PixtralSkyError(
                 f"{self.endpoint.url} answers GET /health with {status}, not 200.", self.endpoint.hint

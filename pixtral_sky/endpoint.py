@@ -15,6 +15,19 @@ from pixtral_sky.tunnel import Tunnel
 
 DEFAULT_MAX_IMAGES = 4  # what pixtral.yaml and service.yaml ship
 
+# A request to Baseten waits for a deployment that has scaled to zero, and ends after so long. Seconds, as in
+# https://docs.baseten.co/inference/errors (504).
+BASETEN_SECONDS = 1200.0
+# Baseten's ways to a deployment (https://docs.baseten.co/inference/calling-your-model), with the routes that
+# lead to vLLM: `predict`, and `sync/` before a path. A host that ends in an environment's name is regional.
+_BASETEN_HOST = re.compile(r"model-[a-z0-9]+(?P<regional>-[a-z0-9-]+)?\.api\.baseten\.co")
+_BASETEN_WAY = r"/(?:environments/[^/]+|deployment/[^/]+|production|development)"
+_BASETEN_PATH = re.compile(
+    rf"(?P<way>{_BASETEN_WAY})?(?P<route>/predict|/sync(?:/v1(?:/.*)?)?|/v1(?:/.*)?)?/*"
+)
+# Where Baseten is a company's own, its host may have any name.
+_BASETEN_ELSEWHERE = re.compile(rf"(?P<way>.*{_BASETEN_WAY})(?P<route>/predict|/sync(?:/v1(?:/.*)?)?)/*")
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -30,6 +43,14 @@ class Endpoint:
     origin: str = ""
     # What has to be open before ``url`` leads anywhere.
     tunnel: Tunnel | None = None
+    # Chat goes by Baseten's `predict`, as it was given, and not by `sync/`, which ``url`` is.
+    predict: bool = False
+
+    @classmethod
+    def at(cls, text: str, key: str = "", origin: str = "") -> Endpoint:
+        """The endpoint at a URL in whatever form a user has at hand. Raises UsageError as `base_url` does."""
+        url, predict = _read(text)
+        return cls(url, key, origin=origin, predict=predict)
 
     @classmethod
     def of(cls, deployment: Deployment) -> Endpoint:
@@ -54,6 +75,36 @@ class Endpoint:
         )
 
     @property
+    def is_baseten(self) -> bool:
+        """Whether Baseten is before it: the key has another header there, and it may have to be started."""
+        _, _, place = self.url.partition("://")
+        host, slash, path = place.partition("/")
+        return bool(_BASETEN_HOST.fullmatch(host) or _BASETEN_ELSEWHERE.fullmatch(slash + path))
+
+    @property
+    def authorization(self) -> str:
+        """The header that carries the key; empty without one."""
+        return f"{'Api-Key' if self.is_baseten else 'Bearer'} {self.key}" if self.key else ""
+
+    # Where requests go: ``base``, and a path after it.
+
+    @property
+    def base(self) -> str:
+        return self.url.removesuffix("/sync") if self.predict else self.url
+
+    @property
+    def chat_path(self) -> str:
+        return "/predict" if self.predict else "/v1/chat/completions"
+
+    @property
+    def models_path(self) -> str:
+        return "/sync/v1/models" if self.predict else "/v1/models"
+
+    @property
+    def chat_url(self) -> str:
+        return self.base + self.chat_path
+
+    @property
     def hint(self) -> str:
         """What to do when it does not do what was asked of it."""
         if self.origin == "PIXTRAL_ENDPOINT":
@@ -70,7 +121,14 @@ def base_url(text: str) -> str:
     'http://10.0.0.7:8081'
     >>> base_url("https://host/v1/chat/completions")
     'https://host'
+    >>> base_url("model-abcd1234.api.baseten.co/development/predict")
+    'https://model-abcd1234.api.baseten.co/development/sync'
     """
+    return _read(text)[0]
+
+
+def _read(text: str) -> tuple[str, bool]:
+    """The URL before ``/v1``, and whether it was given as Baseten's `predict`."""
     url = text.strip()
     if "@" in url:  # before anything of it is printed
         raise UsageError(
@@ -86,8 +144,23 @@ def base_url(text: str) -> str:
     host = parts.hostname
     if parts.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", url):
         raise UsageError(f"{text!r} is not the URL of an endpoint.", "It looks like http://10.0.0.7:8081")
+    if host == "app.baseten.co" or host.endswith(".api.baseten.co"):
+        return _read_baseten(text, host, parts.path)
+    if baseten := _BASETEN_ELSEWHERE.fullmatch(parts.path):
+        return f"{parts.scheme}://{parts.netloc}{baseten['way']}/sync", baseten["route"] == "/predict"
     path = re.sub(r"/(v1(/.*)?)?$", "", parts.path)
-    return f"{parts.scheme}://{parts.netloc}{path}".rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path}".rstrip("/"), False
+
+
+def _read_baseten(text: str, host: str, path: str) -> tuple[str, bool]:
+    its_host, its_path = _BASETEN_HOST.fullmatch(host), _BASETEN_PATH.fullmatch(path)
+    if not its_host or not its_path or (its_host["regional"] and its_path["way"]):
+        raise UsageError(
+            f"{text.strip()!r} is no way to a deployment on Baseten.",
+            "It looks like https://model-ID.api.baseten.co/environments/production/predict",
+        )
+    way = its_path["way"] or ("" if its_host["regional"] else "/environments/production")
+    return f"https://{host}{way}/sync", its_path["route"] == "/predict"
 
 
 def find(
@@ -108,13 +181,10 @@ def find(
         known_url = environ.get("PIXTRAL_ENDPOINT")
         # The key of the environment is for the endpoint of the environment, where it names one.
         theirs = not known_url or base_url(known_url) == base_url(url)
-        return Endpoint(base_url(url), key or (environ.get("PIXTRAL_API_KEY", "") if theirs else ""))
+        return Endpoint.at(url, key or (environ.get("PIXTRAL_API_KEY", "") if theirs else ""))
     if name is None and environ.get("PIXTRAL_ENDPOINT"):
-        return Endpoint(
-            base_url(environ["PIXTRAL_ENDPOINT"]),
-            key or environ.get("PIXTRAL_API_KEY", ""),
-            origin="PIXTRAL_ENDPOINT",
-        )
+        given = key or environ.get("PIXTRAL_API_KEY", "")
+        return Endpoint.at(environ["PIXTRAL_ENDPOINT"], given, origin="PIXTRAL_ENDPOINT")
     deployment = recall(name or DEFAULT_NAME)
     if deployment is None:
         others = known()

@@ -1,10 +1,16 @@
-"""Render pixtral.yaml, service.yaml and examples/*.yaml from templates/ (`make render`).
+"""Render pixtral.yaml, service.yaml and examples/ from templates/ (`make render`).
 
---check only compares. A line `# include: FILE` is replaced by that file, indented as the line is.
+--check only compares. A line `# include: FILE` is replaced by that file, indented as the line is;
+`# vllm serve: without FLAGS` by the arguments that run.sh gives to vLLM, but for those; and `@VLLM@` is the
+version that setup.sh installs.
 """
 
 from __future__ import annotations
 
+import functools
+import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +19,7 @@ TEMPLATES = ROOT / "templates"
 FILES = (
     "pixtral.yaml",
     "service.yaml",
-    *sorted(f"examples/{path.name}" for path in (TEMPLATES / "examples").glob("*.yaml")),
+    *sorted(str(path.relative_to(TEMPLATES)) for path in (TEMPLATES / "examples").rglob("*.yaml")),
 )
 
 
@@ -22,13 +28,51 @@ def render(path: Path) -> str:
     lines = []
     for line in path.read_text().splitlines():
         text = line.lstrip()
+        indent = line[: len(line) - len(text)]
         if text.startswith("# include: "):
-            indent = line[: len(line) - len(text)]
             included = render(path.parent / text.removeprefix("# include: ")).splitlines()
             lines += [indent + part if part else "" for part in included]
+        elif text.startswith("# vllm serve: without "):
+            without = text.removeprefix("# vllm serve: without ").split()
+            lines += [indent + flag for flag in flags() if flag.split()[0] not in without]
         else:
-            lines.append(line)
+            lines.append(line.replace("@VLLM@", version()))
     return "\n".join(lines) + "\n"
+
+
+@functools.cache
+def version() -> str:
+    """The version of vLLM, from the one place that names it."""
+    found = re.search(r"\bvllm==([\w.]+)", (TEMPLATES / "setup.sh").read_text())
+    assert found, "setup.sh pins no vLLM"
+    return found[1]
+
+
+@functools.cache
+def flags() -> list[str]:
+    """Each flag of run.sh's `vllm serve` with its values, for one GPU and the values of envs.yaml.
+
+    Bash expands them: check.sh and the command itself run, with a stand-in for vLLM. They are quoted for a
+    shell that gets them within double quotes.
+    """
+    script = (TEMPLATES / "run.sh").read_text()
+    command = script[script.index('vllm serve "$MODEL"') :].partition(" &\n")[0]
+    envs = re.findall(r'^(\w+): "?(.*?)"?(?: #.*)?$', (TEMPLATES / "envs.yaml").read_text(), re.MULTILINE)
+    stand_in = 'vllm() { shift 2; printf "%s\\n" "$@"; }'
+    environ = {**dict(envs), "IDLE_MINUTES": "0", "SKYPILOT_NUM_GPUS_PER_NODE": "1", "PATH": "/usr/bin:/bin"}
+    said = subprocess.run(
+        ["bash", "-c", f"{(TEMPLATES / 'check.sh').read_text()}\n{stand_in}\n{command}"],  # noqa: S607
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found: list[list[str]] = []
+    for word in said.stdout.splitlines():
+        if word.startswith("--"):
+            found.append([])
+        found[-1].append(word)
+    return [shlex.join(words).replace('"', '\\"') for words in found]
 
 
 def main() -> int:

@@ -21,6 +21,12 @@ def doctor(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="The task file; without it the shipped pixtral.yaml.")
     ] = None,
+    truss: Annotated[
+        Path | None,
+        typer.Option(
+            "--truss", metavar="DIR", help="Check that Truss instead: its config.yaml and README.md."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Check what a launch needs, and what is running: that it answers, and nobody without the key.
@@ -35,13 +41,21 @@ def doctor(
     """
     from dataclasses import asdict
 
-    from pixtral_sky import state
-    from pixtral_sky.doctor import examine
+    from pixtral_sky import doctor, state
+    from pixtral_sky.errors import UsageError
 
-    if name is not None:
-        state.check_name(name)
+    if truss:
+        from pixtral_sky.truss import examine
+
+        if name is not None or file:
+            raise UsageError("--truss is checked alone.", f"pixtral-sky doctor --truss '{truss}'")
+        found = examine(truss)
+    else:
+        if name is not None:
+            state.check_name(name)
+        found = doctor.examine(name, file)
     checks = []
-    for check in examine(name, file):
+    for check in found:
         checks.append(check)
         if not as_json:
             output.data(str(check))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,6 +20,10 @@ def endpoint(
         str | None, typer.Option("--name", "-n", help="The deployment of this name.", show_default=False)
     ] = None,
     env: Annotated[bool, typer.Option("--env", help="Print exports for a shell, the key with them.")] = False,
+    request: Annotated[
+        Literal["curl"] | None,
+        typer.Option("--for", help="Print a request that works as it stands, for bash.", show_default=False),
+    ] = None,
 ) -> None:
     """Print the URL of the endpoint. Behind ssh, it is open for a minute after its last use.
 
@@ -26,12 +31,20 @@ def endpoint(
     Examples:
       pixtral-sky endpoint
       eval "$(pixtral-sky endpoint --env)"     # curl and any OpenAI client follow
+      pixtral-sky endpoint --for curl
     """
+    from pixtral_sky.errors import UsageError
+
+    if env and request:
+        raise UsageError("--env and --for are two things.", "Give one of them.")
     found = find_anywhere(name)
     if found.tunnel:
         found.tunnel.open()
         this = "" if found.origin == DEFAULT_NAME else f" {found.origin}"
         output.say(f"Through ssh, for a minute after its last use; pixtral-sky tunnel{this} holds it open.")
+    if request:
+        output.data(curl(found))
+        return
     if not env:
         output.data(found.url)
         return
@@ -39,6 +52,28 @@ def endpoint(
     values |= {"OPENAI_BASE_URL": f"{found.url}/v1", "OPENAI_API_KEY": found.key or "none"}
     for variable, value in values.items():
         output.data(f"export {variable}={shlex.quote(value)}")
+
+
+def curl(endpoint: Endpoint) -> str:
+    """A request with curl, for bash. The key is not in it, and in no argument: others can see those."""
+    lines = []
+    if endpoint.origin != "PIXTRAL_ENDPOINT" and (endpoint.key or endpoint.tunnel):
+        # The key comes into the environment, and the way through ssh is open.
+        lines.append(f'eval "$(pixtral-sky endpoint --env --name {endpoint.origin})"')
+    header = ""
+    if endpoint.key:
+        scheme = endpoint.authorization.partition(" ")[0]
+        header = f' -H @<(echo "Authorization: {scheme} $PIXTRAL_API_KEY")'
+    body = {
+        "model": endpoint.model,
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "stream": True,
+        "max_tokens": 64,
+    }
+    lines.append(f"curl -sS --no-buffer {shlex.quote(endpoint.chat_url)} \\")
+    lines.append(f'  -H "Content-Type: application/json"{header} \\')
+    lines.append(f"  -d {shlex.quote(json.dumps(body))}")
+    return "\n".join(lines)
 
 
 def find_anywhere(name: str | None) -> Endpoint:
