@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # Tokens of a prompt beside pictures and words: its beginning, and the two that frame the question.
 FRAME_TOKENS = 3
 
+# What of an answer comes in pieces: its text, a model's thoughts, and what a tool is called with.
+_GROWING = ("content", "refusal", "reasoning", "reasoning_content", "arguments")
+
 
 @dataclass(frozen=True)
 class RemoteUrl:
@@ -93,7 +96,7 @@ def learn(client: Client) -> Endpoint:
 
 
 class Answer:
-    """A streamed answer. Iterate it, once, for its pieces of text as they arrive.
+    """A streamed answer. Iterate it, once, for its pieces of text as they arrive, or take it ``whole``.
 
     ``text`` is what has arrived so far; ``usage`` (the API's counts of tokens) and ``finish_reason`` are
     known at the end. ``seconds`` count from ``asked``, which is one of ``time.monotonic()``. ``events`` are
@@ -106,10 +109,18 @@ class Answer:
         self._events = events
         self._asked = asked
         self._reason = reason
+        # All chunks so far as one. There is a choice even if none of them has any.
+        self._whole: dict[str, Any] = {
+            "choices": [
+                {
+                    "index": 0,
+                    "delta": {"role": "assistant", "content": ""},
+                    "logprobs": None,
+                    "finish_reason": None,
+                }
+            ]
+        }
         self._pieces: list[str] = []
-        self.usage: dict[str, Any] = {}
-        self.finish_reason = ""
-        self._head: dict[str, Any] = {}  # what the first event says of the whole
         self.seconds_to_first = 0.0
         self.seconds = 0.0
 
@@ -117,11 +128,25 @@ class Answer:
     def text(self) -> str:
         return "".join(self._pieces)
 
-    def document(self) -> dict[str, Any]:
-        """The ``chat.completion`` that it would be, had it not been streamed. Only at its end."""
-        message = {"role": "assistant", "content": self.text}
-        choice = {"index": 0, "message": message, "finish_reason": self.finish_reason or None}
-        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": self.usage}
+    @property
+    def usage(self) -> dict[str, Any]:
+        return dict(self._whole.get("usage") or {})
+
+    @property
+    def finish_reason(self) -> str:
+        return str(self._whole["choices"][0]["finish_reason"] or "")
+
+    def whole(self) -> dict[str, Any]:
+        """All of it, in the ``chat.completion`` that it would be, had it not been streamed."""
+        for _ in self:
+            pass
+        choices = []
+        for choice in sorted(self._whole["choices"], key=lambda choice: choice["index"]):
+            message = choice.pop("delta")
+            for call in message.get("tool_calls") or []:
+                call.pop("index", None)  # only a stream has it
+            choices.append({"index": choice["index"], "message": message, **choice})
+        return {**self._whole, "object": "chat.completion", "choices": choices, "usage": self.usage}
 
     def __iter__(self) -> Iterator[str]:
         done = False
@@ -138,28 +163,56 @@ class Answer:
                 raise self._broken(str(error)) from error.__cause__
         finally:
             self.seconds = time.monotonic() - self._asked
-        if not done and not self.finish_reason:
+        if not done and not all(choice["finish_reason"] for choice in self._whole["choices"]):
             raise self._broken("broke off")
 
     def _read(self, event: str) -> str:
-        """The text of one event; what else it tells is kept."""
+        """The text that one event has for the first choice; the rest of it is kept."""
         try:
             chunk = json.loads(event)
             if error := chunk.get("error"):
                 reason = self._reason(error) or "no reason is given."
                 raise self._broken("was given up", f": {reason}") if self._pieces else Refused(reason)
-            self._head = self._head or {name: chunk.get(name) for name in ("id", "created", "model")}
-            self.usage = chunk.get("usage") or self.usage
-            if not chunk["choices"]:  # the last one has the usage alone
-                return ""
-            choice = chunk["choices"][0]
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            return str(choice["delta"].get("content") or "")
+            text = ""
+            for choice in chunk["choices"]:  # none in the last one, which has the usage alone
+                choice["index"] = int(choice.get("index") or 0)
+                if not choice["index"]:
+                    text += choice["delta"].get("content") or ""
+            _merge(self._whole, chunk)
+            return text
         except (ValueError, RecursionError, AttributeError, LookupError, TypeError) as error:
             raise self._broken("stopped making sense") from error
 
     def _broken(self, how: str, why: str = ".") -> BrokenAnswer:
         return BrokenAnswer(f"The answer {how} after {len(self.text):,} characters{why}", "Ask again.")
+
+
+def _merge(whole: dict[str, Any], chunk: dict[str, Any]) -> None:
+    """Add to the ``whole`` what a chunk of it says.
+
+    Texts in _GROWING go on, items of lists are further ones or belong to that of the same ``index``, and all
+    else is what was said last. As in https://platform.openai.com/docs/api-reference/chat-streaming
+    """
+    for name, new in chunk.items():
+        old = whole.get(name)
+        if new is None:
+            whole.setdefault(name, None)
+        elif isinstance(new, dict):
+            whole[name] = old or {}
+            _merge(whole[name], new)
+        elif isinstance(new, list):
+            whole[name] = old or []
+            for item in new:
+                index = item.get("index") if isinstance(item, dict) else None
+                known = index is not None and next(
+                    (each for each in whole[name] if each.get("index") == index), None
+                )
+                if known:
+                    _merge(known, item)
+                else:
+                    whole[name].append(item)
+        else:
+            whole[name] = old + new if old and name in _GROWING else new
 
 
 class Schema:

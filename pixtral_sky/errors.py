@@ -72,7 +72,11 @@ class Unauthorized(EndpointError):
 
 
 class Busy(EndpointError):
-    pass
+    """``retry_after`` are the seconds that it asks to wait; 0 when it does not say."""
+
+    def __init__(self, what: str, hint: str = "", retry_after: float = 0) -> None:
+        super().__init__(what, hint)
+        self.retry_after = retry_after
 
 
 class Refused(EndpointError):

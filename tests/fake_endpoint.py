@@ -206,7 +206,8 @@ def raw(data: bytes) -> Behaviour:
 
 
 class FakeEndpoint:
-    """See the module. ``url`` and ``port`` say where it is, ``requests`` what came in, in order.
+    """See the module. ``url`` and ``port`` say where it is, ``requests`` what came in, in order, on how many
+    ``connections``.
 
     With a ``key``, requests without it are answered 401, and are no step of the script.
     """
@@ -220,6 +221,7 @@ class FakeEndpoint:
         models: Sequence[dict[str, Any]] = ({"id": "pixtral", "max_model_len": 32768},),
     ) -> None:
         self.requests: list[Request] = []
+        self.connections = 0
         self.key = key
         self.models = {"object": "list", "data": [{"object": "model", **model} for model in models]}
         self._steps = list(script)
@@ -230,6 +232,11 @@ class FakeEndpoint:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
+
+            def setup(self) -> None:
+                with fake._lock:
+                    fake.connections += 1
+                super().setup()
 
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import email.utils
+import gc
 import json
+import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -137,10 +142,271 @@ def test_a_path_before_v1_is_kept() -> None:
 
 
 def test_the_connection_is_used_again() -> None:
-    with talk() as (_, talking):
+    with talk() as (endpoint, talking):
         for _ in range(3):
             assert talking.ask() == "Hello"
-        assert len(talking.client._http._transport._pool.connections) == 1  # type: ignore[attr-defined]
+    assert endpoint.connections == 1
+
+
+def test_the_connection_is_used_again_after_an_error() -> None:
+    failures = (fake.vllm_error(400, "no"), fake.page(404), fake.no_replica(), fake.status(401))
+    with talk(*failures, says("Hello"), budget=0) as (endpoint, talking):
+        for kind in (errors.Refused, errors.NotAnAPI, errors.Busy, errors.Unauthorized):
+            talking.fails(kind)
+        assert talking.ask() == "Hello"
+    assert endpoint.connections == 1
+
+
+def test_a_connection_that_was_closed_meanwhile_is_no_failure() -> None:
+    """Nothing was begun: it is not even one of the attempts that ``budget`` allows."""
+
+    def leaves(exchange: fake.Exchange) -> None:
+        says("Hello")(exchange)
+        exchange.hang_up()
+
+    with talk(leaves, budget=0) as (endpoint, talking):
+        for _ in range(3):
+            assert talking.ask() == "Hello"
+            time.sleep(0.05)
+    assert (endpoint.connections, len(endpoint.requests)) == (3, 3)
+
+
+# A request as it is given
+
+
+def test_a_body_is_sent_as_it_is() -> None:
+    body = {"model": "theirs", "messages": MESSAGES, "seed": 1, "stop": None, "stream": False}
+    with talk(says("A red", " square.")) as (endpoint, talking):
+        document = talking.client.send(body)
+        assert talking.client.send({"messages": []})["object"] == "chat.completion"
+    assert document["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "A red square."},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert (document["model"], document["usage"]) == ("theirs", fake.USAGE)
+    first, second = endpoint.requests
+    assert first.json == {**body, "stream": True, "stream_options": {"include_usage": True}}
+    assert second.json["model"] == "pixtral"
+    assert "stream_options" not in body
+
+
+def test_a_body_that_no_encoder_likes() -> None:
+    words = {"half": "\ud83d", "large": 2**70, "text": "\u017c\u00f3\u0142\u0107 \U0001f98a"}
+    with talk() as (endpoint, talking):
+        talking.client.send({"messages": [words]})
+        talking.client.send({"messages": [words["text"]]})
+    assert [request.json["messages"][0] for request in endpoint.requests] == [words, words["text"]]
+
+
+def test_all_that_a_stream_says_is_in_the_whole() -> None:
+    def call(index: int, **function: str) -> dict[str, Any]:
+        named = {"id": f"call-{index}", "type": "function"} if "name" in function else {}
+        return {"index": index, **named, "function": function}
+
+    def chunk(index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "finish_reason": None, **more}
+        return {
+            "id": "a",
+            "created": 1,
+            "object": "chat.completion.chunk",
+            "choices": [choice],
+            "usage": None,
+        }
+
+    events = (
+        chunk(2, {"role": "assistant", "content": "th"}),
+        chunk(0, {"role": "assistant", "content": ""}),
+        chunk(0, {"content": "o", "reasoning": "be"}, logprobs={"content": [{"token": "o"}]}),
+        chunk(0, {"content": "ne", "reasoning": "cause"}, logprobs={"content": [{"token": "ne"}]}),
+        chunk(1, {"role": "assistant", "tool_calls": [call(0, name="f", arguments="{"), call(1, name="g")]}),
+        chunk(1, {"tool_calls": [call(0, arguments='"a"'), call(1, arguments="[")]}),
+        chunk(
+            1, {"tool_calls": [call(0, arguments=": 1}"), call(1, arguments="]")]}, finish_reason="tool_calls"
+        ),
+        chunk(2, {"content": "ree"}, finish_reason="length"),
+        chunk(0, {}, finish_reason="stop", stop_reason=7),
+        {"choices": [], "usage": fake.USAGE},
+    )
+    with talk(fake.streams(*events, b"[DONE]")) as (_, talking):
+        document = talking.client.send({"messages": [], "n": 3})
+    one, two, three = document.pop("choices")
+    assert document == {"id": "a", "created": 1, "object": "chat.completion", "usage": fake.USAGE}
+    assert one["message"] == {"role": "assistant", "content": "one", "reasoning": "because"}
+    assert one["logprobs"] == {"content": [{"token": "o"}, {"token": "ne"}]}
+    assert (one["finish_reason"], one["stop_reason"]) == ("stop", 7)
+    assert [call["function"] for call in two["message"]["tool_calls"]] == [
+        {"name": "f", "arguments": '{"a": 1}'},
+        {"name": "g", "arguments": "[]"},
+    ]
+    assert two["message"]["tool_calls"][0] == {
+        "id": "call-0",
+        "type": "function",
+        "function": two["message"]["tool_calls"][0]["function"],
+    }
+    assert (three["message"]["content"], three["finish_reason"]) == ("three", "length")
+
+
+def test_a_stream_without_an_end_for_each_choice_is_broken() -> None:
+    end = {"choices": [{"index": 1, "delta": {"content": "b"}, "finish_reason": "stop"}]}
+    with talk(fake.streams("a", end)) as (_, talking):
+        text = talking.fails(errors.BrokenAnswer, lambda: talking.client.send({"messages": [], "n": 2}))
+    assert "broke off after 1 characters" in text
+
+
+# From many threads
+
+
+def test_each_of_many_threads_gets_its_own_answer() -> None:
+    tries: collections.Counter[int] = collections.Counter()
+    lock = threading.Lock()
+
+    def behave(exchange: fake.Exchange) -> None:
+        number = exchange.request.json["messages"][0]["content"]["number"]
+        with lock:
+            tries[number] += 1
+            is_first = tries[number] == 1
+        failures: list[fake.Behaviour] = [
+            fake.no_replica(),
+            fake.status(429, retry_after="1"),
+            fake.drops(),
+            fake.drops(reset=True),
+        ]
+        if number % 8 < 4 and is_first:
+            failures[number % 8](exchange)
+        elif number % 8 == 4:
+            fake.vllm_error(400, f"no {number}")(exchange)
+        elif number % 8 == 5:
+            fake.streams(f"half {number}", end=False)(exchange)
+        else:
+            says("answer ", str(number))(exchange)
+
+    with talk(behave, connections=64) as (_, talking):
+
+        def ask(number: int) -> str:
+            question = [{"role": "user", "content": {"number": number, "picture": "A" * 50_000}}]
+            try:
+                return str(talking.client.complete(question)["choices"][0]["message"]["content"])
+            except errors.PixtralSkyError as error:
+                return f"{type(error).__name__}: {error}"
+
+        with ThreadPoolExecutor(64) as threads:
+            answers = list(threads.map(ask, range(640)))
+    for number, answer in enumerate(answers):
+        if number % 8 == 4:
+            assert answer == f"Refused: no {number}."
+        elif number % 8 == 5:
+            characters = len(f"half {number}")
+            assert answer == f"BrokenAnswer: The answer broke off after {characters} characters. Ask again."
+        else:
+            assert answer == f"answer {number}"
+        assert tries[number] == (2 if number % 8 < 4 else 1)
+
+
+def test_no_more_connections_are_kept_than_wanted() -> None:
+    together = threading.Barrier(8)
+
+    def behave(exchange: fake.Exchange) -> None:
+        together.wait(10)
+        says("Hello")(exchange)
+
+    with talk(behave, connections=2) as (endpoint, talking), ThreadPoolExecutor(8) as threads:
+        for _ in range(2):
+            assert list(threads.map(lambda _: talking.ask(), range(8))) == ["Hello"] * 8
+    assert endpoint.connections == 8 + 6
+
+
+def test_close_ends_what_other_threads_wait_for() -> None:
+    """An answer that is on its way, one that has not begun, and a pause before the next attempt."""
+    begun = threading.Barrier(13)
+    hung_up = threading.Semaphore(0)
+
+    def behave(exchange: fake.Exchange) -> None:
+        kind = exchange.request.json["kind"]
+        if kind == "busy":
+            fake.status(503, retry_after="30")(exchange)
+            return
+        if kind == "streams":
+            exchange.begin()
+            exchange.event(fake._chunk(exchange.request, {"content": "first"}))
+        elif kind == "silent":
+            begun.wait(10)
+        exchange._handler.connection.settimeout(10)
+        if not exchange._handler.connection.recv(1):
+            hung_up.release()
+        exchange.hang_up()
+
+    with FakeEndpoint([behave]) as endpoint:
+        waits = threading.Semaphore(0)
+        client = Client(endpoint.endpoint(), connections=12, notify=lambda _: waits.release())
+
+        def ask(kind: str) -> str:
+            try:
+                for _ in (pieces := iter(client.ask(MESSAGES, kind=kind))):
+                    begun.wait(10)
+                    list(pieces)
+            except errors.BrokenAnswer as error:
+                return str(error)
+            return "no error"
+
+        with ThreadPoolExecutor(18) as threads:
+            kinds = ["streams", "silent", "busy"] * 6
+            results = list(map(threads.submit, [ask] * 18, kinds))
+            begun.wait(10)
+            for _ in range(6):
+                assert waits.acquire(timeout=10)
+            began = time.monotonic()
+            client.close()
+            said = [result.result(5) for result in results]
+        assert time.monotonic() - began < 3
+        for _ in range(12):
+            assert hung_up.acquire(timeout=5), "the endpoint goes on with an answer"
+        for kind, text in zip(kinds, said, strict=True):
+            if kind == "streams":
+                assert text == "The answer broke off after 5 characters. Ask again."
+            else:
+                assert text == "It was hung up on here, before an answer began. Ask again."
+        with pytest.raises(errors.BrokenAnswer, match="It was hung up on here"):
+            client.ask(MESSAGES)
+        assert len(endpoint.requests) == 18
+
+
+def test_an_answer_may_be_collected_at_any_moment() -> None:
+    """As garbage is: within whatever the same thread does with its connections."""
+    with talk(fake.streams("a", wait=5)) as (_, talking):
+        answer = iter(talking.client.ask(MESSAGES))
+        next(answer)
+        wire = talking.client._wire
+        (connection,) = wire._busy
+        with wire._lock, connection._lock:
+            del answer
+            gc.collect()
+        assert not wire._busy
+
+
+def test_nothing_is_left_open() -> None:
+    def opened() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    before = opened()
+    broken = (fake.streams("a", end=False), fake.streams(b"{"), fake.page(), fake.drops(), fake.raw(b"\0"))
+    for behaviour in (*broken, says("Hello"), fake.streams("a", wait=5)):
+        with talk(behaviour, budget=0, read_timeout=0.2) as (_, talking):
+            for _ in range(3):
+                try:
+                    talking.client.ask(MESSAGES)  # and never looked at
+                    next(iter(talking.client.ask(MESSAGES)))
+                    talking.ask()
+                except errors.EndpointError:
+                    pass
+    end = time.monotonic() + 5
+    while opened() > before and time.monotonic() < end:
+        time.sleep(0.05)  # the endpoint's own threads
+    assert opened() <= before
 
 
 # What is served
@@ -274,6 +540,15 @@ def test_retry_after_beyond_the_budget_is_not_waited_for() -> None:
     with talk(fake.status(429, retry_after="3600")) as (endpoint, talking):
         assert "It asks to wait 3600 s." in talking.fails(errors.Busy)
     assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize(("headers", "seconds"), [({"retry_after": "7"}, 7), ({}, 0)])
+def test_a_busy_one_says_for_how_long(headers: dict[str, str], seconds: float) -> None:
+    for code in (429, 503):
+        with talk(fake.status(code, **headers), budget=0) as (_, talking):
+            with pytest.raises(errors.Busy) as caught:
+                talking.ask()
+            assert caught.value.retry_after == seconds
 
 
 def test_nothing_answers() -> None:

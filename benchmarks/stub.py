@@ -1,0 +1,94 @@
+"""A server that answers every question at once, so that what is measured is who asks.
+
+It prints its port. `GET /last` is when the last question began to arrive, by this machine's clock
+(time.monotonic).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import cast
+
+import uvloop
+
+HEAD = {"id": "chatcmpl-1", "created": 1, "model": "pixtral"}
+USAGE = {"prompt_tokens": 660, "completion_tokens": 1, "total_tokens": 661}
+CHOICE = {"index": 0, "logprobs": None, "finish_reason": "stop"}
+MESSAGE = {"role": "assistant", "content": "Hello"}
+MODELS = {"object": "list", "data": [{"id": "pixtral", "object": "model", "max_model_len": 32768}]}
+
+
+def chunk(data: object) -> bytes:
+    event = b"data: %s\n\n" % (data if isinstance(data, bytes) else json.dumps(data).encode())
+    return b"%x\r\n%s\r\n" % (len(event), event)
+
+
+def plain(document: object) -> bytes:
+    body = json.dumps(document).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
+        len(body),
+        body,
+    )
+
+
+WHOLE = plain(
+    {**HEAD, "object": "chat.completion", "choices": [{**CHOICE, "message": MESSAGE}], "usage": USAGE}
+)
+STREAMED = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + chunk(
+        {**HEAD, "object": "chat.completion.chunk", "choices": [{**CHOICE, "delta": MESSAGE}], "usage": USAGE}
+    )
+    + chunk(b"[DONE]")
+    + b"0\r\n\r\n"
+)
+last = 0.0
+
+
+class Answers(asyncio.BufferedProtocol):
+    """One connection. All that has arrived of a request is at the beginning of its buffer."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.buffer = bytearray(2**20)
+        self.size = self.expected = 0
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        return memoryview(self.buffer)[self.size :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        global last
+        if not self.size and self.buffer.startswith(b"POST"):
+            last = time.monotonic()
+        self.size += nbytes
+        if not self.expected:
+            end = self.buffer.find(b"\r\n\r\n", 0, self.size)
+            if end < 0:
+                return
+            lines = bytes(self.buffer[:end]).lower().split(b"\r\n")
+            lengths = [int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:")]
+            self.expected = end + 4 + sum(lengths)
+        if self.size >= self.expected:
+            self.transport.write(self.answer())
+            self.size = self.expected = 0
+
+    def answer(self) -> bytes:
+        if self.buffer.startswith(b"GET /last"):
+            return plain(last)
+        if self.buffer.startswith(b"GET"):
+            return plain(MODELS)
+        # It stands before the messages, or behind them.
+        ends = bytes(self.buffer[:1000] + self.buffer[max(self.expected - 1000, 0) : self.expected])
+        return STREAMED if b'"stream":true' in ends.replace(b" ", b"") else WHOLE
+
+
+async def main() -> None:
+    server = await asyncio.get_running_loop().create_server(Answers, "127.0.0.1", 0, backlog=512)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
