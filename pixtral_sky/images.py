@@ -1,7 +1,8 @@
-"""Anything that a user calls a picture, made into what is sent: at most 1024 x 1024 pixels, 8 bits a channel.
+"""Anything that a user calls a picture, made into what is sent: 8 bits a channel, as few bytes as will do.
 
 The server would shrink a large picture itself, by the same rule and with the same filter. It is done
-here so that less is uploaded, and so that what is sent is known to be a whole picture.
+here so that less is uploaded, and so that what is sent is known to be a whole picture. What the model
+sees of it is within 40 dB (PSNR) of what it would see of the original.
 """
 
 from __future__ import annotations
@@ -11,30 +12,20 @@ import binascii
 import re
 import stat
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
 from pixtral_sky import __version__, model
 from pixtral_sky.errors import PictureError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 MIB = 2**20
 MAX_FILE = 512 * MIB
 MAX_DOWNLOAD = 64 * MIB
 WAIT_SECONDS = 30  # for the connection, and for each piece of a download
 DOWNLOAD_SECONDS = 300  # for all of it
-
-# Pixels of 1024 x 1024 are 3 MiB. A file larger than this carries something else, such as the film of a
-# "motion photo", and is not sent as it is.
-MAX_AS_IS = 4 * MIB
-AS_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 
 # What Pillow may try. Not EPS and the like: those run a program, or are a bug away from it. An MPO is a
 # JPEG to this list. Those that Pillow has loaded from the start come first: the rest take it 20 ms.
@@ -111,10 +102,18 @@ def prepare(data: bytes, name: str) -> Picture:
     A JPEG, PNG or WebP that the model can see as it is goes up byte for byte, with whatever its file says
     besides the pixels: EXIF, and in it the place where it was taken. All others are turned upright, laid
     on white where they are transparent, and stored anew, which leaves nothing but pixels: those over 1024
-    a side are shrunk to ``model.fit`` (JPEG), the rest keep their size (PNG). Of an animation or a
-    document it is the first frame.
+    a side are shrunk to ``model.fit`` (JPEG; WebP where that is smaller), the rest keep their size (PNG).
+    Of an animation or a document it is the first frame.
 
-    Not for threads: while it runs, the process shows no warnings.
+    Black on white with sharp edges cannot be shrunk here: the server's filter makes what is whiter than
+    white of it, which no file holds. Up to 16 megapixels of it go up at their own size (as it is, or WebP).
+
+    For threads. Pillow releases the interpreter for most of the time. From the first picture on, this
+    process shows no warnings of Pillow.
+
+    Memory, at its highest, besides ``data``: 6 bytes a pixel, 7 to 10 for a progressive JPEG, 13 for what
+    goes up at its own size as WebP. 12 megapixels need 70 MB, the largest picture 1.1 GB. 128 MiB stay with
+    Pillow for the next picture, and with the ``fast`` extra two of the largest JPEGs (3 bytes a pixel).
 
     Raises PictureError when ``data`` is no picture, is damaged, or is larger than 178,956,970 pixels.
     """
@@ -125,12 +124,12 @@ def prepare(data: bytes, name: str) -> Picture:
 
     from PIL import Image, UnidentifiedImageError
 
+    from pixtral_sky import pixels
+
+    pixels.set_up_pillow()
     try:
-        # Pillow warns of damage that does not matter, and of pictures half as large as it takes.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(BytesIO(data), formats=formats) as image:
-                return _prepare(image, data, name)
+        with Image.open(BytesIO(data), formats=formats) as image:
+            return Picture(name, *pixels.upload(image, data))
     except UnidentifiedImageError as error:
         hint = next((hint for start, hint in LOOKALIKES if data.lstrip().startswith(start)), KINDS)
         raise PictureError(f"{name} is not a picture.", hint) from error
@@ -157,98 +156,6 @@ def _formats(data: bytes, name: str) -> tuple[str, ...]:
         raise PictureError(f"{name} is a HEIC picture.", "pip install 'pixtral-sky[heic]'") from error
     pillow_heif.register_heif_opener()
     return ("HEIF",)
-
-
-def _prepare(image: Image.Image, data: bytes, name: str) -> Picture:
-    from PIL.Image import Transpose
-
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    image.load()
-    try:
-        # After load(), which itself turns a TIFF.
-        turn = turns.get(image.getexif().get(0x0112, 1))
-    except Exception:  # damaged EXIF data is common, and no reason to refuse a picture
-        turn = None
-    large = max(image.size) > model.BOX
-
-    media_type = AS_IS.get(image.format or "")
-    if (
-        media_type
-        and image.mode in ("RGB", "L")
-        and not (large or turn is not None or image.has_transparency_data)
-        and getattr(image, "n_frames", 1) == 1
-        and len(data) <= MAX_AS_IS
-    ):
-        return Picture(name, *image.size, media_type, data)
-
-    image = _plain(image)
-    if large:
-        image = _shrink(image)
-    if turn is not None:  # the same as before shrinking, but less to turn
-        image = image.transpose(turn)
-    # Pillow would write some of it to the new file: a comment, a color profile that no longer fits.
-    image.info = {}
-    file = BytesIO()
-    if large:
-        image.save(file, "JPEG", quality=95, subsampling=0)
-    else:
-        image.save(file, "PNG")
-    return Picture(name, *image.size, "image/jpeg" if large else "image/png", file.getvalue())
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """It in mode L or RGB, on white."""
-    from PIL import Image
-
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _eight_bits(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, (0, 0), image)
-        return white
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Gray of 16 or 32 bits, or of floats, in mode L. Pillow's own conversion makes all above 255 white."""
-    bits16 = image.mode.startswith("I;16")
-    gray = image.convert("F")
-    low, high = gray.getextrema()
-    assert isinstance(low, float)
-    assert isinstance(high, float)
-    if not bits16 and (low < 0 or high > 65535):
-        # Nothing says what is black and what is white.
-        scale = 255 / (high - low or 1)
-    else:
-        low = 0.0
-        # The least of the usual ranges that holds all values.
-        white = 65535 if bits16 or high > 255 else 255 if image.mode == "I" or high > 1 else 1
-        scale = 255 / white
-    offset = 0.5 - low * scale  # half, as the conversion cuts
-    return gray.point(lambda value: value * scale + offset).convert("L")
-
-
-def _shrink(image: Image.Image) -> Image.Image:
-    """It at the size ``model.fit``, where the server leaves it alone.
-
-    The server's filter is bicubic without antialiasing (cv2.INTER_CUBIC), and so is this one. Pillow's
-    resize() averages over all pixels instead, and shows the model a smoother picture than it learned from.
-    """
-    from PIL.Image import Resampling, Transform
-
-    width, height = image.size
-    columns, rows = model.fit(width, height)
-    matrix = (width / columns, 0, 0, 0, height / rows, 0)
-    return image.transform((columns, rows), Transform.AFFINE, matrix, Resampling.BICUBIC)
 
 
 def _load(path: Path) -> bytes:

@@ -15,14 +15,13 @@ import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
-from pixtral_sky import images, model
+from pixtral_sky import images, model, pixels
 from pixtral_sky.errors import PictureError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -129,7 +128,7 @@ def test_what_needs_no_change_is_sent_byte_for_byte(image: Image.Image, kind: st
 
 
 def test_a_film_behind_a_small_picture_is_not_sent() -> None:
-    data = encoded(corners(), "JPEG") + bytes(images.MAX_AS_IS)
+    data = encoded(corners(), "JPEG") + bytes(pixels.MAX_AS_IS)
     picture = images.prepare(data, "motion.jpg")
     assert len(picture.data) < 10_000
     assert_corners(picture, [RED, GREEN, BLUE, YELLOW])
@@ -144,7 +143,6 @@ def test_every_kind_is_read(kind: str, size: tuple[int, int]) -> None:
     picture = images.prepare(encoded(corners(*size), kind), "x")
     assert (picture.width, picture.height) == (model.fit(*size) if max(size) > 1024 else size)
     assert picture.tokens == model.image_tokens(*size)
-    assert picture.media_type == "image/jpeg" or max(size) <= 1024
     assert_corners(picture, [RED, GREEN, BLUE, YELLOW])
 
 
@@ -389,41 +387,6 @@ def test_extreme_sizes(size: tuple[int, int]) -> None:
         assert near(image.getpixel(place), RED, 4)
 
 
-def servers(image: Image.Image) -> Any:
-    """What the server's resize makes of it: mistral-common's, on arrays of height x width x 3 floats."""
-    cv2 = pytest.importorskip("cv2")
-    np = pytest.importorskip("numpy")
-    size = model.fit(*image.size)
-    return np.clip(cv2.resize(np.array(image, dtype=np.float32), size, interpolation=cv2.INTER_CUBIC), 0, 255)
-
-
-def psnr(actual: Image.Image, wanted: Any, where: Any = slice(None)) -> float:
-    np = pytest.importorskip("numpy")
-    error = np.asarray(actual, dtype=np.float64)[where] - wanted[where]
-    return float(10 * np.log10(255**2 / np.mean(error**2)))
-
-
-@pytest.mark.parametrize("size", [(1300, 950), (700, 2048), (1030, 800)])
-def test_shrunk_as_the_server_does_it(size: tuple[int, int]) -> None:
-    np = pytest.importorskip("numpy")
-    image = scene(*size)
-    wanted = servers(image)
-    border = np.ones(wanted.shape[:2], bool)
-    border[2:-2, 2:-2] = False
-    shrunk = images._shrink(image)
-    assert psnr(shrunk, wanted) > 45
-    assert psnr(shrunk, wanted, border) > 45
-    sent = decoded(images.prepare(encoded(image, "BMP"), "x"))
-    assert psnr(sent, wanted) > 35
-    assert psnr(sent, wanted, border) > 35
-
-
-def test_shrunk_with_the_filter_of_the_server() -> None:
-    # Grain shows which pixels a filter looks at: one that averages over all is at 14 dB here.
-    image = Image.effect_noise((2300, 1700), 90).convert("RGB")
-    assert psnr(images._shrink(image), servers(image)) > 30
-
-
 # None that can be sent
 
 
@@ -481,7 +444,7 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(images, "_prepare", fail)
+    monkeypatch.setattr(pixels, "upload", fail)
     assert "memory" in refused(encoded(corners(), "PNG")).what
 
 

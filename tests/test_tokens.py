@@ -63,7 +63,7 @@ def test_a_large_picture_is_shrunk_first(run):
         "width": 1024,
         "height": 768,
         "bytes": len(sent.data),
-        "media_type": "image/jpeg",
+        "media_type": sent.media_type,
         "fit": [1024, 768],
         "per_prompt": 4,
     }

@@ -1,0 +1,216 @@
+"""What preparing a picture takes, what it saves, and what the model still sees of it.
+
+    python -m benchmarks.images             # prints the table
+    python -m benchmarks.images --write     # and puts it into docs/performance.md
+
+The pictures are drawn from seeds (tests/pictures.py). Against naive Pillow: opened, made RGB, shrunk into
+1024 x 1024 by its filter for quality, saved as a JPEG of 95. The sides take turns in one run; medians, and
+in brackets the quartiles. Of one thread it is the time of the processor that counts, and OpenCV has one
+thread, so that the figures are those of one core; two threads are compared with one by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import platform
+import re
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import PIL
+from PIL import Image
+
+from pixtral_sky import images, pixels
+from pixtral_sky.turbo import Turbo
+from tests.pictures import diagram, fidelity, photo, saved, scan, screen
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+ROUNDS = 5
+BOX = (1024, 1024)
+
+Prepare = Callable[[bytes], bytes]
+
+
+def drawn() -> Iterator[tuple[str, list[bytes]]]:
+    """Each class, and the files of its pictures."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    phone = {"quality": 90, "subsampling": 2}
+    yield (
+        "photos, 12 megapixels",
+        [
+            saved(photo(1), "JPEG", **phone),
+            saved(photo(2, detail=1.3, slope=1.1, noise=4, sharpen=120), "JPEG", exif=turned, **phone),
+            saved(photo(3, detail=0.6, noise=8, sharpen=60), "JPEG", **phone),
+            saved(photo(4, detail=0.8, slope=1.5, noise=1.5), "JPEG", **phone),
+        ],
+    )
+    yield (
+        "scans in JPEG, A4, 300 dpi",
+        [
+            saved(scan(5), "JPEG", quality=90),
+            saved(scan(6, size=38, color=True), "JPEG", quality=90, subsampling=2),
+            saved(scan(7, size=30, color=True, noise=3, blur=0.7), "JPEG", quality=95, subsampling=0),
+            saved(scan(8, size=40, blur=0.8, cleaned=True), "JPEG", quality=90),
+        ],
+    )
+    yield (
+        "scans in PNG, A4, 300 dpi",
+        [saved(scan(9), "PNG"), saved(scan(10, size=36, color=True, noise=1.2), "PNG")],
+    )
+    yield (
+        "screens",
+        [
+            saved(screen(11), "PNG"),
+            saved(screen(12, dark=True), "PNG"),
+            saved(screen(13, 2880, 1800, size=26), "PNG"),
+            saved(screen(14, film=False), "PNG"),
+        ],
+    )
+    yield (
+        "diagrams",
+        [
+            saved(diagram(15), "PNG"),
+            saved(diagram(16, 4000, 3000, stroke=6, size=60), "PNG"),
+            saved(diagram(17, 2000, 1400, stroke=2, size=24), "PNG"),
+        ],
+    )
+
+
+def naive(data: bytes) -> bytes:
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    scale = min(BOX[0] / image.width, BOX[1] / image.height)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    return saved(image, "JPEG", quality=95)
+
+
+def prepare(data: bytes) -> bytes:
+    return images.prepare(data, "picture").data
+
+
+def alone() -> None:
+    pixels.TURBO = Turbo(worth=10**15)
+
+
+def fast() -> None:
+    pixels.TURBO = Turbo(worth=0)
+
+
+def as_pillow_is() -> None:
+    Image.core.set_blocks_max(0)  # type: ignore[attr-defined]
+
+
+SIDES: dict[str, tuple[Callable[[], None], Prepare]] = {
+    "naive": (as_pillow_is, naive),
+    "alone": (alone, prepare),
+    "fast": (fast, prepare),
+}
+
+
+def per_second(prepare: Prepare, files: list[bytes], clock: Callable[[], float] = time.process_time) -> float:
+    """Pictures a second of ``clock``, one after the other."""
+    begin = clock()
+    for data in files:
+        prepare(data)
+    return len(files) / (clock() - begin)
+
+
+def two_threads(prepare: Prepare, files: list[bytes]) -> float:
+    """How many times faster two threads are than one."""
+    one = per_second(prepare, files, time.perf_counter)
+    workers = [threading.Thread(target=per_second, args=(prepare, files)) for _ in range(2)]
+    begin = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return 2 * len(files) / (time.perf_counter() - begin) / one
+
+
+def speeds(files: list[bytes]) -> dict[str, list[float]]:
+    """Pictures a second of each side, and what two threads bring to ours, of each round."""
+    rates: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        for side, (start, prepare) in SIDES.items():
+            start()
+            prepare(files[0])  # warm
+            rates.setdefault(side, []).append(per_second(prepare, files))
+            if side != "naive":
+                rates.setdefault(f"{side}, two", []).append(two_threads(prepare, files))
+    return rates
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{sign}{middle:.1f} ({low:.1f}-{high:.1f})"
+
+
+def ratios(ours: list[float], theirs: list[float]) -> str:
+    return spread([one / other for one, other in zip(ours, theirs, strict=True)], "x")
+
+
+def measure() -> list[str]:
+    seen = [
+        "| | pictures | least dB | mean dB | the same, `fast` | times fewer bytes, least and median |",
+        "|---|---|---|---|---|---|",
+    ]
+    taken = [
+        "| pictures/s | naive | Pillow alone | | `fast` | | two threads, Pillow | two threads, `fast` |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, files in drawn():
+        decibels: dict[str, list[float]] = {}
+        fewer = []
+        for side in ("alone", "fast"):
+            SIDES[side][0]()
+            for data in files:
+                sent = prepare(data)
+                decibels.setdefault(side, []).append(fidelity(sent, data))
+                if side == "alone":
+                    fewer.append(len(data) / len(sent))
+        values = [f"{pick(decibels[side]):.1f}" for side in decibels for pick in (min, statistics.mean)]
+        bytes_ = f"{min(fewer):.1f}, {statistics.median(fewer):.1f}"
+        seen.append(
+            f"| {name} | {len(files)} | {values[0]} | {values[1]} | {values[2]}, {values[3]} | {bytes_} |"
+        )
+        rates = speeds(files)
+        cells = [
+            spread(rates["naive"]),
+            *(
+                cell
+                for side in ("alone", "fast")
+                for cell in (spread(rates[side]), ratios(rates[side], rates["naive"]))
+            ),
+            *(spread(rates[f"{side}, two"], "x") for side in ("alone", "fast")),
+        ]
+        taken.append(f"| {name} | {' | '.join(cells)} |")
+    return [*seen, "", *taken]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    lines = measure()
+    machine = f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}"
+    lines += ["", f"{machine}, Pillow {PIL.__version__}, OpenCV {cv2.__version__}."]
+    print("\n".join(lines))
+    if arguments.write:
+        table = "<!-- images -->\n" + "\n".join(lines) + "\n<!-- /images -->"
+        text = re.sub(
+            r"<!-- images -->.*<!-- /images -->", lambda _: table, DOCS.read_text(), flags=re.DOTALL
+        )
+        DOCS.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
