@@ -36,6 +36,9 @@ docs: .venv/dev  ## draw and measure again what docs/ shows
 	$(BIN)/python tools/autoscaling.py
 	$(BIN)/python tools/capacity.py
 	$(BIN)/python -m benchmarks.balancer --write
+	$(BIN)/python -m benchmarks.batch --write
+	$(BIN)/python -m benchmarks.images --write
+	$(BIN)/python -m benchmarks.client --write
 
 render:  ## write pixtral.yaml, service.yaml and the files of examples/ that come from templates/
 	$(PYTHON) tools/render.py

@@ -23,6 +23,7 @@ from pixtral_sky.endpoint import BASETEN_SECONDS, Endpoint
 from pixtral_sky.errors import (
     BrokenAnswer,
     Busy,
+    Failed,
     NotAnAPI,
     Refused,
     Unauthorized,
@@ -320,7 +321,7 @@ class Client:
                 f"{url} redirects to {place}, where no key is sent.", "Is it yours? --endpoint URL"
             )
         if status >= 500:
-            return Refused(f"{url} failed{because}", "Its log tells more.")
+            return Failed(f"{url} failed{because}", "Its log tells more.")
         if status == 404 and reason == "There is no such route here.":  # our front door
             return Refused(f"{url} has no such route.", self.endpoint.hint)
         if "from one of the allowed domains" in reason:

@@ -11,6 +11,7 @@ PixtralSkyError
     Unauthorized      401 or 403: the key is missing or wrong
     Busy              429, 503, or a balancer with no replica to ask
     Refused           any other answer that is not 2xx, with the server's reason
+      Failed          a 5xx of them: the request may be good, and the server is not
     BrokenAnswer      the answer stopped half-way, took too long, or is not what the API says
     NotAnAPI          something answers, but it is not an OpenAI-compatible API
   SchemaError         the answer does not fit the JSON Schema that was asked for
@@ -80,6 +81,10 @@ class Busy(EndpointError):
 
 
 class Refused(EndpointError):
+    pass
+
+
+class Failed(Refused):
     pass
 
 

@@ -293,7 +293,7 @@ def test_help_loads_nothing_of_the_client() -> None:
     code = (
         "import sys; sys.argv = ['pixtral-sky', 'ask', '--help']\n"
         "import atexit; atexit.register(lambda: print(sorted(set(sys.modules) & "
-        "{'httpx', 'httpx_sse', 'tenacity', 'jsonschema', 'PIL', 'ssl'}), file=sys.stderr))\n"
+        "{'httpx', 'httptools', 'orjson', 'jsonschema', 'PIL', 'ssl'}), file=sys.stderr))\n"
         "from pixtral_sky.cli.app import main; main()"
     )
     with start("-c", code) as process:
@@ -301,4 +301,20 @@ def test_help_loads_nothing_of_the_client() -> None:
     assert process.returncode == 0
     assert b"--remote-urls" in out
     assert b"Examples:" in out
+    assert err.strip() == b"[]"
+
+
+def test_a_question_loads_no_more_than_it_needs(pictures: dict[str, bytes], tmp_path: Path) -> None:
+    """Each of these takes as long as all the rest before the question is on its way, or nearly so."""
+    with FakeEndpoint() as endpoint:
+        code = (
+            f"import sys; sys.argv = ['pixtral-sky', 'ask', '--endpoint', {endpoint.url!r}, {str(tmp_path / 'red.png')!r}]\n"
+            "import atexit; atexit.register(lambda: print(sorted(set(sys.modules) & "
+            "{'httpx', 'http.client', 'ssl', 'asyncio', 'rich', 'jsonschema', 'pydantic', 'yaml', "
+            "'pixtral_sky.cli.launch'}), file=sys.stderr))\n"
+            "from pixtral_sky.cli.app import main; main()"
+        )
+        with start("-c", code) as process:
+            out, err = process.communicate()
+    assert out == b"A small red square.\n"
     assert err.strip() == b"[]"

@@ -18,7 +18,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from random import Random
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -26,6 +27,7 @@ from PIL import Image
 
 from pixtral_sky import engine, images, rehearsal, state, task
 from pixtral_sky.asking import Schema, messages
+from pixtral_sky.cli import app
 from pixtral_sky.cli.rehearse import QUESTION
 from pixtral_sky.client import Client
 from pixtral_sky.endpoint import Endpoint
@@ -190,6 +192,44 @@ def test_a_schema_is_kept(client):
         )
         text = "".join(answer)
         schema.check(text, answer.finish_reason, 200)
+
+
+def test_a_batch_of_200_pictures(running, tmp_path, monkeypatch):
+    """All are answered, and each one's tokens are those that were forecast."""
+    random = Random(4711)
+    sizes: dict[str, tuple[int, int]] = {}
+    (tmp_path / "pictures").mkdir()
+    for number in range(200):
+        size = random.choice([(640, 480), (100, 30), (333, 777), (random.randint(1, 1500), 400)])
+        sizes[f"pictures/{number}.png"] = size
+        (tmp_path / f"pictures/{number}.png").write_bytes(drawn(*size))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIXTRAL_ENDPOINT", running.url)
+    monkeypatch.setenv("PIXTRAL_API_KEY", running.key)
+
+    def batch(*arguments: str) -> list[dict[str, Any]]:
+        monkeypatch.setattr(sys, "argv", ["pixtral-sky", "batch", *arguments, "-o", "out.jsonl"])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        assert ended.value.code == 0
+        return [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+
+    lines = batch("pictures", "-p", ASCII_ART, "--max-tokens", "2")
+    assert {line["id"]: line["usage"]["prompt_tokens"] for line in lines} == {
+        name: WORDS + image_tokens(*size) for name, size in sizes.items()
+    }
+    assert len(lines) == 200
+
+    Path("receipts").mkdir()
+    for number in range(4):
+        (tmp_path / f"receipts/{number}.jpg").write_bytes((ROOT / "examples" / "receipt.jpg").read_bytes())
+    file = ROOT / "examples" / "receipt.schema.json"
+    lines = batch(
+        "receipts", "-p", "Read this receipt.", "--schema", str(file), "--max-tokens", "200", "--fresh"
+    )
+    assert len(lines) == 4
+    for line in lines:
+        Schema(file).check(json.dumps(line["answer"]), line["finish_reason"], 200)
 
 
 @pytest.mark.parametrize(("path", "body"), [

@@ -6,7 +6,9 @@ import copy
 import http.server
 import os
 import re
+import socket
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -492,6 +494,131 @@ def test_run_ends_a_server_that_never_comes_up(machine):
 def test_run_passes_on_how_vllm_ended(machine):
     machine.program("vllm", "exit 3")
     assert machine.run("run").returncode == 3
+
+
+# --- the batch, a managed job
+
+
+BATCH = "examples/batch.yaml"
+
+
+def test_skypilot_takes_the_batch(sky):
+    def load(bucket: list[tuple[str, str]]):
+        return sky.Task.from_yaml_config(config(BATCH), env_overrides=bucket, secrets_overrides=[])
+
+    loaded, one = load([("BUCKET", "s3://my-bucket")]), validate(sky, config("pixtral.yaml"))
+    assert loaded.name == "pixtral-batch"
+    assert loaded.service is None
+    accelerators = [{str(each.accelerators) for each in task.resources} for task in (loaded, one)]
+    assert accelerators[0] == accelerators[1]
+    for resources in loaded.resources:
+        assert resources.use_spot
+        assert resources.ports is resources.autostop_config is None
+    mounted = loaded.storage_mounts["/bucket"]
+    assert (mounted.source, mounted.mode.value) == ("s3://my-bucket", "MOUNT")
+    with pytest.raises(ValueError, match="BUCKET"):
+        load([])
+
+
+def test_the_batch_shares_its_scripts_and_begins_with_its_command():
+    one, other = task.load(ROOT / "pixtral.yaml"), task.load(ROOT / BATCH)
+    assert one.setup in other.setup
+    assert f"serve() {{\n{one.run}" in other.run
+    assert {**one.envs, "IDLE_MINUTES": ""}.items() <= {**other.envs, "IDLE_MINUTES": ""}.items()
+    head = (ROOT / BATCH).read_text().partition("\nname: ")[0]
+    assert f"sky jobs launch -n pixtral-batch --num-jobs 4 {BATCH} --env BUCKET=s3://my-bucket" in head
+
+
+@pytest.fixture
+def worker(machine):
+    """A machine of the batch, the second of four, with a bucket; its server listens, and its batch writes a line."""
+    envs = {name: "" if value is None else str(value) for name, value in config(BATCH)["envs"].items()}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    machine.env |= envs | {
+        "PORT": port,
+        "SKYPILOT_JOB_RANK": "1",
+        "SKYPILOT_NUM_JOBS": "4",
+        "PIXTRAL_API_KEY": "",
+    }
+    (machine.folder / "bucket").mkdir()
+    machine.program("vllm", f"exec {sys.executable} -m http.server {port} --bind 127.0.0.1 2>/dev/null")
+    machine.program(
+        "pixtral-sky",
+        'echo {} > "$HOME/pixtral-batch/part-2-of-4.jsonl.run.json"\n'
+        'echo "{\\"id\\": \\"$PIXTRAL_ENDPOINT\\"}" >> "$HOME/pixtral-batch/part-2-of-4.jsonl"\neval "$THEN"',
+    )
+    programs = machine.folder / ".pixtral-sky/batch/bin"
+    programs.mkdir(parents=True)
+    (machine.folder / "bin/pixtral-sky").rename(programs / "pixtral-sky")
+
+    def start(**env: str) -> subprocess.Popen[str]:
+        script = machine.folder / "script.sh"
+        script.write_text(task.load(ROOT / BATCH).run.replace("/bucket", f"{machine.folder}/bucket"))
+        return subprocess.Popen(
+            ["bash", script], env={**machine.env, **env}, text=True, cwd=machine.folder,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    machine.start, machine.results = start, machine.folder / "bucket/results"
+    return machine
+
+
+def test_a_worker_does_its_share_and_saves_it(worker):
+    with worker.start(BATCH_ARGS="--max-tokens 9 --system 'Be short.'") as process:
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert "== share 2 of 4" in out
+    called = [line for line in worker.called().splitlines() if line.startswith("pixtral-sky")]
+    assert called == [
+        f"pixtral-sky batch {worker.folder}/bucket/pictures -o {worker.folder}/pixtral-batch/part-2-of-4.jsonl "
+        "--shard 2/4 -p Describe this image in detail please. --max-tokens 9 --system Be short."
+    ]
+    assert (
+        worker.results / "part-2-of-4.jsonl"
+    ).read_text() == f'{{"id": "http://127.0.0.1:{worker.env["PORT"]}"}}\n'
+    assert (worker.results / "part-2-of-4.jsonl.run.json").exists()
+    assert not (worker.results / "part-2-of-4.errors.jsonl").exists()
+
+
+def test_a_worker_goes_on_with_what_another_has_saved(worker):
+    worker.results.mkdir()
+    for end, text in (
+        ("jsonl", '{"id": "a"}\n'),
+        ("errors.jsonl", '{"id": "b"}\n'),
+        ("jsonl.run.json", "{}"),
+    ):
+        (worker.results / f"part-2-of-4.{end}").write_text(text)
+    with worker.start(THEN="exit 1") as process:
+        process.communicate(timeout=20)
+    assert process.returncode == 1  # as the batch says it
+    saved = (worker.results / "part-2-of-4.jsonl").read_text().splitlines()
+    assert (saved[0], len(saved)) == ('{"id": "a"}', 2)
+    assert (worker.results / "part-2-of-4.errors.jsonl").read_text() == '{"id": "b"}\n'
+
+
+def test_a_worker_saves_now_and_then_and_when_it_is_told_to_end(worker):
+    with worker.start(SAVE_SECONDS="0.1", THEN="trap 'exit 143' TERM; sleep 30 & wait") as process:
+        deadline = time.monotonic() + 20
+        while not (worker.results / "part-2-of-4.jsonl").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with (worker.folder / "pixtral-batch/part-2-of-4.jsonl").open("a") as file:
+            file.write("{}\n")
+        process.terminate()
+        assert process.wait(20) == 143
+    assert len((worker.results / "part-2-of-4.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_worker_without_a_server_ends(worker):
+    worker.program("vllm", "echo no memory >&2; exit 3")
+    with worker.start() as process:
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "the server has ended. Its last words are above." in err
+    with worker.start(BATCH_ARGS="it's") as process:
+        assert "BATCH_ARGS is not quoted" in process.communicate(timeout=20)[1]
+    assert process.returncode == 1
 
 
 # --- reading a task file

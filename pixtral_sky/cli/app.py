@@ -5,38 +5,35 @@ The command modules import what they need when they run; --help imports none of 
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from pixtral_sky import __version__, output
-from pixtral_sky.cli import serve
-from pixtral_sky.cli.ask import ask
-from pixtral_sky.cli.doctor import doctor
-from pixtral_sky.cli.down import down
-from pixtral_sky.cli.endpoint import endpoint
-from pixtral_sky.cli.launch import launch
-from pixtral_sky.cli.logs import logs
-from pixtral_sky.cli.rehearse import rehearse
-from pixtral_sky.cli.status import status
-from pixtral_sky.cli.tokens import tokens
-from pixtral_sky.cli.tunnel import tunnel
 from pixtral_sky.errors import PixtralSkyError
 
-app = typer.Typer(
-    name="pixtral-sky",
-    help="Pixtral 12B as a private endpoint on your own machines.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # help in plain text is there in half the time
-    context_settings={"help_option_names": ["-h", "--help"]},
+# In the order of the help. Each is a function in the module of its name, a group the `app` in it.
+COMMANDS = (
+    "rehearse",
+    "doctor",
+    "launch",
+    "status",
+    "endpoint",
+    "tunnel",
+    "ask",
+    "batch",
+    "tokens",
+    "plan",
+    "capacity",
+    "logs",
+    "down",
 )
-for command in (rehearse, doctor, launch, status, endpoint, tunnel, ask, tokens, logs, down):
-    app.command()(command)
-app.add_typer(serve.app, name="serve")
+GROUPS = ("serve",)
 
 
 def _version(wanted: bool) -> None:
@@ -45,7 +42,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Say nothing but the answer and errors.")
@@ -57,13 +53,41 @@ def options(
     output.quiet = quiet
 
 
+@functools.cache
+def _app(only: str) -> typer.Typer:
+    """The commands; with ``only`` that one, as each takes a while to be imported and built."""
+    app = typer.Typer(
+        name="pixtral-sky",
+        help="Pixtral 12B as a private endpoint on your own machines.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # help in plain text is there in half the time
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(options)
+    for name in COMMANDS:
+        if only in ("", name):
+            app.command()(getattr(importlib.import_module(f"pixtral_sky.cli.{name}"), name))
+    for name in GROUPS:
+        if only in ("", name):
+            app.add_typer(importlib.import_module(f"pixtral_sky.cli.{name}").app, name=name)
+    return app
+
+
+def _only(arguments: Sequence[str]) -> str:
+    """The command that they name, where nothing before it asks about others."""
+    first = next((word for word in arguments if word not in ("-q", "--quiet")), "")
+    return first if first in (*COMMANDS, *GROUPS) else ""
+
+
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 it failed, 2 it was not understood, 130 Ctrl-C.
 
     PIXTRAL_SKY_DEBUG=1 shows the traceback of an error.
     """
     try:
-        app()
+        _app(_only(sys.argv[1:]))()
     except PixtralSkyError as error:
         if os.environ.get("PIXTRAL_SKY_DEBUG"):
             raise

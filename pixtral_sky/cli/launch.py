@@ -53,7 +53,7 @@ def launch(
 ) -> None:
     """Launch Pixtral on a machine of yours, and wait until it answers.
 
-    It makes a key, or takes PIXTRAL_API_KEY (but not the one of a PIXTRAL_ENDPOINT), and takes HF_TOKEN or the
+    It makes a key, or takes PIXTRAL_API_KEY (not the one of a PIXTRAL_ENDPOINT), and takes HF_TOKEN or the
     login of Hugging Face. A second launch of the same name updates the one that runs.
 
     \b

@@ -163,7 +163,7 @@ def test_a_replica_that_fails(service):
         time.sleep(2)
         victim.mood("")
     load.check()
-    assert {asked.outcome for asked in load.failed} == {"Refused"}
+    assert {asked.outcome for asked in load.failed} == {"Failed"}
     assert all("EngineCore encountered an issue." in asked.error for asked in load.failed)
     assert all(len(begun) == 1 for begun in load.runs().values())
 

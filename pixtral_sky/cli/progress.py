@@ -1,0 +1,130 @@
+"""How far a batch is, for people: a bar on a terminal, a line a minute elsewhere, a summary at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pixtral_sky import output
+from pixtral_sky.batch import Tally
+from pixtral_sky.cli import common
+
+LINE_SECONDS = 60.0  # between two lines, where there is no terminal
+RECENT_SECONDS = 60.0  # that a rate is of
+SAMPLE_SECONDS = 1.0
+
+
+class Progress:
+    """What is said of ``tally``. ``price`` is that of the endpoint in USD an hour; None: nobody knows."""
+
+    def __init__(
+        self, tally: Tally, price: float | None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._tally, self._price, self._clock = tally, price, clock
+        self._begun = clock()
+        self._samples: deque[tuple[float, int, int, int]] = deque([(self._begun, 0, 0, 0)])
+        self._line_at = self._begun + LINE_SECONDS
+
+    @property
+    def seconds(self) -> float:
+        return self._clock() - self._begun
+
+    @property
+    def cost(self) -> float | None:
+        """USD until now."""
+        return None if self._price is None else self._price * self.seconds / 3600
+
+    def sample(self) -> None:
+        """Take in what there is now. Call it often."""
+        now, tally = self._clock(), self._tally
+        if now - self._samples[-1][0] >= SAMPLE_SECONDS:
+            tokens = tally.prompt_tokens + tally.answer_tokens
+            self._samples.append((now, tally.done + tally.failed, tally.images, tokens))
+        while len(self._samples) > 2 and now - self._samples[1][0] > RECENT_SECONDS:
+            self._samples.popleft()
+
+    def text(self) -> str:
+        """One line of how far it is."""
+        tally = self._tally
+        (begin, ended, images, tokens), (end, *last) = self._samples[0], self._samples[-1]
+        span = end - begin
+        words = [f"{tally.done:,}{f' of {tally.to_do:,}' if tally.to_do is not None else ''} done"]
+        words += [f"{tally.failed:,} failed"] if tally.failed else []
+        words += [f"{tally.on_their_way} on their way"]
+        if span and last[0] > ended:
+            words += [
+                f"{(last[1] - images) / span:,.1f} pictures/s",
+                f"{(last[2] - tokens) / span:,.0f} tokens/s",
+            ]
+            if tally.to_do is not None:
+                left = tally.to_do - tally.done - tally.failed
+                words += [f"{common.minutes(left * span / (last[0] - ended))} left"]
+        words += [f"{self.cost:,.2f} USD"] if self.cost is not None else []
+        return ", ".join(words) + (f"; {tally.trouble}" if tally.trouble else "")
+
+    @contextmanager
+    def shown(self) -> Iterator[Callable[[Tally], None]]:
+        """Within it, what it yields is called for each look at the tally."""
+        if output.quiet:
+            yield lambda _: None
+        elif sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            columns = (BarColumn(24), TextColumn("{task.description}", markup=False))
+            with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+                task = bar.add_task("", total=None)
+
+                def draw(tally: Tally) -> None:
+                    self.sample()
+                    ended = tally.done + tally.failed
+                    bar.update(task, total=tally.to_do, completed=ended, description=self.text())
+
+                yield draw
+        else:
+            yield self._say
+
+    def _say(self, _: Tally) -> None:
+        self.sample()
+        if self._clock() >= self._line_at:
+            self._line_at += LINE_SECONDS
+            output.say(self.text())
+
+    def summary(self) -> dict[str, Any]:
+        """All that was counted, for programs."""
+        tally, seconds = self._tally, self.seconds
+        tokens = tally.prompt_tokens + tally.answer_tokens
+        counted = {
+            "done": tally.done,
+            "failed": tally.failed,
+            "images": tally.images,
+            "prompt_tokens": tally.prompt_tokens,
+            "answer_tokens": tally.answer_tokens,
+            "cut_off": tally.cut_off,
+            "asked_again": tally.again,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(tally.images / seconds, 3),
+            "tokens_per_second": round(tokens / seconds, 3),
+        }
+        return counted if self.cost is None else {**counted, "cost_usd": round(self.cost, 4)}
+
+    def say_the_end(self) -> None:
+        """The same in a line or two, for people."""
+        tally, seconds = self._tally, self.seconds
+        if tally.done:
+            pictures = (
+                f"{tally.images:,} pictures in {common.minutes(seconds)} ({tally.images / seconds:,.1f}/s)"
+            )
+            tokens = f"{tally.prompt_tokens:,} tokens in the prompts, {tally.answer_tokens:,} in the answers"
+            cost = f", {self.cost:,.2f} USD" if self.cost is not None else ""
+            output.say(f"{tally.done:,} answers about {pictures}: {tokens}{cost}.")
+        elif tally.to_do == 0:
+            output.say("There is nothing left to do.")
+        if tally.cut_off:
+            output.warn(f"{tally.cut_off:,} answers were cut off at --max-tokens.")
