@@ -28,7 +28,7 @@ from PIL import Image
 
 from pixtral_sky import images, pixels
 from pixtral_sky.turbo import Turbo
-from tests.pictures import diagram, fidelity, photo, saved, scan, screen
+from tests.pictures import diagram, fidelity, photo, psnr, saved, scan, screen, seen
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 ROUNDS = 5
@@ -88,6 +88,13 @@ def naive(data: bytes) -> bytes:
     scale = min(BOX[0] / image.width, BOX[1] / image.height)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     return saved(image, "JPEG", quality=95)
+
+
+def naive_fidelity(data: bytes) -> float:
+    """Of the naive way, in dB; but that it forgets to turn pictures upright is not held against it."""
+    with Image.open(io.BytesIO(data)) as original, Image.open(io.BytesIO(naive(data))) as sent:
+        original.getexif().pop(0x0112, None)
+        return psnr(seen(sent), seen(original))
 
 
 def prepare(data: bytes) -> bytes:
@@ -156,8 +163,8 @@ def ratios(ours: list[float], theirs: list[float]) -> str:
 
 
 def measure() -> list[str]:
-    seen = [
-        "| | pictures | least dB | mean dB | the same, `fast` | times fewer bytes, least and median |",
+    shown = [
+        "| | pictures | naive: least, mean dB | Pillow alone | `fast` | times fewer bytes: least, median |",
         "|---|---|---|---|---|---|",
     ]
     taken = [
@@ -165,7 +172,7 @@ def measure() -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, files in drawn():
-        decibels: dict[str, list[float]] = {}
+        decibels = {"naive": [naive_fidelity(data) for data in files]}
         fewer = []
         for side in ("alone", "fast"):
             SIDES[side][0]()
@@ -174,11 +181,9 @@ def measure() -> list[str]:
                 decibels.setdefault(side, []).append(fidelity(sent, data))
                 if side == "alone":
                     fewer.append(len(data) / len(sent))
-        values = [f"{pick(decibels[side]):.1f}" for side in decibels for pick in (min, statistics.mean)]
+        values = [f"{min(each):.1f}, {statistics.mean(each):.1f}" for each in decibels.values()]
         bytes_ = f"{min(fewer):.1f}, {statistics.median(fewer):.1f}"
-        seen.append(
-            f"| {name} | {len(files)} | {values[0]} | {values[1]} | {values[2]}, {values[3]} | {bytes_} |"
-        )
+        shown.append(f"| {name} | {len(files)} | {' | '.join(values)} | {bytes_} |")
         rates = speeds(files)
         cells = [
             spread(rates["naive"]),
@@ -190,7 +195,7 @@ def measure() -> list[str]:
             *(spread(rates[f"{side}, two"], "x") for side in ("alone", "fast")),
         ]
         taken.append(f"| {name} | {' | '.join(cells)} |")
-    return [*seen, "", *taken]
+    return [*shown, "", *taken]
 
 
 def main() -> None:
