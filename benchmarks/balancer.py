@@ -10,11 +10,7 @@ brackets the quartiles.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
-import re
 import statistics
 import tempfile
 import threading
@@ -25,9 +21,9 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks import page
 from tests.serve.rig import KEY, Service
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 ROUNDS = 8
 MIB = 2**20
 
@@ -153,11 +149,7 @@ def measure(direct: str, balanced: str) -> list[tuple[str, str, str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
-    arguments = parser.parse_args()
+    arguments = page.parser(__doc__).parse_args()
 
     def one_replica(config: dict) -> None:  # type: ignore[type-arg]
         config["service"]["replica_policy"].update(min_replicas=1, max_replicas=1)
@@ -170,16 +162,8 @@ def main() -> None:
         rows = measure(f"http://127.0.0.1:{machine.port}", service.url)
     lines = ["| | straight to the replica | through the balancer | |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    machine_is = f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}"
-    lines += ["", f"{machine_is}, all on one machine."]
-    print("\n".join(lines))
-    if arguments.write:
-        table = "<!-- balancer -->\n" + "\n".join(lines) + "\n<!-- /balancer -->"
-        DOCS.write_text(
-            re.sub(
-                r"<!-- balancer -->.*<!-- /balancer -->", lambda _: table, DOCS.read_text(), flags=re.DOTALL
-            )
-        )
+    lines += ["", f"{page.machine()}, all on one machine."]
+    page.show("balancer", lines, arguments.write)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
 import resource
 import statistics
 import subprocess
@@ -23,9 +21,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import page
 from pixtral_sky.ledger import Journal, Ledger, Paths
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 ROUNDS = 5
 LINES = 1_000_000
 APPENDED = 20_000
@@ -113,15 +111,12 @@ def table(folder: Path) -> list[str]:
         row("... and MiB, at the most", memory, "resume", "resume_with_json"),
         row("lines that the disk keeps, a second", rates, "append", "append_one_by_one"),
         "",
-        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}.",
+        f"{page.machine()}.",
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser = page.parser(__doc__)
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -134,12 +129,7 @@ def main() -> None:
     # Not in /tmp, which may be memory: what the disk keeps is what is measured.
     with tempfile.TemporaryDirectory(prefix=".batch-", dir=Path.cwd()) as folder:
         lines = table(Path(folder))
-    print("\n".join(lines))
-    if arguments.write:
-        text = "<!-- batch -->\n" + "\n".join(lines) + "\n<!-- /batch -->"
-        DOCS.write_text(
-            re.sub(r"<!-- batch -->.*<!-- /batch -->", lambda _: text, DOCS.read_text(), flags=re.DOTALL)
-        )
+    page.show("batch", lines, arguments.write)
 
 
 if __name__ == "__main__":

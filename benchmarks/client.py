@@ -9,12 +9,9 @@ SDK, `llm` and the other libraries are installed into .cache/benchmark, and are 
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -27,8 +24,9 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
+from benchmarks import page
+
 ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs" / "performance.md"
 OTHERS = ROOT / ".cache" / "benchmark"  # the environment of the others
 PACKAGES = ("openai>=2,<4", "llm", "aiohttp", "httpx")
 AT_ONCE = 64
@@ -210,10 +208,7 @@ def measure(url: str, rounds: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    parser = page.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=6, help="turns of each")
     arguments = parser.parse_args()
     if not OTHERS.exists():
@@ -222,15 +217,8 @@ def main() -> None:
 
     with stub() as url:
         lines = measure(url, arguments.rounds)
-    machine = f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}"
-    lines.append(f"{machine}, server and clients on one machine.")
-    print("\n".join(lines))
-    if arguments.write:
-        tables = "<!-- client -->\n" + "\n".join(lines) + "\n<!-- /client -->"
-        text = re.sub(
-            r"<!-- client -->.*<!-- /client -->", lambda _: tables, DOCS.read_text(), flags=re.DOTALL
-        )
-        DOCS.write_text(text)
+    lines.append(f"{page.machine()}, server and clients on one machine.")
+    page.show("client", lines, arguments.write)
 
 
 if __name__ == "__main__":

@@ -11,26 +11,21 @@ thread, so that the figures are those of one core; two threads are compared with
 
 from __future__ import annotations
 
-import argparse
 import io
-import os
-import platform
-import re
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import cv2
 import PIL
 from PIL import Image
 
+from benchmarks import page
 from pixtral_sky import images, pixels
 from pixtral_sky.turbo import Turbo
 from tests.pictures import diagram, fidelity, photo, psnr, saved, scan, screen, seen
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 ROUNDS = 5
 BOX = (1024, 1024)
 
@@ -199,22 +194,11 @@ def measure() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
-    arguments = parser.parse_args()
+    arguments = page.parser(__doc__).parse_args()
     cv2.setNumThreads(1)
     lines = measure()
-    machine = f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}"
-    lines += ["", f"{machine}, Pillow {PIL.__version__}, OpenCV {cv2.__version__}."]
-    print("\n".join(lines))
-    if arguments.write:
-        table = "<!-- images -->\n" + "\n".join(lines) + "\n<!-- /images -->"
-        text = re.sub(
-            r"<!-- images -->.*<!-- /images -->", lambda _: table, DOCS.read_text(), flags=re.DOTALL
-        )
-        DOCS.write_text(text)
+    lines += ["", f"{page.machine()}, Pillow {PIL.__version__}, OpenCV {cv2.__version__}."]
+    page.show("images", lines, arguments.write)
 
 
 if __name__ == "__main__":

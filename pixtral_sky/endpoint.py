@@ -163,6 +163,11 @@ def _read_baseten(text: str, host: str, path: str) -> tuple[str, bool]:
     return f"https://{host}{way}/sync", its_path["route"] == "/predict"
 
 
+def key_of_environment(environ: Mapping[str, str] = os.environ) -> str:
+    """PIXTRAL_API_KEY, unless it is for the endpoint that the environment names."""
+    return "" if environ.get("PIXTRAL_ENDPOINT") else environ.get("PIXTRAL_API_KEY", "")
+
+
 def find(
     url: str | None = None,
     key: str | None = None,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pixtral_sky import deployment, sdk, serving, state
 from pixtral_sky.deployment import Record
+from pixtral_sky.endpoint import key_of_environment
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
 from pixtral_sky.serving import ServiceRecord
 from pixtral_sky.state import Cluster, Deployment, Rehearsal, Service
@@ -32,11 +32,6 @@ class Row:
     private: bool = False
     answers: bool = False  # a request with its key was answered just now
     problem: str = ""  # why it does not
-
-
-def key_of_environment(environ: Mapping[str, str] = os.environ) -> str:
-    """PIXTRAL_API_KEY, unless it is for the endpoint that the environment names."""
-    return "" if environ.get("PIXTRAL_ENDPOINT") else environ.get("PIXTRAL_API_KEY", "")
 
 
 def rows(name: str | None = None) -> tuple[list[Row], list[str]]:

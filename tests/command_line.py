@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,17 +31,32 @@ class Result:
         assert found, self.err
         return found[1]
 
+    @property
+    def phases(self) -> list[str]:
+        """The lines that phases have left behind, without their seconds."""
+        return re.findall(r"^  (\S.*?) +\d+\.\d s$", self.err, re.MULTILINE)
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
 
 def run_main(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    *arguments: str,
+    *arguments: object,
     stdin: bytes = b"",
+    typed: str | None = None,
     shows_key: bool = False,
 ) -> Result:
-    """The exit code and output of one run; KEY is in it only where it is asked for (``shows_key``)."""
-    monkeypatch.setattr(sys, "argv", ["pixtral-sky", *arguments])
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    """The exit code and output of one run; KEY is in it only where it is asked for (``shows_key``).
+
+    At a terminal when something is ``typed``.
+    """
+    monkeypatch.setattr(sys, "argv", ["pixtral-sky", *map(str, arguments)])
+    given = io.TextIOWrapper(io.BytesIO(stdin)) if typed is None else Terminal(io.BytesIO(typed.encode()))
+    monkeypatch.setattr(sys, "stdin", given)
     code: Any = 0
     try:
         main()
@@ -48,3 +65,19 @@ def run_main(
     out, err = capsys.readouterr()
     assert shows_key or "SENTINEL" not in out + err
     return Result(code, out, err)
+
+
+def imports(*arguments: object) -> tuple[str, set[str]]:
+    """What ``pixtral-sky`` says in a process of its own, and the modules that it imports for that."""
+    command = [sys.executable, "-X", "importtime", "-m", "pixtral_sky", *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return run.stdout, {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
+
+
+def seconds(*arguments: object) -> float:
+    """From the start of ``pixtral-sky`` to its end."""
+    started = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "pixtral_sky", *map(str, arguments)], capture_output=True, check=True
+    )
+    return time.monotonic() - started

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import json
 import os
 import re
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +20,7 @@ import pytest
 from pixtral_sky import deployment, hub, output, sdk, state, task
 from pixtral_sky.errors import HubError
 from pixtral_sky.state import Cluster
-from tests import command_line, fake_sky
+from tests import fake_sky
 from tests.command_line import KEY, Result, run_main
 from tests.conftest import ROOT
 from tests.fake_endpoint import FakeEndpoint
@@ -59,26 +57,13 @@ def machine(server: FakeSky) -> Iterator[FakeEndpoint]:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs ``pixtral-sky``, at a terminal when something is ``typed``."""
     monkeypatch.setattr(output, "quiet", False)
-
-    def run(*arguments: object, typed: str | None = None, shows_key: bool = False) -> Result:
-        if typed is not None:
-            there = SimpleNamespace(TextIOWrapper=Terminal, BytesIO=io.BytesIO)
-            monkeypatch.setattr(command_line, "io", there)
-        words = map(str, arguments)
-        return run_main(monkeypatch, capsys, *words, stdin=(typed or "").encode(), shows_key=shows_key)
-
-    return run
+    return functools.partial(run_main, monkeypatch, capsys)
 
 
 @functools.cache
 def short() -> str:
     """pixtral.yaml without its scripts, which SkyPilot takes a while to read and write, again and again."""
     return json.dumps(task.read(ROOT / "pixtral.yaml") | {"setup": "make it", "run": "serve"})
-
-
-class Terminal(io.TextIOWrapper):
-    def isatty(self) -> bool:
-        return True
 
 
 def remember(**fields: Any) -> Cluster:
@@ -96,18 +81,13 @@ def secrets(server: FakeSky) -> dict[str, str]:
     return {name: value.get_secret_value() for name, value in server.tasks[-1].secrets.items()}
 
 
-def phases(result: Result) -> list[str]:
-    """The lines that phases have left behind, without their seconds."""
-    return re.findall(r"^  (\S.*?) +\d+\.\d s$", result.err, re.MULTILINE)
-
-
 # A launch --------------------------------------------------------------------------------------------------
 
 
 def test_launch(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
     result = run("launch", "--yes", "--file", ROOT / "pixtral.yaml")
     assert (result.code, result.out) == (0, f"{machine.url}\n")
-    assert phases(result) == [
+    assert result.phases == [
         "licence of the weights",
         "SkyPilot's view",
         "machine",
@@ -223,7 +203,7 @@ def test_a_log_that_breaks(run: Run, server: FakeSky, machine: FakeEndpoint) -> 
     result = run("launch", "--yes")
     assert (result.code, result.out) == (0, f"{machine.url}\n")
     assert [each[1] for each in server.calls if each[0] == "logs"] == [("pixtral", 1, True, 0)] * 3
-    assert phases(result)[3:] == [
+    assert result.phases[3:] == [
         "waiting for the machine",
         "installing vLLM",
         "downloading mistralai/Pixtral-12B-2409",

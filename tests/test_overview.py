@@ -3,7 +3,7 @@ fake API server behind it. (Of rehearsals, `test_cli.py` has it.)"""
 
 from __future__ import annotations
 
-import io
+import functools
 import json
 import re
 import subprocess
@@ -19,7 +19,7 @@ import pytest
 
 from pixtral_sky import deployment, output, rehearsal, sdk, state
 from pixtral_sky.state import Cluster, Rehearsal
-from tests import command_line, fake_sky
+from tests import fake_sky
 from tests.command_line import KEY, Result, run_main
 from tests.fake_endpoint import FakeEndpoint
 from tests.fake_sky import FakeSky
@@ -44,20 +44,7 @@ def fake() -> Iterator[FakeEndpoint]:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs ``pixtral-sky``, at a terminal when something is ``typed``."""
     monkeypatch.setattr(output, "quiet", False)
-
-    def run(*arguments: object, typed: str | None = None, shows_key: bool = False) -> Result:
-        if typed is not None:
-            there = SimpleNamespace(TextIOWrapper=Terminal, BytesIO=io.BytesIO)
-            monkeypatch.setattr(command_line, "io", there)
-        words = map(str, arguments)
-        return run_main(monkeypatch, capsys, *words, stdin=(typed or "").encode(), shows_key=shows_key)
-
-    return run
-
-
-class Terminal(io.TextIOWrapper):
-    def isatty(self) -> bool:
-        return True
+    return functools.partial(run_main, monkeypatch, capsys)
 
 
 def remember(**fields: Any) -> Cluster:

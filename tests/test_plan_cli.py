@@ -7,9 +7,6 @@ import functools
 import importlib.util
 import json
 import re
-import subprocess
-import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +18,7 @@ import yaml
 from pixtral_sky import output, prices, service, task
 from pixtral_sky.sdk import sky_sdk
 from tests import fake_catalog
-from tests.command_line import Result, run_main
+from tests.command_line import Result, imports, run_main, seconds
 from tests.test_plan import RESULT
 
 Run = Callable[..., Result]
@@ -363,21 +360,12 @@ def test_what_the_catalogs_do_not_have(run, arguments, says):
 
 def test_without_prices_it_is_there_at_once():
     """Without SkyPilot, and in 0.3 s where the machine has time for it."""
-    command = ["-m", "pixtral_sky", "plan", "--no-prices"]
-    imported = subprocess.run(
-        [sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True
-    )
-    assert imported.stdout.startswith("GPUS ")
-    modules = {line.rpartition("|")[2].strip() for line in imported.stderr.splitlines()}
+    out, modules = imports("plan", "--no-prices")
+    assert out.startswith("GPUS ")
     assert "pixtral_sky.roofline" in modules
     assert not modules & {"sky", "matplotlib", "PIL", "pandas", "numpy", "httpx", "rich", "jsonschema"}
 
-    def seconds() -> float:
-        started = time.monotonic()
-        subprocess.run([sys.executable, *command], capture_output=True, check=True)
-        return time.monotonic() - started
-
-    fastest = min(seconds() for _ in range(3))
+    fastest = min(seconds("plan", "--no-prices") for _ in range(3))
     print(f"{fastest:.2f} s")
     # Somewhat more than the 0.3 s that are wanted: other programs run on a machine that tests.
     assert fastest < 0.5

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import io
 import json
 import logging
 import re
@@ -18,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +26,7 @@ from pixtral_sky import deployment, hub, output, sdk, serving, state, task
 from pixtral_sky.endpoint import Endpoint
 from pixtral_sky.errors import Busy, HubError, SkyError
 from pixtral_sky.state import Cluster, Rehearsal, Service
-from tests import command_line, fake_sky
+from tests import fake_sky
 from tests.command_line import KEY, Result, run_main
 from tests.conftest import ROOT
 from tests.fake_endpoint import FakeEndpoint
@@ -69,11 +67,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     monkeypatch.setattr(output, "quiet", False)
 
     def run(*arguments: object, typed: str | None = None, shows_key: bool = False) -> Result:
-        if typed is not None:
-            there = SimpleNamespace(TextIOWrapper=Terminal, BytesIO=io.BytesIO)
-            monkeypatch.setattr(command_line, "io", there)
-        words = map(str, arguments)
-        result = run_main(monkeypatch, capsys, *words, stdin=(typed or "").encode(), shows_key=shows_key)
+        result = run_main(monkeypatch, capsys, *arguments, typed=typed, shows_key=shows_key)
         assert TOKEN not in result.out + result.err
         assert "\x1b" not in result.out + result.err, "nobody is there to see colours"
         return result
@@ -95,11 +89,6 @@ def service_file(folder: Path, change: Callable[[dict[str, Any]], object]) -> Pa
     return path
 
 
-class Terminal(io.TextIOWrapper):
-    def isatty(self) -> bool:
-        return True
-
-
 def remember(**fields: Any) -> Service:
     """Remembers a service that was brought up from here."""
     service = Service("pixtral", "", KEY, 32768, 4, time.time() - 600, "an-earlier-request")
@@ -114,9 +103,16 @@ def recalled(name: str = "pixtral") -> Service:
     return known
 
 
-def phases(result: Result) -> list[str]:
-    """The lines that phases have left behind, without their seconds."""
-    return re.findall(r"^  (\S.*?) +\d+\.\d s$", result.err, re.MULTILINE)
+def slow_balancer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that knows of no replica when it is asked for the first and the second time."""
+    real, answers = deployment.reach, iter(["No replica is ready."] * 2)
+
+    def reach(endpoint: Endpoint) -> None:
+        if why := next(answers, ""):
+            raise Busy(why)
+        real(endpoint)
+
+    monkeypatch.setattr(deployment, "reach", reach)
 
 
 def last(result: Result) -> str:
@@ -175,7 +171,7 @@ def test_the_fake_tells_what_the_real_one_tells(server: FakeSky) -> None:
 def test_up(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     result = run("serve", "up", "--yes", "--file", ROOT / "service.yaml")
     assert (result.code, result.out) == (0, f"{balancer.url}\n")
-    assert phases(result) == [
+    assert result.phases == [
         "licence of the weights",
         "SkyPilot's view",
         "controller and balancer",
@@ -559,17 +555,10 @@ def test_the_balancer_is_late(
     run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It asks the controller every 20 seconds."""
-    real, answers = deployment.reach, iter(["No replica is ready."] * 2)
-
-    def reach(endpoint: Endpoint) -> None:
-        if why := next(answers, ""):
-            raise Busy(why)
-        real(endpoint)
-
-    monkeypatch.setattr(deployment, "reach", reach)
+    slow_balancer(monkeypatch)
     result = run("serve", "up", "--yes")
     assert (result.code, result.out) == (0, f"{balancer.url}\n")
-    assert phases(result)[-1] == "the balancer learns of it"
+    assert result.phases[-1] == "the balancer learns of it"
 
 
 def test_a_replica_that_is_ready_twice(
@@ -577,18 +566,11 @@ def test_a_replica_that_is_ready_twice(
 ) -> None:
     """The balancer is given its time anew."""
     monkeypatch.setattr(serving, "BALANCER_SECONDS", 0.1)
-    real, answers = deployment.reach, iter(["No replica is ready."] * 2)
-
-    def reach(endpoint: Endpoint) -> None:
-        if why := next(answers, ""):
-            raise Busy(why)
-        real(endpoint)
-
-    monkeypatch.setattr(deployment, "reach", reach)
+    slow_balancer(monkeypatch)
     server.serve.course = [{1: "READY"}, {1: "NOT_READY"}, lambda _: time.sleep(0.15), {1: "READY"}]
     result = run("serve", "up", "--yes")
     assert result.code == 0
-    assert "a replica is not ready any more" in phases(result)
+    assert "a replica is not ready any more" in result.phases
 
 
 def test_the_balancer_never_answers(
@@ -1305,7 +1287,7 @@ def test_update(
     assert says in result.err
     assert "becomes" not in result.err
     assert "another key" not in result.err
-    assert phases(result)[2:] == [
+    assert result.phases[2:] == [
         "the new version is known",
         "a machine for a replica",
         "a replica sets up, downloads and starts",
@@ -1508,7 +1490,7 @@ def test_down(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
     """It is waited for, and the controller goes as well."""
     result = run("serve", "down")
     assert (result.code, result.out) == (0, "")
-    assert phases(result) == ["taking pixtral down"]
+    assert result.phases == ["taking pixtral down"]
     assert last(result) == "pixtral is down: SkyPilot has no replica of it left."
     assert server.serve.services == {}
     assert server.machines == {}

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pixtral_sky import output
+from pixtral_sky.cli import options
 from pixtral_sky.errors import PictureError
 
 
@@ -23,9 +24,9 @@ def ask(
             help="Words, and pictures: files, globs, URLs, or '-' for standard input.", show_default=False
         ),
     ] = None,
-    system: Annotated[str, typer.Option(help="A system prompt.", show_default=False)] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0: always the likeliest token.")] = 0.7,
+    system: options.System = "",
+    max_tokens: options.MaxTokens = 512,
+    temperature: options.Temperature = 0.7,
     schema: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A JSON Schema; the answer is JSON that fits it.")
     ] = None,
@@ -44,17 +45,9 @@ def ask(
         bool,
         typer.Option("--no-check", help="Send it even if it is more than the endpoint is known to take."),
     ] = False,
-    url: Annotated[
-        str | None,
-        typer.Option("--endpoint", metavar="URL", help="Ask there. PIXTRAL_ENDPOINT does the same."),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(metavar="KEY", help="Better set PIXTRAL_API_KEY: others can see arguments."),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", "-n", help="Ask the deployment of this name.", show_default=False)
-    ] = None,
+    url: options.Url = None,
+    api_key: options.ApiKey = None,
+    name: options.Asked = None,
 ) -> None:
     """Ask about pictures. Words and pictures go up in the order given, and the answer is printed as it comes.
 

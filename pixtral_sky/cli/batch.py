@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pixtral_sky import output
+from pixtral_sky.cli import options
 
 
 def batch(
@@ -26,15 +27,15 @@ def batch(
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", help="What to ask about each picture.", show_default=False)
     ] = "",
-    system: Annotated[str, typer.Option(help="A system prompt.", show_default=False)] = "",
+    system: options.System = "",
     schema: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A JSON Schema; the answers are JSON that fits it.")
     ] = None,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="At the end, write the answers to a CSV file beside: by --schema.")
     ] = False,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0: always the likeliest token.")] = 0.7,
+    max_tokens: options.MaxTokens = 512,
+    temperature: options.Temperature = 0.7,
     per_request: Annotated[int, typer.Option(min=1, metavar="K", help="Pictures in one request.")] = 1,
     limit: Annotated[
         int | None,
@@ -67,17 +68,9 @@ def batch(
         typer.Option(min=0, metavar="USD", help="Of the endpoint, to show the cost.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    url: Annotated[
-        str | None,
-        typer.Option("--endpoint", metavar="URL", help="Ask there. PIXTRAL_ENDPOINT does the same."),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(metavar="KEY", help="Better set PIXTRAL_API_KEY: others can see arguments."),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", "-n", help="Ask the deployment of this name.", show_default=False)
-    ] = None,
+    url: options.Url = None,
+    api_key: options.ApiKey = None,
+    name: options.Asked = None,
 ) -> None:
     """Ask about many pictures. Whatever ends it, the same command goes on with the rest.
 
@@ -132,7 +125,7 @@ def batch(
         endpoint.max_model_len,
         is_read_once="-" in inputs,
     )
-    options = {
+    made_by = {
         "--prompt": defaults.prompt,
         "--system": system,
         "--schema": wanted.schema if wanted else None,
@@ -143,7 +136,7 @@ def batch(
     }
     stopped: PixtralSkyError | None = None
     ways = {"resume": resume is True, "fresh": resume is False, "retry_errors": retry_errors}
-    with Ledger(paths, options, **ways) as ledger:
+    with Ledger(paths, made_by, **ways) as ledger:
         for notice in ledger.notices:
             output.say(notice)
         if ledger.done_before or ledger.failed_before:

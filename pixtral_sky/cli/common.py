@@ -33,12 +33,13 @@ def envs(words: list[str]) -> dict[str, str]:
 
 def key(name: str) -> str:
     """The key of the environment, else that of before, else a new one."""
-    from pixtral_sky import overview, state
+    from pixtral_sky import state
+    from pixtral_sky.endpoint import key_of_environment
     from pixtral_sky.errors import UsageError
 
     old = state.recall(name)
     before = old.key if isinstance(old, (state.Cluster, state.Service)) else ""
-    found = overview.key_of_environment() or before or secrets.token_urlsafe(32)
+    found = key_of_environment() or before or secrets.token_urlsafe(32)
     if not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", found):
         raise UsageError(
             "PIXTRAL_API_KEY has characters that a key cannot have.",

@@ -94,11 +94,12 @@ def find_anywhere(name: str | None) -> Endpoint:
 
 def _is_at_skypilot(name: str) -> bool:
     """Whether SkyPilot has it; it is then remembered here."""
-    from pixtral_sky import deployment, overview, sdk, serving, state
+    from pixtral_sky import deployment, sdk, serving, state
+    from pixtral_sky.endpoint import key_of_environment
 
     if not sdk.was_used() or isinstance(state.recall(name), state.Rehearsal):
         return False
-    key = overview.key_of_environment()
+    key = key_of_environment()
     with output.phase("asking SkyPilot"):
         if not isinstance(state.recall(name), state.Service) and deployment.find(name, key):
             return True

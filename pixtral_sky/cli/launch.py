@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.cli import common
+from pixtral_sky.cli import common, options
 from pixtral_sky.state import DEFAULT_NAME
 
 if TYPE_CHECKING:
@@ -20,14 +20,12 @@ if TYPE_CHECKING:
 
 
 def launch(
-    name: Annotated[str, typer.Option("--name", "-n", help="What to call it.")] = DEFAULT_NAME,
+    name: options.Wanted = DEFAULT_NAME,
     infra: Annotated[
         str | None,
         typer.Option(help="Where: aws, gcp/us-central1, k8s, slurm/NAME. Without it, where it is cheapest."),
     ] = None,
-    gpus: Annotated[
-        str | None, typer.Option(metavar="GPU[:COUNT]", help="On these, in place of those in the file.")
-    ] = None,
+    gpus: options.Gpus = None,
     spot: Annotated[
         bool, typer.Option("--spot", help="On spare capacity: cheaper, and taken away at any moment.")
     ] = False,
@@ -49,7 +47,7 @@ def launch(
         Path | None, typer.Option("--file", "-f", help="The task file; without it the shipped pixtral.yaml.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and launch nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")] = False,
+    yes: options.Yes = False,
 ) -> None:
     """Launch Pixtral on a machine of yours, and wait until it answers.
 

@@ -9,16 +9,14 @@ from typing import Annotated
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.cli import serve
+from pixtral_sky.cli import options, serve
 from pixtral_sky.state import DEFAULT_NAME, Rehearsal
 
 
 def logs(
     name: Annotated[str, typer.Argument(help="The deployment.")] = DEFAULT_NAME,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on as more comes, until Ctrl-C.")
-    ] = False,
-    lines: Annotated[int, typer.Option("--lines", "-l", min=0, help="Only the last ones; 0: all.")] = 0,
+    follow: options.Follow = False,
+    lines: options.Lines = 0,
 ) -> None:
     """Show what a deployment's script and its server say: of a launch, while it lasts."""
     from pixtral_sky import state

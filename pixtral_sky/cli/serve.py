@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.cli import common
+from pixtral_sky.cli import common, options
 from pixtral_sky.state import DEFAULT_NAME
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(help="The service.")]
-Wanted = Annotated[str, typer.Option("--name", "-n", help="What to call it.")]
 Replicas = Annotated[
     str | None,
     typer.Option(
@@ -43,32 +42,28 @@ Spot = Annotated[
 Infra = Annotated[
     str | None, typer.Option(help="Where: aws, gcp/us-central1, k8s. Without it, as in the file.")
 ]
-Gpus = Annotated[
-    str | None, typer.Option(metavar="GPU[:COUNT]", help="On these, in place of those in the file.")
-]
 Env = Annotated[
     list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="An env of the file; again for more.")
 ]
 File = Annotated[
     Path | None, typer.Option("--file", "-f", help="The service file; without it the shipped service.yaml.")
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")]
 
 
 @app.command()
 def up(
-    name: Wanted = DEFAULT_NAME,
+    name: options.Wanted = DEFAULT_NAME,
     replicas: Replicas = None,
     target_qps: TargetQps = None,
     spot: Spot = False,
     infra: Infra = None,
-    gpus: Gpus = None,
+    gpus: options.Gpus = None,
     env: Env = None,
     file: File = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, and bring nothing up.")
     ] = False,
-    yes: Yes = False,
+    yes: options.Yes = False,
 ) -> None:
     """Bring a service up, and wait until it answers. It makes a key, or takes PIXTRAL_API_KEY.
 
@@ -133,12 +128,12 @@ def up(
 
 @app.command()
 def update(
-    name: Wanted = DEFAULT_NAME,
+    name: options.Wanted = DEFAULT_NAME,
     replicas: Replicas = None,
     target_qps: TargetQps = None,
     spot: Spot = False,
     infra: Infra = None,
-    gpus: Gpus = None,
+    gpus: options.Gpus = None,
     env: Env = None,
     file: File = None,
     blue_green: Annotated[
@@ -147,7 +142,7 @@ def update(
             "--blue-green", help="Switch over when all new replicas are ready: for a while, twice the cost."
         ),
     ] = False,
-    yes: Yes = False,
+    yes: options.Yes = False,
 ) -> None:
     """Have a service be as the file and the options say, and wait until all that serves is so.
 
@@ -155,7 +150,8 @@ def update(
     after the other, and requests go to old and new ones meanwhile. Answers that an old one still streams when
     it is retired break off.
     """
-    from pixtral_sky import overview, serving
+    from pixtral_sky import serving
+    from pixtral_sky.endpoint import key_of_environment
     from pixtral_sky.errors import SkyError, UsageError
 
     plan = _plan(name, replicas, target_qps, spot, infra, gpus, env, file)
@@ -168,7 +164,7 @@ def update(
             f"Take it down first: pixtral-sky serve down {name}",
         )
     old_key = plan.before.key if plan.before else ""
-    if not old_key and not overview.key_of_environment():
+    if not old_key and not key_of_environment():
         raise UsageError(
             f"The key of {name!r} is not known here.", "Its own, or another: export PIXTRAL_API_KEY=..."
         )
@@ -296,10 +292,8 @@ def logs(
         int | None, typer.Option("--replica", "-r", help="Of this replica; without it, of the controller.")
     ] = None,
     balancer: Annotated[bool, typer.Option("--balancer", help="Of the balancer.")] = False,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on as more comes, until Ctrl-C.")
-    ] = False,
-    lines: Annotated[int, typer.Option("--lines", "-l", min=0, help="Only the last ones; 0: all.")] = 0,
+    follow: options.Follow = False,
+    lines: options.Lines = 0,
 ) -> None:
     """Show what a replica, the controller or the balancer says."""
     from pixtral_sky import sdk, serving, state
@@ -377,12 +371,13 @@ def _say_changes(plan: Plan, blue_green: bool, old_key: str) -> None:
 def _document(record: ServiceRecord) -> dict[str, Any]:
     from concurrent.futures import ThreadPoolExecutor
 
-    from pixtral_sky import overview, serving
+    from pixtral_sky import serving
+    from pixtral_sky.endpoint import key_of_environment
     from pixtral_sky.errors import PixtralSkyError
 
     service: Service | None = None
     try:
-        service = serving.remembered(record, overview.key_of_environment())
+        service = serving.remembered(record, key_of_environment())
         problem = serving.problem(service, record)
     except PixtralSkyError as error:  # the others are shown all the same
         problem = str(error)

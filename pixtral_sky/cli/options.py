@@ -1,0 +1,32 @@
+"""Options that more than one command has."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+# Of those that ask an endpoint
+System = Annotated[str, typer.Option(help="A system prompt.", show_default=False)]
+MaxTokens = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0, max=2, help="0: always the likeliest token.")]
+Url = Annotated[
+    str | None, typer.Option("--endpoint", metavar="URL", help="Ask there. PIXTRAL_ENDPOINT does the same.")
+]
+ApiKey = Annotated[
+    str | None, typer.Option(metavar="KEY", help="Better set PIXTRAL_API_KEY: others can see arguments.")
+]
+Asked = Annotated[
+    str | None, typer.Option("--name", "-n", help="Ask the deployment of this name.", show_default=False)
+]
+
+# Of those that launch
+Wanted = Annotated[str, typer.Option("--name", "-n", help="What to call it.")]
+Gpus = Annotated[
+    str | None, typer.Option(metavar="GPU[:COUNT]", help="On these, in place of those in the file.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")]
+
+# Of those that show a log
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes, until Ctrl-C.")]
+Lines = Annotated[int, typer.Option("--lines", "-l", min=0, help="Only the last ones; 0: all.")]
