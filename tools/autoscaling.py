@@ -16,10 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from generated import PAGE, ROOT, complain, drawn_from, renewed
+
 from pixtral_sky import capacity, task
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "autoscaling.md"
 PICTURE = ROOT / "docs" / "autoscaling.png"
 
 # Seconds from a decision until a replica answers. Assumed: 2 minutes for the machine, 2 for vLLM's wheels, 4
@@ -258,12 +258,7 @@ def blocks(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def page(text: str, found: dict[str, Any]) -> str:
     """The page with its generated parts renewed."""
     for name, body in blocks(found):
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        before, has_begin, rest = text.partition(begin)
-        _, has_end, after = rest.partition(end)
-        if not (has_begin and has_end):
-            raise SystemExit(f"{PAGE} has no {begin.strip()} ... {end}")
-        text = f"{before}{begin}{body}\n{end}{after}"
+        text = renewed(text, name, body)
     return text
 
 
@@ -393,27 +388,15 @@ def main() -> int:
     os.environ["HOME"] = home
     text = PAGE.read_text()
     stale = [PAGE] if text != page(text, found) else []
-    if not drawn_from(found):
+    if drawn_from(PICTURE) != fingerprint(found):
         stale.append(PICTURE)
     if "--check" in sys.argv:
-        for path in stale:
-            print(
-                f"{path.relative_to(ROOT)} is not of today. Run: python tools/autoscaling.py", file=sys.stderr
-            )
+        complain(stale, "python tools/autoscaling.py")
         return int(bool(stale))
     PAGE.write_text(page(text, found))
     if PICTURE in stale:
         draw(found)
     return 0
-
-
-def drawn_from(found: dict[str, Any]) -> bool:
-    from PIL import Image
-
-    if not PICTURE.exists():
-        return False
-    with Image.open(PICTURE) as picture:
-        return bool(picture.info.get("Fingerprint") == fingerprint(found))
 
 
 if __name__ == "__main__":

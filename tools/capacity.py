@@ -13,15 +13,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from generated import PAGE, ROOT, complain, drawn_from, renewed
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "autoscaling.md"
 PICTURE = ROOT / "docs" / "capacity.png"
 DRAWS = ROOT / "pixtral_sky" / "capacity_chart.py"
 COMMAND = ["capacity", "--pattern", "burst", "--qps", "1..9", "--goal", "3%"]
-BEGIN, END = "<!-- capacity -->\n", "<!-- /capacity -->"
 
 
 def main() -> int:
@@ -30,16 +28,12 @@ def main() -> int:
         drawn = Path(empty) / "capacity.png"
         said = run([] if checks else ["--plot", str(drawn)], home=empty)
         text, new = PAGE.read_text(), hashlib.sha256(said.encode() + DRAWS.read_bytes()).hexdigest()
-        renewed = page(text, said)
-        stale = [path for path, old in ((PAGE, text != renewed), (PICTURE, fingerprint() != new)) if old]
+        page = renewed(text, "capacity", f"```\n$ pixtral-sky {' '.join(COMMAND)}\n{said}```")
+        stale = [path for path, old in ((PAGE, text != page), (PICTURE, drawn_from(PICTURE) != new)) if old]
         if checks:
-            for path in stale:
-                print(
-                    f"{path.relative_to(ROOT)} is not of today. Run: python tools/capacity.py",
-                    file=sys.stderr,
-                )
+            complain(stale, "python tools/capacity.py")
             return int(bool(stale))
-        PAGE.write_text(renewed)
+        PAGE.write_text(page)
         if PICTURE in stale:
             info = PngInfo()
             info.add_text("Fingerprint", new)
@@ -55,22 +49,6 @@ def run(more: list[str], home: str) -> str:
     return subprocess.run(
         command, env=environ, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     ).stdout
-
-
-def page(text: str, said: str) -> str:
-    """The page with its generated part renewed."""
-    before, has_begin, rest = text.partition(BEGIN)
-    _, has_end, after = rest.partition(END)
-    if not (has_begin and has_end):
-        raise SystemExit(f"{PAGE} has no {BEGIN.strip()} ... {END}")
-    return f"{before}{BEGIN}```\n$ pixtral-sky {' '.join(COMMAND)}\n{said}```\n{END}{after}"
-
-
-def fingerprint() -> str:
-    if not PICTURE.exists():
-        return ""
-    with Image.open(PICTURE) as picture:
-        return str(picture.info.get("Fingerprint", ""))
 
 
 if __name__ == "__main__":
