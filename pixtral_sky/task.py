@@ -80,8 +80,8 @@ def read(path: Path | None = None) -> dict[str, Any]:
 
 
 def number(envs: Mapping[str, Any], name: str, otherwise: int) -> int:
-    """An env that is a whole number, or ``otherwise`` where it is missing. Else raises UsageError."""
+    """An env that is a whole number, or ``otherwise`` where it is missing or empty. Else raises UsageError."""
     try:
-        return int(envs.get(name, otherwise))
+        return int(envs.get(name) or otherwise)
     except (TypeError, ValueError):
         raise UsageError(f"{name}={envs.get(name)} is not a whole number.") from None
