@@ -74,7 +74,7 @@ def test_the_defaults_are_those_of_the_file():
 
 ONE_L4 = (
     "L4:1 has 20.2 GiB for vLLM, and the bf16 weights alone are 23.6 GiB. With --precision fp8 it holds a context"
-    " of about 26,224 tokens."
+    " of about 26,592 tokens."
 )
 
 
@@ -88,29 +88,34 @@ esac
 """
 
 
-def chosen(tmp_path: Path, name: str, mib: int, count: int, nvlink: bool, **envs: str) -> dict[str, str]:
-    """The flags of `vllm serve`, as run.sh makes them where nvidia-smi says so."""
+def words(folder: Path, name: str, mib: int, count: int, nvlink: bool, **envs: str) -> list[str]:
+    """What the script of pixtral.yaml gives to `vllm serve MODEL`, where nvidia-smi says this."""
     script = (ROOT / "templates" / "run.sh").read_text()
     choice = script[script.index("# What the GPUs decide") : script.index("start() {")]
     command = script[script.index('vllm serve "$MODEL"') :].partition(" &\n")[0]
-    smi = tmp_path / "nvidia-smi"
+    smi = folder / "nvidia-smi"
     smi.write_text(SMI.format(name=name, mib=mib, count=count, link="NV12" if nvlink else "SYS"))
     smi.chmod(0o755)
     check = (ROOT / "templates" / "check.sh").read_text()
-    stand_in = 'vllm() { printf "%s\\n" "$@"; }'
+    stand_in = 'vllm() { shift 2; printf "%s\\n" "$@"; }'
     environ = {
         **task.load().envs,
         "SKYPILOT_NUM_GPUS_PER_NODE": str(count),
-        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "PATH": f"{folder}:/usr/bin:/bin",
         **envs,
     }
     whole = f"{check}\n{stand_in}\nextra_args=() media_hosts=(/)\n{{ {choice}}} >&2\n{command}"
     ran = subprocess.run(["bash", "-c", whole], env=environ, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    words = ran.stdout.splitlines()
+    return ran.stdout.splitlines()
+
+
+def chosen(*arguments, **envs: str) -> dict[str, str]:
+    """The same as values by their flags."""
+    found = words(*arguments, **envs)
     return {
         word: "" if after.startswith("--") else after
-        for word, after in zip(words, [*words[1:], "--"], strict=True)
+        for word, after in zip(found, [*found[1:], "--"], strict=True)
     }
 
 
@@ -246,14 +251,14 @@ def test_too_little_context_is_said_with_what_there_is():
     assert "on each GPU; beside 11.8 GiB of bf16 weights" in why_not("L4", 2, 100_000)
     # FP8 does not have all of it either, and then it is no way out.
     assert why_not("L4", 1, 32_768, precision="fp8").endswith(
-        "is a context of about 26,224 tokens, not 32,768."
+        "is a context of about 26,592 tokens, not 32,768."
     )
     assert "fp8" not in why_not("L4", 1, None, 8)
 
 
 def test_the_context_that_results():
     one = fits("L4", 1, precision="fp8")
-    assert (one.context, one.kv_tokens) == (26_224, 26_240)
+    assert (one.context, one.kv_tokens) == (26_592, 26_608)
     assert one.context > 20_480 > 4 * 4_160
     assert [fits("L4", 2, length).context for length in (None, 40_000, -1)] == [32_768, 40_000, 65_376]
     assert fits("L4", 2, None, 8).context == 8 * 4_160 + 4_096

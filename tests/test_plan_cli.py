@@ -90,7 +90,7 @@ def test_the_table(run):
         "estimate",
     ]
     assert next(row for row in rows if row.startswith("L4:1")).split()[1:8] == (
-        ["fp8", "aws", "us-east-1", "0.98", "0.40", "26,224+", "5+"]
+        ["fp8", "aws", "us-east-1", "0.98", "0.40", "26,592+", "5+"]
     )
     said = result.err
     assert said.count("A range is an estimate from data sheets") == 1
@@ -133,7 +133,7 @@ def test_replicas_and_time(run):
     assert [first.split()[i] for i in (1, 8, 9)] == ["bf16", "2-3", "8.85"]
     head, first, *_ = run(*SOLD, "--total", 1_000_000).out.splitlines()
     assert "TIME" in head
-    assert first.split()[8:10] == ["27-77", "h"]
+    assert first.split()[8:10] == ["1.1-3.2", "d"]
     assert run(*SOLD, "--total", 9).err.endswith("launch --infra nebius --gpus H100:1 --precision fp8\n")
     bf16 = run(*SOLD, "--total", 9, "--precision", "bf16").err
     assert bf16.endswith("launch --infra nebius --gpus H100:1\n")
@@ -390,8 +390,8 @@ def test_without_matplotlib(run, monkeypatch):
     (["--prompt-tokens", 40_000], "A request is 44,680 tokens with an answer of 300, and the context is 32,768. For example: --context 56940"),
     (["--context", 99, "--images", 1], "1 picture can be 4,160 tokens, and the context is 99. For example: --context 4660"),
     (["--gpus", "T4"], "The GPU 'T4' is not known here. These are: L4, A10G, L40S, A100, A100-80GB, H100, H200, B200, RTX4090, RTX5090, RTX6000-Ada, RTXPRO6000"),
-    (["--gpus", "L4:1", "--precision", "bf16"], "None of these GPUs holds it: L4:1 has 20.2 GiB for vLLM, and the bf16 weights alone are 23.6 GiB. With --precision fp8 it holds a context of about 26,224 tokens. Larger --gpus, or a smaller --context"),
-    (["--gpus", "L4:1", "--context", "32768"], "None of these GPUs holds it: L4:1 has 20.2 GiB for vLLM; beside 13.5 GiB of fp8 weights that is a context of about 26,224 tokens, not 32,768. Larger --gpus, or a smaller --context"),
+    (["--gpus", "L4:1", "--precision", "bf16"], "None of these GPUs holds it: L4:1 has 20.2 GiB for vLLM, and the bf16 weights alone are 23.6 GiB. With --precision fp8 it holds a context of about 26,592 tokens. Larger --gpus, or a smaller --context"),
+    (["--gpus", "L4:1", "--context", "32768"], "None of these GPUs holds it: L4:1 has 20.2 GiB for vLLM; beside 13.5 GiB of fp8 weights that is a context of about 26,592 tokens, not 32,768. Larger --gpus, or a smaller --context"),
     (["--precision", "int8"], "--precision is bf16, fp8 or both, not 'int8'."),
     (["--no-prices", "--spot"], "--clouds, --spot, --plot and --write are about prices. Leave out --no-prices"),
     (["--write", "mine.yaml"], "--write needs to know the requests a second. For example: --qps 5"),

@@ -51,8 +51,8 @@ def plan(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="A result of `vllm bench serve --save-result --metadata gpus=L4:2 images=2 precision=fp8`, in"
-            " place of the estimate; again for more.",
+            help="A result of `vllm bench serve --save-result --metadata gpus=L4:2 images=2 precision=fp8`,"
+            " in place of the estimate; again for more.",
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help=f"All rows, not the best {ROWS}.")] = False,
