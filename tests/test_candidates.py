@@ -6,7 +6,6 @@ import contextlib
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
