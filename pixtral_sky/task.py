@@ -103,7 +103,7 @@ def read(path: Path | None = None) -> dict[str, Any]:
 
 
 def number(envs: Mapping[str, Any], name: str, otherwise: int) -> int:
-    """An env that is a whole number, or ``otherwise`` when it is missing or empty. Raises UsageError."""
+    """A whole number, or ``otherwise`` where the env is missing or empty. Else raises UsageError."""
     try:
         return int(envs.get(name) or otherwise)
     except (TypeError, ValueError):
