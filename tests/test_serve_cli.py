@@ -196,7 +196,7 @@ def test_up(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     assert len(sent.resources) == 7
     known = recalled()
     assert (known.url, known.key) == (balancer.url, KEY)
-    assert (known.max_model_len, known.max_images) == (32768, 4)
+    assert (known.max_model_len, known.max_images) == (-1, 4)
     assert known.request in [each.request_id for each in server.api_status()]
     assert balancer.requests[-1].headers["authorization"] == f"Bearer {KEY}"
 
