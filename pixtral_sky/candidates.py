@@ -181,7 +181,8 @@ def per_cloud(sky: Any, resources: Iterable[Any], enabled: Sequence[str]) -> Ite
     names = dict.fromkeys(name.partition("/")[0] for name in enabled)
     for each in resources:
         for cloud in [each.cloud] if each.cloud else map(sky.CLOUD_REGISTRY.from_str, names):
-            yield each.copy(cloud=cloud)
+            # Not every cloud has each of them, which SkyPilot would say in a line each.
+            yield each.copy(cloud=cloud, no_missing_accel_warnings=True)
 
 
 def opens_ports(resources: Any) -> bool:

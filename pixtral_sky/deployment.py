@@ -256,12 +256,12 @@ def launch(plan: Plan) -> tuple[Cluster, int]:
             cluster = replace(cluster, request=str(request))
             state.remember(cluster)
             job, handle = sky.stream_and_get(request, output_stream=voice)
-            hourly = _hourly(handle)
+            hourly = _hourly(sky, name, handle) if plan.max_price is not None and not plan.running else None
     except SkyError:
         if old and plan.running:  # what runs there goes on, with its own key
             state.remember(old)
         raise
-    if plan.max_price is not None and not plan.running and hourly is not None:
+    if plan.max_price is not None and hourly is not None:
         _keep_to_price(name, handle, hourly, plan.max_price)
     with sky_sdk() as sky:
         older = [each.job_id for each in sky.get(sky.queue(name, skip_finished=True)) if each.job_id < job]
@@ -273,10 +273,12 @@ def launch(plan: Plan) -> tuple[Cluster, int]:
     return cluster, job
 
 
-def _hourly(handle: Any) -> float | None:
-    """USD an hour, by the catalogs; None where they do not say."""
+def _hourly(sky: Any, name: str, handle: Any) -> float | None:
+    """USD an hour, by the catalogs that are here, or else by the server's; None where neither says it."""
     with contextlib.suppress(Exception):
         return float(handle.launched_resources.get_cost(3600))
+    with contextlib.suppress(Exception):
+        return _records(sky, [name])[0].hourly
     return None
 
 
@@ -288,8 +290,8 @@ def _keep_to_price(name: str, handle: Any, hourly: float, max_price: float) -> N
     machine = handle.launched_resources
     cloud = str(machine.cloud).lower()
     raise SkyError(
-        f"SkyPilot has made {machine.instance_type} in {cloud}/{machine.region}, at ${hourly:.2f} an hour"
-        f" and not ${max_price:.2f}: it was taken down at once.",
+        f"SkyPilot has made {machine.instance_type or 'a machine'} in {cloud}/{machine.region},"
+        f" at ${hourly:.2f} an hour and not ${max_price:.2f}: it was taken down at once.",
         f"What SkyPilot knows of prices: pixtral-sky plan --clouds {cloud}",
     )
 

@@ -337,6 +337,9 @@ def test_azure_is_left_out(sky):
         " needs, as those for AWS and GCP have. To use it, name another: resources.image_id",
     )
     assert all(each.ports == ["8081"] for each in found.resources)
+    assert all(each.no_missing_accel_warnings for each in found.resources), (
+        "Kubernetes has no L4, AWS no A100"
+    )
 
 
 @pytest.mark.parametrize("resources", [{"infra": "azure/eastus"}, {}, {"image_id": "docker:me/vllm"}])

@@ -537,6 +537,15 @@ def test_skypilots_server_has_other_prices(run: Run, server: FakeSky, catalogs: 
     assert "logs" not in [name for name, _ in server.calls]
 
 
+def test_a_machine_whose_price_only_the_server_knows(
+    run: Run, server: FakeSky, catalogs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fake_sky.PRICES, "L4:4", 5.3)
+    result = run("launch", "--yes", "--gpus", "L4:4", "--infra", "aws", "--max-price", "4.80")
+    assert "SkyPilot has made a machine in aws/us-east-1, at $5.30 an hour and not $4.80" in result.err
+    assert server.machines == {}
+
+
 def test_one_that_is_too_dear_and_stays(run: Run, server: FakeSky, catalogs: None) -> None:
     server.lands, server.stays = {"instance_type": "g6.12xlarge", "region": "eu-west-1"}, True
     result = run("launch", "--yes", "--gpus", "L4:4", "--infra", "aws", "--max-price", "4.80")
