@@ -53,8 +53,9 @@ def messages(parts: Sequence[str | Picture | RemoteUrl], system: str = "") -> li
 def check_pictures(endpoint: Endpoint, pictures: int) -> None:
     """Raises LimitError when they are more than the endpoint takes in one prompt."""
     if pictures > endpoint.max_images:
-        longer = f" --env MAX_MODEL_LEN={pictures * MAX_IMAGE_TOKENS + 16384}"
-        wanted = longer if pictures * MAX_IMAGE_TOKENS >= (endpoint.max_model_len or 0) else ""
+        # Where it is not known, the script chooses it by MAX_IMAGES.
+        short = endpoint.max_model_len is not None and pictures * MAX_IMAGE_TOKENS >= endpoint.max_model_len
+        wanted = f" --env MAX_MODEL_LEN={pictures * MAX_IMAGE_TOKENS + 16384}" if short else ""
         raise LimitError(
             f"{pictures} pictures, and this endpoint takes {endpoint.max_images} in one prompt.",
             f"Ask about fewer at a time, redeploy with --env MAX_IMAGES={pictures}{wanted}, "

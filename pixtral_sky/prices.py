@@ -111,7 +111,7 @@ def read(
                     if (offer := _offer(cloud, row, counts, cpus, memory, disk))
                 ]
             except Exception as error:  # a broken catalog raises anything
-                left_out[cloud] = _why(error)
+                left_out[cloud] = why(error)
     return Prices(tuple(offers), left_out)
 
 
@@ -164,7 +164,8 @@ def _price(value: Any) -> float | None:
     return price if math.isfinite(price) and price > 0 else None
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
+    """What is wrong with a catalog that raised ``error``."""
     kind = type(error).__name__
     if isinstance(error, OSError):  # requests' errors too; their words are long, and name no cause
         return f"no prices to be had ({kind})"

@@ -67,8 +67,10 @@ def test_as_many_pictures_as_the_endpoint_takes() -> None:
     with pytest.raises(LimitError) as caught:
         check_pictures(Endpoint("http://h"), 5)
     assert caught.value.what == "5 pictures, and this endpoint takes 4 in one prompt."
-    assert "--env MAX_IMAGES=5" in caught.value.hint
+    assert "--env MAX_IMAGES=5, or" in caught.value.hint
     assert "--no-check" in caught.value.hint
+    with pytest.raises(LimitError, match=r"--env MAX_IMAGES=5 --env MAX_MODEL_LEN=37184, or"):
+        check_pictures(Endpoint("http://h", max_model_len=20_800), 5)
 
 
 def test_as_many_tokens_as_the_context_has() -> None:
