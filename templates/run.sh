@@ -64,8 +64,8 @@ memory=0.92
 fp8=fp8_per_channel
 [ "${capability//[ .]/}" -ge 89 ] || fp8=fp8_per_tensor
 [ "$PRECISION" = bf16 ] || gpu_args+=(--quantization "$fp8")
-# Without a number vLLM takes all that fits (-1), and here not more than this.
-context=$((prompt_of_images < 28672 ? 32768 : prompt_of_images + 4096))
+# Without a number vLLM takes all that fits (-1), and here not more than this. Pixtral knows 128,000.
+context=$((prompt_of_images < 28672 ? 32768 : prompt_of_images < 123904 ? prompt_of_images + 4096 : 128000))
 [ -n "$MAX_MODEL_LEN" ] || gpu_args+=(--hf-overrides "{\"text_config\": {\"max_position_embeddings\": $context}}")
 echo "On $gpus x $gpu: $PRECISION, ${MAX_MODEL_LEN:-at most $context} tokens of context, $step_tokens a step," \
   "$memory of the memory ${gpu_args[*]}"

@@ -83,25 +83,19 @@ ONE_L4 = (
 SMI = """#!/bin/sh
 case "$*" in
 *topo*) echo "GPU0 X {link}" ;;
-*) for _ in $(seq {count}); do echo "{line}"; done ;;
+*) for _ in $(seq {count}); do echo "{name}, {mib}, {capability}"; done ;;
 esac
 """
-# As nvidia-smi says it: MiB that are more than a program gets, and the compute capability.
-SEEN = {
-    "L4": "NVIDIA L4, 23034, 8.9", "A10G": "NVIDIA A10G, 23028, 8.6", "L40S": "NVIDIA L40S, 46068, 8.9",
-    "A100": "NVIDIA A100-SXM4-40GB, 40960, 8.0", "A100-80GB": "NVIDIA A100 80GB PCIe, 81920, 8.0",
-    "H100": "NVIDIA H100 80GB HBM3, 81559, 9.0", "RTX5090": "NVIDIA GeForce RTX 5090, 32607, 12.0",
-}  # fmt: skip
 
 
-def words(folder: Path, gpu: str, count: int, **envs: str) -> list[str]:
-    """What the script of pixtral.yaml gives to `vllm serve MODEL` on these GPUs."""
+def words(folder: Path, name: str, mib: int, count: int, nvlink: bool, **envs: str) -> list[str]:
+    """What the script of pixtral.yaml gives to `vllm serve MODEL`, where nvidia-smi says this."""
     script = (ROOT / "templates" / "run.sh").read_text()
     choice = script[script.index("# What the GPUs decide") : script.index("start() {")]
     command = script[script.index('vllm serve "$MODEL"') :].partition(" &\n")[0]
     smi = folder / "nvidia-smi"
-    link = "NV12" if GPUS[gpu].nvlink and count > 1 else "SYS"
-    smi.write_text(SMI.format(line=SEEN[gpu], count=count, link=link))
+    link = "NV12" if nvlink else "SYS"
+    smi.write_text(SMI.format(name=name, mib=mib, capability=CAPABILITY[name], count=count, link=link))
     smi.chmod(0o755)
     check = (ROOT / "templates" / "check.sh").read_text()
     stand_in = 'vllm() { shift 2; printf "%s\\n" "$@"; }'
@@ -117,44 +111,67 @@ def words(folder: Path, gpu: str, count: int, **envs: str) -> list[str]:
     return ran.stdout.splitlines()
 
 
-def chosen(folder: Path, gpu: str, count: int, **envs: str) -> dict[str, str]:
+def chosen(*arguments, **envs: str) -> dict[str, str]:
     """The same as values by their flags."""
-    found = words(folder, gpu, count, **envs)
+    found = words(*arguments, **envs)
     return {
         word: "" if after.startswith("--") else after
         for word, after in zip(found, [*found[1:], "--"], strict=True)
     }
 
 
-@pytest.mark.parametrize(
-    ("gpu", "count"),
-    [
-        *((gpu, 1) for gpu in SEEN),
-        *(("L4", n) for n in (2, 4)),
-        ("A10G", 4),
-        *((gpu, 2) for gpu in list(SEEN)[2:]),
-    ],
-)
-def test_the_choice_is_that_of_the_script(tmp_path, gpu, count):
-    ours, kind = settings(gpu, count), GPUS[gpu]
-    mib = int(SEEN[gpu].split(",")[1])
-    assert kind.memory < mib / 1024 < 1.06 * kind.memory
-    flags = chosen(tmp_path, gpu, count, PRECISION="fp8")
-    theirs = Settings(
-        int(flags["--max-num-batched-tokens"]),
-        int(flags["--max-num-seqs"]),
-        float(flags["--gpu-memory-utilization"]),
-        "--disable-custom-all-reduce" not in flags,
+CAPABILITY = {  # NVIDIA's list of GPUs by compute capability
+    "NVIDIA A100-SXM4-40GB": "8.0", "NVIDIA A100 80GB PCIe": "8.0", "NVIDIA A10G": "8.6", "NVIDIA L4": "8.9",
+    "NVIDIA L40S": "8.9", "NVIDIA H100 80GB HBM3": "9.0", "NVIDIA GeForce RTX 5090": "12.0",
+}  # fmt: skip
+# As nvidia-smi says it: MiB that are more than a program gets.
+SEEN = {
+    "L4": ("NVIDIA L4", 23_034), "A10G": ("NVIDIA A10G", 23_028), "L40S": ("NVIDIA L40S", 46_068),
+    "A100": ("NVIDIA A100-SXM4-40GB", 40_960), "A100-80GB": ("NVIDIA A100 80GB PCIe", 81_920),
+    "H100": ("NVIDIA H100 80GB HBM3", 81_559), "RTX5090": ("NVIDIA GeForce RTX 5090", 32_607),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("gpu", "count", "expected"), [
+    ("L4", 1, Settings(4_352, 64, 0.92, True)), ("L4", 2, Settings(4_352, 64, 0.88, False)),
+    ("L4", 4, Settings(4_352, 64, 0.88, False)), ("A10G", 4, Settings(4_352, 64, 0.88, False)),
+    ("L40S", 1, Settings(4_352, 64, 0.92, True)), ("L40S", 2, Settings(4_352, 64, 0.92, False)),
+    ("A100", 1, Settings(4_352, 64, 0.92, True)), ("A100-80GB", 1, Settings(4_352, 64, 0.92, True)),
+    ("H100", 1, Settings(8_192, 64, 0.92, True)), ("H100", 2, Settings(8_192, 64, 0.92, True)),
+    ("RTX5090", 2, Settings(4_352, 64, 0.92, False)),
+])  # fmt: skip
+def test_the_choice_is_that_of_the_script(tmp_path, gpu, count, expected):
+    assert settings(gpu, count) == expected
+    name, mib = SEEN[gpu]
+    assert GPUS[gpu].memory < mib / 1024 < 1.06 * GPUS[gpu].memory
+    flags = chosen(tmp_path, name, mib, count, GPUS[gpu].nvlink and count > 1)
+    assert flags["--tensor-parallel-size"] == str(count)
+    assert (int(flags["--max-num-batched-tokens"]), int(flags["--max-num-seqs"])) == (
+        expected.batched_tokens,
+        expected.sequences,
     )
-    assert theirs == ours
-    assert flags["--quantization"] == fit.quantization(gpu)
+    assert float(flags["--gpu-memory-utilization"]) == expected.memory_utilization
+    assert ("--disable-custom-all-reduce" not in flags) == expected.custom_all_reduce
+    assert "--quantization" not in flags
     assert "--kv-cache-dtype" not in flags
 
 
-@pytest.mark.parametrize("images", [4, 6, 7, 8])
+@pytest.mark.parametrize("images", [1, 4, 6, 7, 8, 30])
 def test_the_context_is_that_of_the_script(tmp_path, images):
-    flags = chosen(tmp_path, "L4", 1, MAX_IMAGES=str(images))
+    flags = chosen(tmp_path, *SEEN["L4"], 1, False, MAX_IMAGES=str(images), PRECISION="fp8")
+    assert flags["--max-model-len"] == "-1"
     assert f'"max_position_embeddings": {fit.default_context(images)}}}' in flags["--hf-overrides"]
+    assert fit.default_context(images) == {7: 33_216, 8: 37_376, 30: 128_000}.get(images, 32_768)
+    given = chosen(tmp_path, *SEEN["L4"], 1, False, MAX_MODEL_LEN="20480")
+    assert (given["--max-model-len"], "--hf-overrides" in given) == ("20480", False)
+
+
+@pytest.mark.parametrize("gpu", ["L4", "A10G", "L40S", "A100", "H100", "RTX5090"])
+def test_the_quantization_is_that_of_the_script(tmp_path, gpu):
+    flags = chosen(tmp_path, *SEEN[gpu], 1, False, PRECISION="fp8")
+    assert flags["--quantization"] == fit.quantization(gpu)
+    assert GPUS[gpu].fp8 == (gpu not in ("A10G", "A100"))
+    assert "--kv-cache-dtype" not in flags
 
 
 # What holds it

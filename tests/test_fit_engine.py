@@ -17,7 +17,7 @@ import pytest
 from pixtral_sky import engine, fit, task
 from pixtral_sky.fit import GIB, GPUS, PRECISIONS
 from pixtral_sky.model import MAX_IMAGE_TOKENS, PARAMETERS, TENSOR_PARALLEL
-from tests.test_fit import SEEN, named, words
+from tests.test_fit import CAPABILITY, SEEN, named, words
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -66,7 +66,7 @@ MACHINES = machines()
 
 
 def capability(gpu: str) -> list[int]:
-    return [int(part) for part in SEEN[gpu].split(", ")[2].split(".")]
+    return [int(part) for part in CAPABILITY[SEEN[gpu][0]].split(".")]
 
 
 def machine(folder: Path, gpu: str, count: int, precision: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def machine(folder: Path, gpu: str, count: int, precision: str) -> dict[str, Any
     return {
         "count": count,
         "capability": capability(gpu),
-        "flags": words(folder, gpu, count, PRECISION=precision),
+        "flags": words(folder, *SEEN[gpu], count, GPUS[gpu].nvlink and count > 1, PRECISION=precision),
         "total": int(total * GIB),
         "free": int((total - GONE[min(count, 2)]) * GIB),
         "besides": int(BESIDES * GIB),
