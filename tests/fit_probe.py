@@ -21,6 +21,7 @@ os.environ["VLLM_LOGGING_LEVEL"] = "CRITICAL"
 import mistral_common
 import torch
 import vllm.model_executor.kernels.linear as kernels
+import vllm.model_executor.kernels.linear.scaled_mm.marlin as marlin
 import vllm.model_executor.layers.activation as activation
 import vllm.model_executor.layers.layernorm as layernorm
 import vllm.model_executor.layers.linear as linear
@@ -56,7 +57,7 @@ from vllm.platforms.cuda import CudaPlatformBase  # noqa: E402
 class Cuda(CudaPlatformBase):
     """What the choice of a kernel for FP8 looks at: that it is CUDA, and which."""
 
-    capability = (8, 9)
+    capability: tuple[int, int]
 
     @classmethod
     def get_device_capability(cls, device_id=0):
@@ -124,6 +125,17 @@ KERNELS = {
     ),
     (ops, "cutlass_scaled_mm"): lambda a, b, out_dtype, **_: a.new_empty(
         a.shape[0], b.shape[1], dtype=out_dtype
+    ),
+    # For GPUs without FP8 units: Marlin keeps the weights in another order.
+    (ops, "scaled_fp8_quant"): lambda weight, scale, **_: (
+        torch.empty_like(weight, dtype=torch.float8_e4m3fn),
+        scale,
+    ),
+    (ops, "gptq_marlin_repack"): lambda b_q_weight, size_k, size_n, num_bits, **_: b_q_weight.new_empty(
+        size_k // 16, size_n * 16 // (32 // num_bits)
+    ),
+    (marlin, "apply_fp8_marlin_linear"): lambda **given: given["input"].new_empty(
+        *given["input"].shape[:-1], given["size_n"]
     ),
     # csrc/libtorch_stable/quantization/w8a8/cutlass/scaled_mm_entry.cu, with CUDA 12.4 or newer
     (ops, "cutlass_scaled_mm_supports_fp8"): lambda capability: capability >= 89,
@@ -243,6 +255,7 @@ def cached(made, specs, gpus, free, limit):
 
 def of_model(gpus, precision):
     """The model in parts on so many GPUs, and what memory that is left holds."""
+    Cuda.capability = (8, 9)
     quantized = [] if precision == "bf16" else ["--quantization", "fp8_per_channel"]
     formats = [f"--{name}=mistral" for name in ("config-format", "tokenizer-mode")]
     limits = ["--max-model-len", "-1", "--limit-mm-per-prompt", '{"image": 4}']
@@ -326,6 +339,7 @@ def buffers(made):
 def of_machine(machine):
     """What vLLM does on GPUs with the script's flags; ``besides``: bytes that no tensor of the model takes."""
     gpus = machine["count"]
+    Cuda.capability = tuple(machine["capability"])
     join(gpus)
     made = config(machine["flags"])
     limit = made.model_config.max_model_len
@@ -391,7 +405,6 @@ def of_capability(capability):
                 )
             except ValueError as error:
                 refused = str(error)
-    Cuda.capability = (8, 9)
     return {"kernel": kernel.__name__, "refused": refused}
 
 
