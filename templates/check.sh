@@ -11,6 +11,7 @@ step() { echo "== $*"; }
 [[ $IDLE_MINUTES =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "IDLE_MINUTES=$IDLE_MINUTES is no number of minutes (0: never)."
 [[ $START_MINUTES =~ ^[0-9]+$ ]] || fail "START_MINUTES=$START_MINUTES is no whole number of minutes."
 [[ $MAX_BODY_MIB =~ ^[1-9][0-9]*$ ]] || fail "MAX_BODY_MIB=$MAX_BODY_MIB is no number of MiB."
+[[ $PORT =~ ^[1-9][0-9]{0,4}$ ]] || fail "PORT=$PORT is no port."
 # Other characters change on their way through YAML, JSON and a header.
 [[ $PIXTRAL_API_KEY =~ ^[A-Za-z0-9._~+/=-]*$ ]] || fail "PIXTRAL_API_KEY has characters that a key cannot have. Make one: openssl rand -hex 32"
 if [ -n "$SKYPILOT_SERVE_REPLICA_ID" ] && [ -z "$PIXTRAL_API_KEY" ]; then # it would never be ready

@@ -464,7 +464,7 @@ def test_setup_with_no_hub(machine):
 @pytest.mark.parametrize(("name", "values"), [
     ("MAX_IMAGES", ["four", "4 pics", "08", "0", ""]), ("MAX_MODEL_LEN", ["32k", "-2", "0"]), ("PRECISION", ["fp16", "", "FP8", "fp8 "]),
     ("MODEL_REVISION", ["", "a b", "-x", "$(id)"]), ("PACKAGES_AS_OF", ["today", "2026-1-1", "2026-01-01T00"]),
-    ("IDLE_MINUTES", ["30 min", "nan", "inf", "-1", ""]), ("START_MINUTES", ["1.5", "-1", ""]), ("MAX_BODY_MIB", ["0", "-1", "inf", ""]),
+    ("IDLE_MINUTES", ["30 min", "nan", "inf", "-1", ""]), ("START_MINUTES", ["1.5", "-1", ""]), ("MAX_BODY_MIB", ["0", "-1", "inf", ""]), ("PORT", ["", "0", "http", "123456"]),
     ("PIXTRAL_API_KEY", ["with space", 'a"b', "a\\b", "\u00fc", "a\nb", "$(id)"]),
 ])  # fmt: skip
 def test_a_value_that_is_none_is_said_at_once(machine, script, name, values):
