@@ -177,7 +177,7 @@ class _Examination:
             return f"{model} is a directory on the machine: no token is needed"
         token = hub.token()
         self.secrets.add(token)
-        if why := hub.check(model, token):
+        if why := hub.check(model, token, self.the_task.envs.get("MODEL_REVISION") or "main"):
             raise _Unchecked(why, "" if token else "There is no token here: export HF_TOKEN=...")
         return f"the token opens {model}" if token else f"{model} is open to all"
 

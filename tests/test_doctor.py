@@ -431,6 +431,14 @@ def test_a_model_that_is_open_to_all(examine: Examine, monkeypatch: pytest.Monke
         assert examine().texts["Hugging Face"] == f"{MODEL} is open to all"
 
 
+def test_the_revision_of_the_task_file(examine: Examine, fake_hub: FakeHub, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"setup: vllm==0.1.2\nrun: vllm serve\nenvs: {{MODEL: {MODEL}, MODEL_REVISION: v2}}\n")
+    result = examine("--file", file)
+    assert result.texts["Hugging Face"].endswith("Check MODEL and MODEL_REVISION.")
+    assert fake_hub.seen == [(f"/{MODEL}/resolve/v2/params.json", OPENS)]
+
+
 @pytest.mark.parametrize("token", [OPENS, ""])
 def test_offline(examine: Examine, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
     with FakeHub() as fake:
