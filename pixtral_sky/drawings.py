@@ -1,4 +1,4 @@
-"""The pictures of the check of answers. What they show is in the constants, where the right answers come from.
+"""The pictures of the check of answers. What they show is in the constants: the right answers are there.
 
 Each is drawn anew, without chance, in the font that Pillow brings, and is at most 1024 pixels a side: the
 model sees it as it is.

@@ -65,7 +65,8 @@ def check(model: str, token: str, revision: str = "main") -> str:
         raise HubError(f"{model[:100]!r} is neither a model on the Hub nor a directory.", "Check MODEL.")
     if not re.fullmatch(r"[A-Za-z0-9][\w./-]*", revision, re.ASCII):
         raise HubError(
-            f"{revision[:100]!r} is no revision of a model.", "Check MODEL_REVISION; main: newest."
+            f"{revision[:100]!r} is no revision of a model.",
+            "Check MODEL_REVISION: a branch, a tag or a commit.",
         )
     # Refused before it is sent, as the errors of the libraries below would quote it.
     if not re.fullmatch(r"[A-Za-z0-9_-]*", token):
