@@ -52,7 +52,7 @@ render:  ## write pixtral.yaml, service.yaml and the files of examples/ that com
 	@touch $@
 
 .venv/dev: .venv/bin/pip pyproject.toml
-	$(BIN)/pip install --quiet --editable ".[rehearse,heic]" --group dev
+	$(BIN)/pip install --quiet --editable ".[rehearse,heic,slurm]" --group dev
 	@touch $@
 
 clean:

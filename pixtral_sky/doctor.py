@@ -7,7 +7,6 @@ server is started where there is none. The picture counts as use: an idle server
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import re
@@ -23,7 +22,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from pixtral_sky import __version__, hub, images, sdk, state, task
+from pixtral_sky import __version__, extras, hub, images, sdk, state, task
 from pixtral_sky.asking import learn, messages, printable
 from pixtral_sky.client import Client
 from pixtral_sky.endpoint import Endpoint, find
@@ -140,9 +139,9 @@ class _Examination:
         return f"{self.the_task.path}, with vLLM {self.the_task.vllm_version}"
 
     def skypilot(self) -> str:
-        version, made_for = sdk.installed(), _made_for()
+        version, made_for = sdk.installed(), extras.skypilot()
         if not version:
-            raise PixtralSkyError("It is not installed; a launch needs it.", 'pip install "pixtral-sky[sky]"')
+            raise PixtralSkyError("It is not installed; a launch needs it.", extras.install_skypilot())
         return version if made_for in ("", version) else f"{version}; {made_for} is what was tested"
 
     def infra(self) -> str:
@@ -331,13 +330,3 @@ class _Examination:
 
 def _is_this_machine(url: str) -> bool:
     return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-
-
-def _made_for() -> str:
-    """The version of SkyPilot that this package asks for; empty when it was not installed as one."""
-    try:
-        wanted = importlib.metadata.requires("pixtral-sky") or []
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-    found = (re.match(r"skypilot(?:\[[^\]]*\])?==([\w.]+)", each) for each in wanted)
-    return next((match[1] for match in found if match), "")

@@ -331,8 +331,9 @@ def test_no_skypilot(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sdk, "installed", lambda: "")
     result = examine()
     assert result.code == 1
-    assert (
-        result.texts["SkyPilot"] == 'It is not installed; a launch needs it. pip install "pixtral-sky[sky]"'
+    assert result.texts["SkyPilot"] == (
+        "It is not installed; a launch needs it. "
+        "pip install 'skypilot[aws]==0.14.1' (or [gcp], [azure], [kubernetes], [slurm]: your cloud)"
     )
     assert {subject: mark for subject, mark in result.not_ok.items() if "Sky" in subject} == {
         "SkyPilot": "FAIL",
