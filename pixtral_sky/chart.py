@@ -60,7 +60,7 @@ def draw(path: Path, ask: Ask, on_demand: Sequence[Option], spot: Sequence[Optio
             )
     for row in range(0, len(rows), 2):
         axes.axhspan(row - 0.5, row + 0.5, color="#f5f6f8", zorder=0)
-    axes.set_yticks(list(rows.values()), [f"{gpus}  {cloud}" for gpus, cloud in rows])
+    axes.set_yticks(list(rows.values()), ["  ".join(who) for who in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the best on top
     axes.set_xlim(0, widest * 1.15)  # with room for the last label
     axes.xaxis.set_major_formatter("${x:.2f}")
@@ -68,7 +68,7 @@ def draw(path: Path, ask: Ask, on_demand: Sequence[Option], spot: Sequence[Optio
     axes.tick_params(axis="y", length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.set_xlabel("for 1,000 pictures; dot: the safe end of the estimate, bar: its range", fontsize=9)
+    axes.set_xlabel("for 1,000 pictures, on machines with their disks; dot: the safe end of the estimate, bar: its range", fontsize=9)
     axes.set_title(
         f"What 1,000 pictures cost with Pixtral 12B\n"
         f"{workload.images} of {workload.width}x{workload.height} a request, {load}",
@@ -79,5 +79,5 @@ def draw(path: Path, ask: Ask, on_demand: Sequence[Option], spot: Sequence[Optio
     figure.savefig(path)
 
 
-def _who(option: Option) -> tuple[str, str]:
-    return option.machine.gpus, option.offer.cloud
+def _who(option: Option) -> tuple[str, str, str]:
+    return option.machine.gpus, option.machine.fit.precision, option.offer.cloud

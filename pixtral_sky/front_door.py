@@ -7,14 +7,18 @@ PIXTRAL_API_KEY  asked for on every route but GET /health; empty: on none, but t
                  for localhost (and the script that starts vLLM listens on 127.0.0.1 only)
 IDLE_MINUTES     ends the server after that long without a request; 0 or empty: never
 MAX_BODY_MIB     the largest request body (32)
+FRONT_DOOR_STATE a folder for a server that is started again: its file "last_request" is as old as the last
+                 request; "idle" is there when the idle clock has ended the server
 """
 
 import asyncio
+import contextlib
 import hmac
 import json
 import os
 import signal
 import time
+from pathlib import Path
 
 OPEN = {("GET", "/health")}
 PROBES = {("GET", "/v1/models"), ("GET", "/metrics")}  # with the key; they keep no idle server alive
@@ -41,6 +45,7 @@ class FrontDoor:
         self.key = os.environ.get("PIXTRAL_API_KEY", "").encode()
         self.idle_seconds = float(os.environ.get("IDLE_MINUTES") or 0) * 60
         self.max_body = int(float(os.environ.get("MAX_BODY_MIB") or 32) * 2**20)
+        self.state = os.environ.get("FRONT_DOOR_STATE", "") if self.idle_seconds > 0 else ""
         self.in_flight = 0
         self.last_request = time.monotonic()
 
@@ -61,11 +66,13 @@ class FrontDoor:
             return await self.app(scope, receive, send)
 
         self.in_flight += 1
+        self.write("last_request")
         try:
             await self.limited(scope, receive, send)
         finally:
             self.in_flight -= 1
             self.last_request = time.monotonic()
+            self.write("last_request")
 
     def has_key(self, scope):
         headers = [(name.lower(), value) for name, value in scope["headers"]]
@@ -122,14 +129,31 @@ class FrontDoor:
             if clock:
                 clock.cancel()
 
+    def write(self, name):
+        """Write a file for the script, and for the next server. A full disk is no reason to fail."""
+        if self.state:
+            with contextlib.suppress(OSError):
+                Path(self.state, name).touch()
+
+    def seconds_since_last_request(self):
+        """Those of the server before this one, too; 0 where there was none."""
+        if self.state:
+            with contextlib.suppress(OSError):
+                return max(time.time() - Path(self.state, "last_request").stat().st_mtime, 0)
+        self.write("last_request")
+        return 0
+
     async def idle_clock(self):
-        self.last_request = time.monotonic()  # from when the server is up, not while it loads the model
-        left = self.idle_seconds
-        while left > 0:
+        left = self.idle_seconds - self.seconds_since_last_request()
+        self.last_request = time.monotonic() + left - self.idle_seconds
+        while True:
             await asyncio.sleep(max(min(left, self.idle_seconds), 0.5))
             patience = self.idle_seconds + (STALLED if self.in_flight else 0)
             left = self.last_request + patience - time.monotonic()
+            if left <= 0:
+                break
         print(f"front door: no request for {self.idle_seconds / 60:g} minutes: ending the server", flush=True)
+        self.write("idle")
         os.kill(os.getpid(), signal.SIGTERM)  # vLLM's own way to end: answers are finished, the GPU is freed
 
 

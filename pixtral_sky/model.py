@@ -14,8 +14,15 @@ PARAMETERS = 12_682_739_712
 WEIGHT_BYTES = PARAMETERS * 2  # bf16; 23.62 GiB
 
 LAYERS = 40
+HEADS = 32
 KV_HEADS = 8
 HEAD_DIM = 128
+HIDDEN = 5_120  # params.json: dim
+MLP = 14_336  # params.json: hidden_dim
+VOCABULARY = 131_072  # params.json: vocab_size
+# Weights that each token is multiplied with, in all layers of the decoder: 10,905,190,400.
+DECODER = LAYERS * (HIDDEN * HEAD_DIM * (HEADS + 2 * KV_HEADS) + HEADS * HEAD_DIM * HIDDEN + 3 * HIDDEN * MLP)
+OUTPUT = HIDDEN * VOCABULARY  # the output head: once a prompt, and once a token of an answer
 # Keys and values of one token over all layers, in bf16: 163,840 bytes.
 KV_BYTES_PER_TOKEN = 2 * LAYERS * KV_HEADS * HEAD_DIM * 2
 

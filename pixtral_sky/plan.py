@@ -8,6 +8,7 @@ other way round, the high end decides.
 from __future__ import annotations
 
 import decimal
+import itertools
 import json
 import math
 import re
@@ -17,7 +18,7 @@ from typing import Any
 
 from pixtral_sky import roofline
 from pixtral_sky.errors import UsageError
-from pixtral_sky.fit import GPUS, MODEL_CONTEXT, Fit, Workload, fits
+from pixtral_sky.fit import GPUS, MODEL_CONTEXT, PRECISIONS, Fit, Workload, default_context, fits
 from pixtral_sky.model import MAX_IMAGE_TOKENS, TENSOR_PARALLEL
 from pixtral_sky.prices import Offer
 from pixtral_sky.roofline import Range
@@ -30,12 +31,12 @@ STAND_IN = 2
 class Ask:
     """What is asked for: requests like ``workload``, and how many.
 
-    ``context`` and ``max_images`` are MAX_MODEL_LEN and MAX_IMAGES of the server. ``qps``: so many requests
-    a second, at the busiest. ``total``: so many pictures.
+    ``context`` and ``max_images`` are MAX_MODEL_LEN and MAX_IMAGES of the server; a context of None is the
+    script's choice. ``qps``: so many requests a second, at the busiest. ``total``: so many pictures.
     """
 
     workload: Workload
-    context: int
+    context: int | None
     max_images: int
     qps: float | None = None
     total: int | None = None
@@ -54,18 +55,33 @@ class Machine:
         """As for --gpus: L4:2."""
         return f"{self.fit.gpu}:{self.fit.count}"
 
+    @property
+    def precision(self) -> str:
+        return self.fit.precision
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """GPUs that do not hold it in a precision, and why, in a line."""
+
+    gpus: str
+    precision: str
+    why: str
+
 
 @dataclass(frozen=True)
 class Option:
     """A machine at a price: what the work costs on it.
 
-    ``hourly`` are USD an hour of one; ``cost`` are USD for 1,000 pictures. ``replicas`` are those that carry
-    Ask.qps, ``seconds`` what one of them takes for Ask.total; (0, 0) where that is not asked for.
+    ``hourly`` are USD an hour of one, and ``whole`` those with its disk, where its price is known. ``cost`` are
+    USD for 1,000 pictures, by ``whole``. ``replicas`` are those that carry Ask.qps, ``seconds`` what one of
+    them takes for Ask.total; (0, 0) where that is not asked for.
     """
 
     machine: Machine
     offer: Offer
     hourly: float
+    whole: float
     cost: Range
     replicas: tuple[int, int]
     seconds: Range
@@ -76,6 +92,7 @@ class Measurement:
     """What ``vllm bench serve`` has measured: requests a second on GPUs (L4:2), and tokens of an answer."""
 
     gpus: str
+    precision: str
     rate: float
     answer: float | None
 
@@ -85,7 +102,7 @@ class Measurement:
 
 def asked(
     workload: Workload,
-    context: int,
+    context: int | None,
     max_images: int,
     qps: float | None = None,
     total: int | None = None,
@@ -107,13 +124,13 @@ def asked(
     ):
         if value < least:
             raise UsageError(f"{name} is a whole number from {least} on, not {value}.")
-    if context != -1 and not 1 <= context <= MODEL_CONTEXT:
+    if context not in (None, -1) and not 1 <= context <= MODEL_CONTEXT:
         raise UsageError(
             f"--context is a number of tokens from 1 to {MODEL_CONTEXT:,}, or -1 for all, not {context}."
         )
-    limit = MODEL_CONTEXT if context == -1 else context
-    if workload.images > max_images or limit <= max_images * MAX_IMAGE_TOKENS:
+    if workload.images > max_images or _limit(context, max_images) <= max_images * MAX_IMAGE_TOKENS:
         max_images = workload.images
+    limit = _limit(context, max_images)
     pictures = max_images * MAX_IMAGE_TOKENS
     needed = max(pictures + workload.text + workload.answer, workload.tokens)
     more = f"For example: --context {needed}" if needed <= MODEL_CONTEXT else "Less of it: --images"
@@ -130,6 +147,13 @@ def asked(
             more,
         )
     return Ask(workload, context, max_images, qps, total)
+
+
+def _limit(context: int | None, max_images: int) -> int:
+    """The most tokens that a request may have, whatever the GPUs are."""
+    if context is None:
+        return default_context(max_images)
+    return MODEL_CONTEXT if context == -1 else context
 
 
 def size(text: str) -> tuple[int, int]:
@@ -159,13 +183,22 @@ def gpus(text: str | None) -> list[tuple[str, int]]:
     return list(found)
 
 
+def precisions(text: str) -> tuple[str, ...]:
+    """Those of ``bf16``, ``fp8`` or ``both``. Raises UsageError."""
+    if text == "both":
+        return PRECISIONS
+    if text not in PRECISIONS:
+        raise UsageError(f"--precision is bf16, fp8 or both, not {text!r}.")
+    return (text,)
+
+
 def measurement(text: str, name: str, images: int) -> Measurement:
     """What the file ``name`` of ``vllm bench serve --save-result`` says of requests with so many pictures.
 
     The keys are those of vLLM 0.32, ``vllm/benchmarks/serve.py``. Raises UsageError with what to add to its
     command.
     """
-    again = f"Run vllm bench serve with: --save-result --metadata gpus=L4:2 images={images}"
+    again = f"Run vllm bench serve with: --save-result --metadata gpus=L4:2 images={images} precision=bf16"
     try:
         found: Any = json.loads(text)
     except ValueError:
@@ -193,30 +226,40 @@ def measurement(text: str, name: str, images: int) -> Measurement:
             f"{name} sent {sent} requests a second: whether more could be answered is not known.",
             "Run vllm bench serve with: --request-rate inf",
         )
+    precision = str(found.get("precision", "bf16"))
+    if precision not in PRECISIONS:
+        raise UsageError(f"{name} was measured in {precision!r}, which is neither bf16 nor fp8.", again)
     done, tokens = found.get("completed"), found.get("total_output_tokens")
-    return Measurement(f"{gpu}:{count}", float(rate), tokens / done if done and tokens else None)
+    return Measurement(f"{gpu}:{count}", precision, float(rate), tokens / done if done and tokens else None)
 
 
 # What carries it ------------------------------------------------------------------------------------------
 
 
 def machines(
-    ask: Ask, wanted: Iterable[tuple[str, int]], measured: Mapping[str, Range]
-) -> tuple[list[Machine], dict[str, str]]:
-    """Those that hold it, and why the others do not. ``measured``: requests a second of some (L4:2)."""
+    ask: Ask,
+    wanted: Iterable[tuple[str, int]],
+    measured: Mapping[tuple[str, str], Range],
+    precisions: Sequence[str] = PRECISIONS,
+) -> tuple[list[Machine], list[Unfit]]:
+    """Those that hold it, and why the others do not.
+
+    ``measured``: requests a second of some, by their GPUs (L4:2) and precision.
+    """
     found: list[Machine] = []
-    unfit: dict[str, str] = {}
-    for gpu, count in wanted:
+    unfit: list[Unfit] = []
+    for (gpu, count), precision in itertools.product(wanted, precisions):
+        fit = fits(gpu, count, ask.context, ask.max_images, ask.workload, precision)
         name = f"{gpu}:{count}"
-        fit = fits(gpu, count, ask.context, ask.max_images, ask.workload)
-        if not fit.fits:
-            unfit[name] = fit.why_not
-        elif not fit.requests:
+        why = fit.why_not
+        if fit.fits and not fit.requests:
             # With a context of all that fits, that may be too little for this request.
-            unfit[name] = f"{name} holds a context of about {fit.context:,} tokens, and a request is more."
+            why = f"{name} holds a context of about {fit.context:,} tokens, and a request is more."
+        if why:
+            unfit.append(Unfit(name, precision, why))
         else:
-            rate = measured.get(name) or roofline.speed(fit, ask.workload).requests
-            found.append(Machine(fit, rate, name in measured))
+            rate = measured.get((name, precision)) or roofline.speed(fit, ask.workload).requests
+            found.append(Machine(fit, rate, (name, precision) in measured))
     return found, unfit
 
 
@@ -235,20 +278,33 @@ def options(ask: Ask, machines: Iterable[Machine], offers: Iterable[Offer], spot
 
     ``spot``: at the price of spare capacity; what has none is left out.
     """
-    known = {(machine.fit.gpu, machine.fit.count): machine for machine in machines}
+    held: dict[tuple[str, int], list[Machine]] = {}
+    for machine in machines:
+        held.setdefault((machine.fit.gpu, machine.fit.count), []).append(machine)
     cheapest: dict[tuple[str, int, str], tuple[float, Offer]] = {}
     for offer in offers:
         hourly = offer.spot if spot else offer.hourly
-        if hourly is None or (offer.gpu, offer.count) not in known:
+        if hourly is None or (offer.gpu, offer.count) not in held:
             continue
         key = (offer.gpu, offer.count, offer.cloud)
         # The region's name is a tie's end, so that a plan does not depend on the order of a catalog.
         if key not in cheapest or (hourly, offer.region) < (cheapest[key][0], cheapest[key][1].region):
             cheapest[key] = (hourly, offer)
     found = [
-        _option(ask, known[offer.gpu, offer.count], offer, hourly) for hourly, offer in cheapest.values()
+        _option(ask, machine, offer, hourly)
+        for hourly, offer in cheapest.values()
+        for machine in held[offer.gpu, offer.count]
     ]
-    return sorted(found, key=lambda each: (each.cost.high, each.hourly, each.machine.gpus, each.offer.cloud))
+    return sorted(
+        found,
+        key=lambda each: (
+            each.cost.high,
+            each.whole,
+            each.machine.gpus,
+            each.machine.precision,
+            each.offer.cloud,
+        ),
+    )
 
 
 def needed(ask: Ask, machine: Machine) -> tuple[int, int]:
@@ -273,14 +329,15 @@ def usd(value: float) -> str:
 
 def _option(ask: Ask, machine: Machine, offer: Offer, hourly: float) -> Option:
     count = needed(ask, machine)
+    whole = hourly + (offer.disk or 0)
     if ask.qps is not None:
         # Replicas cost money whether they are busy or not: the pictures are those that come.
-        low, high = (hourly * each / ask.qps for each in count)
+        low, high = (whole * each / ask.qps for each in count)
     else:
-        low, high = hourly / machine.rate.high, hourly / machine.rate.low
+        low, high = whole / machine.rate.high, whole / machine.rate.low
     thousand = 1_000 / 3_600 / ask.workload.images
     cost = Range(low * thousand, high * thousand)
-    return Option(machine, offer, hourly, cost, count, seconds(ask, machine))
+    return Option(machine, offer, hourly, whole, cost, count, seconds(ask, machine))
 
 
 # As a service ---------------------------------------------------------------------------------------------
@@ -289,14 +346,17 @@ def _option(ask: Ask, machine: Machine, offer: Offer, hourly: float) -> Option:
 def accelerators(options: Sequence[Option]) -> list[str]:
     """The best machine (L4:2), and those that may stand in for it, in the order of the plan.
 
-    A service has one target for all its replicas, so a stand-in answers as many requests as the best.
+    A service has one target and one precision for all its replicas, so a stand-in has the same, and answers as
+    many requests as the best.
     """
     best = options[0]
     return list(
         dict.fromkeys(
             each.machine.gpus
             for each in options
-            if each.machine.rate.low >= best.machine.rate.low and each.hourly <= STAND_IN * best.hourly
+            if each.machine.precision == best.machine.precision
+            and each.machine.rate.low >= best.machine.rate.low
+            and each.hourly <= STAND_IN * best.hourly
         )
     )
 
@@ -330,20 +390,24 @@ def service_file(
             text = _with(text, name, json.dumps(value), reasons[name], after)
         after = name
     kinds = accelerators(options)
+    # What stands above them is about the file's own.
+    text = re.sub(r"(?m)(?:^ *#.*\n)+(?=^ *accelerators:)", "", text)
+    order = "in this order, by the cost of the work: the first that can be had is taken"
     text = _with(
-        text,
-        "accelerators",
-        json.dumps(kinds),
-        "in this order, by the cost of the work" if len(kinds) > 1 else "the least cost of the work",
+        text, "accelerators", json.dumps(kinds), order if len(kinds) > 1 else "the least cost of the work"
     )
-    # A set is taken by the price an hour; a list, in its order.
-    text = text.replace("the cheapest that can be had is taken", "the first that can be had is taken")
     if spot:
         text = _with(text, "use_spot", "true", "the ordinary ones come from the policy above", "accelerators")
-    for name, wanted in (("MAX_IMAGES", ask.max_images), ("MAX_MODEL_LEN", ask.context)):
+    for name, wanted in server_envs(ask, best.machine.precision).items():
         if config["envs"][name] != wanted:
-            text = _with(text, name, str(wanted), "as planned")
+            text = _with(text, name, json.dumps(wanted).strip('"'), "as planned")
     return text
+
+
+def server_envs(ask: Ask, precision: str) -> dict[str, str | int]:
+    """The envs of a server that does it."""
+    context = "" if ask.context is None else ask.context
+    return {"PRECISION": precision, "MAX_IMAGES": ask.max_images, "MAX_MODEL_LEN": context}
 
 
 def _with(text: str, name: str, value: str, why: str, after: str = "") -> str:

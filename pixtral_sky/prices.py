@@ -2,7 +2,7 @@
 
 No account is needed, and no API server: the catalogs are read in this process. SkyPilot downloads those that
 are not there or are out of date. On GCP, where a GPU is added to a host, a price is that of both, as the
-optimizer has it (``tests/test_prices.py``).
+optimizer has it (``tests/test_prices.py``). Disks are not in these catalogs: they are listed below.
 """
 
 from __future__ import annotations
@@ -18,6 +18,39 @@ from pixtral_sky.sdk import shown, sky_sdk
 
 OWN = ("kubernetes", "slurm", "ssh", "vsphere")  # of SkyPilot's clouds; machines of one's own have no price
 
+# What a disk costs besides the machine, as SkyPilot 0.14.1 orders it for a task without disk_tier ("medium"):
+# list prices in USD a month, in the cloud's first region in the US, as of:
+DISK_PRICES_OF = "November 2026"
+MONTH = 730  # hours
+# AWS (sky/clouds/aws.py): gp3 with 3,500 IOPS and 218 MB/s, of which 3,000 and 125 cost nothing. 0.08 a GB, 0.005
+# an IOPS, 0.04 a MB/s: aws.amazon.com/ebs/pricing; github.com/aws/agent-toolkit-for-aws, ebs-optimization.md.
+AWS_GB, AWS_SPEED = 0.08, (3_500 - 3_000) * 0.005 + (218 - 125) * 0.04
+# Azure (azure.py): Premium SSD, by the next size up: P10, P15, P20 and P30, LRS. Azure's Retail Prices API for
+# eastus (P15: 38.012142 on 2026-09-20), azure.microsoft.com/pricing/details/managed-disks.
+AZURE_SIZES = {128: 19.71, 256: 38.01, 512: 73.22, 1_024: 135.17}
+GB_MONTH = {
+    # gcp.py: pd-balanced; cloud.google.com/compute/disks-image-pricing. A few machines (H200, B200,
+    # RTX PRO 6000) have hyperdisk-balanced, which is 0.08.
+    "gcp": 0.10,
+    # The container's disk: docs.runpod.io/pods/storage
+    "runpod": 0.10,
+    # SkyPilot orders none (templates/lambda-ray.yml.j2): a machine has its own.
+    "lambda": 0.0,
+}
+
+
+def disk_hourly(cloud: str, gb: int) -> float | None:
+    """USD an hour for the disk of ``gb`` GB that SkyPilot orders with a machine; None: not known here."""
+    if cloud == "aws":
+        month = gb * AWS_GB + AWS_SPEED
+    elif cloud == "azure" and gb <= max(AZURE_SIZES):
+        month = next(price for size, price in AZURE_SIZES.items() if gb <= size)
+    elif cloud in GB_MONTH:
+        month = gb * GB_MONTH[cloud]
+    else:
+        return None
+    return month / MONTH
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -30,6 +63,7 @@ class Offer:
     machine: str  # the cloud's name for it: g6e.xlarge
     hourly: float
     spot: float | None  # None: it has none
+    disk: float | None = None  # besides; None: not known
 
 
 @dataclass(frozen=True)
@@ -45,11 +79,12 @@ def read(
     memory: float,
     clouds: Sequence[str] = (),
     ports: bool = False,
+    disk_gb: int = 0,
 ) -> Prices:
     """What ``clouds`` (none: all that have catalogs) ask for machines with so many of these GPUs.
 
-    A machine has ``cpus`` vCPUs and ``memory`` GB at least. ``ports``: only of clouds that open ports. A
-    cloud whose catalog cannot be had is left out. Raises UsageError for a cloud that is none.
+    A machine has ``cpus`` vCPUs and ``memory`` GB at least, and a disk of ``disk_gb``. ``ports``: only of
+    clouds that open ports. A cloud whose catalog cannot be had is left out. Raises UsageError for a cloud that is none.
     """
     offers: list[Offer] = []
     left_out: dict[str, str] = {}
@@ -67,14 +102,15 @@ def read(
                     all_regions=True,
                     clouds=[cloud],
                 )
+                disk = disk_hourly(cloud, disk_gb)
                 offers += [
                     offer
                     for each in found.values()
                     for row in each
-                    if (offer := _offer(cloud, row, counts, cpus, memory))
+                    if (offer := _offer(cloud, row, counts, cpus, memory, disk))
                 ]
             except Exception as error:  # a broken catalog raises anything
-                left_out[cloud] = _why(error)
+                left_out[cloud] = why(error)
     return Prices(tuple(offers), left_out)
 
 
@@ -100,7 +136,9 @@ def _opens_ports(sky: Any, cloud: str) -> bool:
     return True
 
 
-def _offer(cloud: str, row: Any, counts: Sequence[int], cpus: float, memory: float) -> Offer | None:
+def _offer(
+    cloud: str, row: Any, counts: Sequence[int], cpus: float, memory: float, disk: float | None
+) -> Offer | None:
     """A row of SkyPilot's (``InstanceTypeInfo``); None: not what is wanted, or no price known."""
     # A size that is not known (NaN) is no size, to SkyPilot as well.
     if row.accelerator_count not in counts or not (row.cpu_count >= cpus and row.memory >= memory):
@@ -115,6 +153,7 @@ def _offer(cloud: str, row: Any, counts: Sequence[int], cpus: float, memory: flo
         row.instance_type,
         hourly,
         _price(row.spot_price),
+        disk,
     )
 
 
@@ -124,7 +163,8 @@ def _price(value: Any) -> float | None:
     return price if math.isfinite(price) and price > 0 else None
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
+    """What is wrong with a catalog that raised ``error``."""
     kind = type(error).__name__
     if isinstance(error, OSError):  # requests' errors too; their words are long, and name no cause
         return f"no prices to be had ({kind})"

@@ -23,10 +23,10 @@ import psutil
 from pixtral_sky import state
 from pixtral_sky.errors import RehearsalError, UsageError
 from pixtral_sky.state import Rehearsal
-from pixtral_sky.task import Task
+from pixtral_sky.task import Task, number
 
-# What a CPU needs: random weights (no file to read them from), and no compiling and profiling for a GPU.
-CPU_ARGS = "--load-format dummy --enforce-eager --skip-mm-profiling --distributed-executor-backend uni"
+# What a CPU needs: no compiling and profiling for a GPU.
+CPU_ARGS = "--enforce-eager --skip-mm-profiling --distributed-executor-backend uni"
 READY_SECONDS = 300.0
 STOP_SECONDS = 15.0  # to end in order; then it is killed
 KILL_SECONDS = 10.0
@@ -41,7 +41,7 @@ def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Reh
     ``venv`` is the engine, ``checkpoint`` the model's directory. It returns at once.
     """
     state.check_name(name)
-    max_images, max_model_len = task.number("MAX_IMAGES"), task.number("MAX_MODEL_LEN")
+    max_images, max_model_len = task.number("MAX_IMAGES"), number(task.envs, "MAX_MODEL_LEN", -1)
     script = state.home() / f"{name}.sh"
     with _private(script) as file:
         file.write(task.run.encode())

@@ -8,6 +8,9 @@ Nothing here was measured on Pixtral. What is assumed:
   together, and the KV cache of each. That is bound by the memory's bandwidth, at DECODE of the data
   sheet's, or by arithmetic where many requests are computed together.
 - Steps that compute prompts and steps that compute answers take turns, and their times add up.
+- In FP8 the linear layers of the decoder are read at half the bytes. GPUs that compute in FP8 compute them up
+  to twice as fast: NVIDIA's data sheets have twice the FP8 operations of the bf16 ones for each GPU that has
+  them. At worst it is no faster, as each layer's inputs have to be converted. Others compute them in bf16.
 - GPUs share all work evenly. Without NVLink they may wait for each other as long as they compute.
 - Each step costs STEP_SECONDS besides, however fast the GPUs are.
 
@@ -19,21 +22,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pixtral_sky.fit import GPUS, HIDDEN, MLP, VOCABULARY, Fit, Workload
-from pixtral_sky.model import HEAD_DIM, KV_BYTES_PER_TOKEN, KV_HEADS, LAYERS, PATCH, patches
+from pixtral_sky.fit import GPUS, Fit, Workload
+from pixtral_sky.model import (
+    DECODER,
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    KV_BYTES_PER_TOKEN,
+    LAYERS,
+    OUTPUT,
+    PATCH,
+    patches,
+)
 
 # Shares of the data sheet, (worst, best), estimated. The best of DECODE was seen: one L4 with vLLM 0.29 made
 # 29.8 tokens/s of 9.25 GB of weights, which is 92% of its 300 GB/s.
 PREFILL = (0.35, 0.75)
 DECODE = (0.5, 0.92)
+FP8 = (1.0, 2.0)  # times bf16, where a GPU computes in FP8; (worst, best)
 APART = 0.5  # what is left at worst of several GPUs without NVLink
 STEP_SECONDS = (0.005, 0.001)  # to schedule a step, to sample, to start kernels; (worst, best), estimated
-
-HEADS = 32  # params.json: n_heads
-# Weights that each token is multiplied with, in all layers of the decoder: 10,905,190,400.
-DECODER = LAYERS * (HIDDEN * HEAD_DIM * (HEADS + 2 * KV_HEADS) + HEADS * HEAD_DIM * HIDDEN + 3 * HIDDEN * MLP)
-OUTPUT = HIDDEN * VOCABULARY  # once a prompt, and once a token of an answer
-STEP_BYTES = 2 * (DECODER + OUTPUT)  # bf16; the other vocabulary is looked up, not read
 
 # params.json: vision_encoder. What each patch is multiplied with: the encoder's layers (402,653,184), its
 # first convolution, and the adapter's two matrices.
@@ -101,24 +109,31 @@ def prompt_operations(tokens: int) -> int:
     return 2 * (DECODER * tokens + OUTPUT) + 2 * LAYERS * HEADS * HEAD_DIM * tokens**2
 
 
+def step_bytes(precision: str) -> int:
+    """Bytes of weights that are read for each token; the other vocabulary is looked up, not read."""
+    return (1 if precision == "fp8" else 2) * DECODER + 2 * OUTPUT
+
+
 def _speeds(fit: Fit, workload: Workload, best: bool) -> tuple[float, float, float]:
     """Seconds to the first token; tokens a second of one request; requests a second of all."""
     gpu = GPUS[fit.gpu]
     together = fit.count * (1 if best or gpu.nvlink or fit.count == 1 else APART)
     arithmetic = gpu.tflops * 1e12 * PREFILL[best] * together
     bandwidth = gpu.bandwidth * 1e9 * DECODE[best] * together
+    quicker = FP8[best] if fit.precision == "fp8" and gpu.fp8 else 1
     # Over an answer the context grows from the prompt to the prompt with all of it.
     context = workload.prompt + workload.answer / 2
 
     def step(requests: int) -> float:
         """Seconds to compute one token for each of so many requests."""
-        reading = (STEP_BYTES + requests * context * KV_BYTES_PER_TOKEN) / bandwidth
-        computing = requests * 2 * (DECODER + OUTPUT) / arithmetic
+        reading = (step_bytes(fit.precision) + requests * context * KV_BYTES_PER_TOKEN) / bandwidth
+        computing = requests * 2 * (DECODER / quicker + OUTPUT) / arithmetic
         return max(reading, computing) + STEP_SECONDS[best]
 
-    operations = prompt_operations(workload.prompt)
+    operations: float = prompt_operations(workload.prompt)
     if workload.images:
         operations += workload.images * picture_operations(workload.width, workload.height)
+    operations -= 2 * DECODER * workload.prompt * (1 - 1 / quicker)
     first = operations / arithmetic + STEP_SECONDS[best]
     each = first + workload.answer * step(fit.requests) / fit.requests
     return first, 1 / step(1), 1 / each

@@ -21,6 +21,18 @@ from pixtral_sky import extras, output, task
 from pixtral_sky.errors import PixtralSkyError, SkyError
 
 
+class NoMachine(SkyError):
+    """No place gives a machine now. ``tried`` are the places, each with its reason.
+
+    ``later``: one may give it later; else what was asked for is nowhere to be had.
+    """
+
+    def __init__(self, what: str, hint: str, tried: tuple[str, ...] = (), later: bool = False) -> None:
+        super().__init__(what, hint)
+        self.tried = tried
+        self.later = later
+
+
 class Voice(io.TextIOBase):
     """SkyPilot's own words on their way to a stream; without colours where nobody would see them."""
 
@@ -96,18 +108,44 @@ def _explained(error: Exception) -> SkyError:
     if isinstance(error, exceptions.NoCloudAccessError):
         return SkyError("SkyPilot has no cloud, Kubernetes or Slurm to launch on.", "Run: sky check")
     if isinstance(error, exceptions.ResourcesUnavailableError):
-        why = _last_reason(error.failover_history) or what
-        return SkyError(f"Nobody gives this machine now: {why}.", "Other GPUs: --gpus; elsewhere: --infra")
+        return _no_machine(error, what)
     if isinstance(error, exceptions.ResourcesMismatchError):
         return SkyError(f"The running machine is another one: {what}.", "Take it down first, or use --name")
     what = f"SkyPilot: {what}" if what.endswith(("?", "!")) else f"SkyPilot: {what}."
     return SkyError(what, "Its own view: sky status; sky api status")
 
 
-def _last_reason(history: list[Exception]) -> str:
-    text = shown(plain("\n".join(map(str, history))))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].rstrip(".")[:300] if lines else ""
+def _no_machine(error: Any, what: str) -> NoMachine:
+    """What SkyPilot's ResourcesUnavailableError says. https://docs.skypilot.co/en/latest/reference/api.html"""
+    from sky import exceptions
+
+    history = error.failover_history
+    # As SkyPilot's own controllers have it (serve/replica_managers.py): without such a one, nobody was asked.
+    later = any(isinstance(each, exceptions.ResourcesUnavailableError) for each in history)
+    tried = tuple(dict.fromkeys(_tried(str(error)) or map(_reason, map(str, history))))
+    tried = tuple(filter(None, tried))
+    why = tried[0] if len(tried) == 1 else f"{len(tried)} places were tried" if tried else what
+    return NoMachine(
+        f"Nobody gives this machine now: {why}.", "Other GPUs: --gpus; elsewhere: --infra", tried, later
+    )
+
+
+def _tried(text: str) -> list[str]:
+    """The places in the summary of a launch that failed everywhere: backends/cloud_vm_ray_backend.py,
+    `_format_provision_failure_blocks`."""
+    blocks = re.findall(r"^✗ (.+) — (.+)\n((?:  .*\n|\n)*)", shown(plain(text)) + "\n", re.MULTILINE)
+    return [
+        f"{place}, {machine.strip('()').removesuffix(', ...')}: {_reason(reason)}"
+        for place, machine, reason in blocks
+    ]
+
+
+def _reason(text: str) -> str:
+    """The cloud's own reason if there is one, else SkyPilot's words without their list of candidates."""
+    text = shown(plain(text)).strip()
+    words = text.rpartition("Reason: ")[2]
+    line = next((line.strip() for line in words.splitlines() if line.strip()), "")
+    return re.sub(r" for [{\[].*", "", line).rstrip(". ")[:300]
 
 
 def plain(text: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pixtral_sky import deployment, state, task
+from pixtral_sky import candidates, deployment, state, task
 from pixtral_sky.endpoint import Endpoint
 from pixtral_sky.errors import (
     EndpointError,
@@ -130,6 +130,9 @@ class Plan:
     before: Service | None  # what was
     running: ServiceRecord | None  # what it updates
     replaces: bool  # whether there are other machines after it; else only their number changes
+    max_price: float | None = None  # USD an hour, for the machine of one replica
+    said: tuple[str, ...] = ()  # what a person is told of its candidates
+    warned: tuple[str, ...] = ()
 
 
 def prepare(
@@ -141,8 +144,9 @@ def prepare(
     infra: str | None = None,
     gpus: str | None = None,
     spot: bool | None = None,
+    max_price: float | None = None,
 ) -> Plan:
-    """The service of ``config``, a service file as data, under ``name``.
+    """The service of ``config``, a service file as data, under ``name``; ``max_price`` is of one replica.
 
     Raises UsageError when it cannot be brought up as it is.
     """
@@ -158,9 +162,18 @@ def prepare(
     with sky_sdk(silent=True) as sky:
         running = _find(sky, name)
         made = deployment.made_task(sky, config, secrets, infra=infra, gpus=gpus, spot=spot)
-        sky.serve.validate_service_task(made, pool=False)  # as the server does, after all the questions
         if running and not running.ours and not before:
             raise UsageError(f"{name!r} is a service with something else on it.", "Take another --name")
+        policy = made.service
+        chosen = candidates.choose(
+            sky,
+            made.resources,
+            deployment.enabled_for(sky, made.resources),
+            max_price,
+            fallback=bool(policy.dynamic_ondemand_fallback or policy.base_ondemand_fallback_replicas),
+        )
+        made.set_resources(type(made.resources)(chosen.resources))
+        sky.serve.validate_service_task(made, pool=False)  # as the server does, after all the questions
         replaces = running is None or _machines(made.to_yaml_config()) != _machines(running.task)
     envs = config.get("envs") or {}
     service = Service(
@@ -172,7 +185,7 @@ def prepare(
         created=before.created if before and running else time.time(),
         request=before.request if before else "",
     )
-    return Plan(made, service, before, running, replaces)
+    return Plan(made, service, before, running, replaces, max_price, chosen.said, chosen.warned)
 
 
 def _machines(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -416,6 +429,31 @@ def priced(found: list[ServiceRecord]) -> list[ServiceRecord]:
         replace(one, replicas=tuple(replace(each, hourly=price(each)) for each in one.replicas))
         for one in found
     ]
+
+
+def check_price(plan: Plan) -> None:
+    """Raises SkyError when a replica costs more than it may: SkyPilot's server has other prices."""
+    if plan.max_price is None:
+        return
+    name = plan.service.name
+    (record,) = priced(records([name]))
+    most = plan.max_price + deployment.CENT
+    if dear := [each for each in record.replicas if each.live and each.hourly and each.hourly > most]:
+        one = dear[0]
+        raise SkyError(
+            f"Replica {one.number} of {name!r} ({one.machine}, {one.infra}) costs ${one.hourly:.2f} an hour,"
+            f" not ${plan.max_price:.2f}.",
+            f"Take it down: pixtral-sky serve down {name}",
+        )
+
+
+def keep_to_price(plan: Plan) -> None:
+    """The same of a new service, which is taken down then."""
+    try:
+        check_price(plan)
+    except SkyError as error:
+        down(plan.service.name)
+        raise SkyError(f"{error.what} The service was taken down.") from error
 
 
 def controller() -> Controller | None:

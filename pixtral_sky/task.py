@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_sky.errors import UsageError
+
+# How the script begins: [[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number."
+REFUSES = r'\[\[ \$(\w+) =~ (\S+) \]\]\s*\|\|\s*fail "([^"]*)"'
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,25 @@ class Task:
             return int(value)
         except ValueError:
             raise UsageError(f"{self.path}: envs.{name} is {value!r}, not a whole number.") from None
+
+    def check(self, given: Mapping[str, str]) -> None:
+        """Raise UsageError for envs that are not the file's, and for values that its script would refuse.
+
+        The script would do nothing about the first, and say the second on a machine that costs money by then.
+        """
+        for name in given:
+            if name not in self.envs and not re.search(rf"\$\{{?{name}\b", self.setup + self.run):
+                close = difflib.get_close_matches(name.upper(), self.envs, 1)
+                raise UsageError(
+                    f"{self.path.name} has no env {name}.",
+                    f"Did you mean {close[0]}?" if close else f"It has: {', '.join(self.envs) or 'none'}",
+                )
+        values = {**self.envs, **given}
+        for name, pattern, words in re.findall(REFUSES, self.run):
+            # In both languages these patterns mean the same; only Python's $ is also before a last newline.
+            if name in values and not re.search(re.sub(r"\$$", r"\\Z", pattern), values[name]):
+                value = " ".join(values[name].split())[:100]
+                raise UsageError(words.replace(f"${name}", value))
 
 
 def shipped(name: str) -> Path:
@@ -80,7 +103,7 @@ def read(path: Path | None = None) -> dict[str, Any]:
 
 
 def number(envs: Mapping[str, Any], name: str, otherwise: int) -> int:
-    """An env that is a whole number, or ``otherwise`` where it is missing or empty. Else raises UsageError."""
+    """A whole number, or ``otherwise`` where the env is missing or empty. Else raises UsageError."""
     try:
         return int(envs.get(name) or otherwise)
     except (TypeError, ValueError):

@@ -4,7 +4,10 @@ step() { echo "== $*"; }
 
 # What cannot work is said at once, not after 35 GB and a model's start.
 [[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number of pictures."
-[[ $MAX_MODEL_LEN =~ ^(-1|[1-9][0-9]*)$ ]] || fail "MAX_MODEL_LEN=$MAX_MODEL_LEN is no number of tokens (nor -1: all that fit)."
+[[ $MAX_MODEL_LEN =~ ^(-1|[1-9][0-9]*)?$ ]] || fail "MAX_MODEL_LEN=$MAX_MODEL_LEN is no number of tokens (nor -1: all that fit)."
+[[ $PRECISION =~ ^(bf16|fp8)$ ]] || fail "PRECISION=$PRECISION is neither bf16 nor fp8."
+[[ $MODEL_REVISION =~ ^[A-Za-z0-9][A-Za-z0-9._/-]*$ ]] || fail "MODEL_REVISION=$MODEL_REVISION is no branch, tag or commit."
+[[ $PACKAGES_AS_OF =~ ^([0-9]{4}-[0-9]{2}-[0-9]{2})?$ ]] || fail "PACKAGES_AS_OF=$PACKAGES_AS_OF is no date. It looks like 2026-11-15."
 [[ $IDLE_MINUTES =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "IDLE_MINUTES=$IDLE_MINUTES is no number of minutes (0: never)."
 [[ $START_MINUTES =~ ^[0-9]+$ ]] || fail "START_MINUTES=$START_MINUTES is no whole number of minutes."
 [[ $MAX_BODY_MIB =~ ^[1-9][0-9]*$ ]] || fail "MAX_BODY_MIB=$MAX_BODY_MIB is no number of MiB."
@@ -15,5 +18,5 @@ if [ -n "$SKYPILOT_SERVE_REPLICA_ID" ] && [ -z "$PIXTRAL_API_KEY" ]; then # it w
 fi
 # A picture of 1024x1024 or more is 4,160 tokens, and a prompt full of them must fit.
 prompt_of_images=$((MAX_IMAGES * 4160))
-[ "$MAX_MODEL_LEN" -eq -1 ] || [ "$MAX_MODEL_LEN" -gt "$prompt_of_images" ] ||
+[ "${MAX_MODEL_LEN:--1}" -eq -1 ] || [ "$MAX_MODEL_LEN" -gt "$prompt_of_images" ] ||
   fail "MAX_IMAGES=$MAX_IMAGES pictures can need $prompt_of_images tokens, and MAX_MODEL_LEN=$MAX_MODEL_LEN. Raise it, or lower MAX_IMAGES."

@@ -7,13 +7,13 @@ command -v vllm >/dev/null || fail "there is no vllm in VENV=$VENV."
 host="${LISTEN:-0.0.0.0}"
 if [ -z "$PIXTRAL_API_KEY" ]; then
   host=127.0.0.1
-  echo "pixtral: no PIXTRAL_API_KEY, so it listens on 127.0.0.1 only. From your machine:" \
+  echo "There is no PIXTRAL_API_KEY, so it listens on 127.0.0.1 only. From your machine:" \
     "ssh -N -L $PORT:localhost:$PORT pixtral"
 fi
 
 # The front door, an ASGI guard before all of vLLM: a short list of routes, the key, the size of a request,
-# and the clock that ends an idle server.
-door=$(mktemp -d)
+# and the clock that ends an idle server. In /tmp, as a socket's path has 107 characters at most.
+door=$(mktemp -d /tmp/pixtral.XXXXXX)
 trap 'rm -rf "$door"' EXIT
 cat > "$door/front_door.py" <<'FRONT_DOOR'
 # include: ../pixtral_sky/front_door.py
@@ -22,45 +22,109 @@ FRONT_DOOR
 echo 'raise ImportError' > "$door/httptools.py"
 export PYTHONPATH="$door${PYTHONPATH:+:$PYTHONPATH}"
 
+export FRONT_DOOR_STATE="$door"                        # what a server that is started again goes on with
 export VLLM_API_KEY="$PIXTRAL_API_KEY"                 # a second lock behind the door, and never in argv
 export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1            # nothing is reported to anyone
 export VLLM_USE_RUST_FRONTEND=0                        # that front end knows no middleware
-export VLLM_MEDIA_URL_ALLOW_REDIRECTS=0                # an allowed host cannot point to another one
-export GLOO_SOCKET_IFNAME=lo                           # its processes find each other on this machine only
-export VLLM_RPC_BASE_PATH="$door"                      # their sockets are in a folder of this user alone, and go with it
 export VLLM_SERVER_DEV_MODE=0                          # no development routes behind the door either
+export VLLM_MEDIA_URL_ALLOW_REDIRECTS=0                # an allowed host cannot point to another one
+export VLLM_MAX_IMAGE_PIXELS=64000000                  # a 50-megapixel phone passes; a small file of 169 would take 5 GB
+export VLLM_MAX_N_SEQUENCES=16                         # n=16384, the default, holds up all others for half a minute
+export VLLM_RPC_BASE_PATH="$door"                      # its sockets are in a folder of this user alone, and go with it
+export GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo     # its processes find each other on this machine only
+export VLLM_USE_FLASHINFER_SAMPLER=0                   # it is compiled at the start by nvcc, which many machines lack
+export VLLM_ENGINE_READY_TIMEOUT_S=$((START_MINUTES * 60)) # its own 10 minutes are less than a slow disk needs
 
-eval "extra_args=($EXTRA_ARGS)" 2>/dev/null || fail "EXTRA_ARGS is not quoted as in a shell: $EXTRA_ARGS"
+# Split as a shell does it, but nothing in it is run.
+readarray -d '' extra_args < <(EXTRA_ARGS="$EXTRA_ARGS" python3 -Ic '
+import os, shlex
+print(*shlex.split(os.environ["EXTRA_ARGS"]), "ok", sep="\0", end="\0")' 2>/dev/null)
+[ "${#extra_args[@]}" -gt 0 ] || fail "EXTRA_ARGS is not quoted as in a shell: $EXTRA_ARGS"
+unset 'extra_args[-1]'
 read -ra media_hosts <<< "${ALLOWED_MEDIA_HOSTS:-/}" # '/' is the name of no host
 
-step "starting the server"
-# A prompt full of pictures is computed in one step: vLLM's own 2,048 tokens would cut each picture in two or
-# more. Answers by JSON Schema have no white space between: a model can lose itself in it. One API server,
-# as the idle clock is that of one.
-vllm serve "$MODEL" \
-  --served-model-name pixtral mistralai/Pixtral-12B-2409 \
-  --host "$host" --port "$PORT" \
-  --tensor-parallel-size "$SKYPILOT_NUM_GPUS_PER_NODE" \
-  --tokenizer-mode mistral --config-format mistral --load-format mistral \
-  --limit-mm-per-prompt "{\"image\": $MAX_IMAGES}" \
-  --max-model-len "$MAX_MODEL_LEN" \
-  --max-num-batched-tokens $((prompt_of_images > 8192 ? prompt_of_images : 8192)) \
-  --structured-outputs-config '{"backend": "guidance", "disable_any_whitespace": true}' \
-  --allowed-media-domains "${media_hosts[@]}" \
-  --middleware front_door.FrontDoor --api-server-count 1 --h11-max-incomplete-event-size 65536 \
-  --no-enable-log-requests --disable-uvicorn-access-log \
-  "${extra_args[@]}" &
+# What the GPUs decide. Where there are none (a rehearsal), it is as on small ones.
+gpus=$SKYPILOT_NUM_GPUS_PER_NODE gpu_args=()
+found=$(nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits 2>/dev/null) || found="CPU, 0"
+IFS=, read -r gpu mib <<< "$found" # the first of a line each, in MiB
+# Tokens that are computed in one step: a full picture is 4,160, and has to fit. While a step lasts no other answer goes
+# on, and on slow GPUs a large one takes seconds; on an A100 it is no faster.
+step_tokens=4352
+[ "$mib" -lt 71680 ] || [[ $gpu == *A100* ]] || step_tokens=8192
+# vLLM wants this share free when CUDA and NCCL are up already: of two L4's 22.05 GiB, 19.77 were.
+memory=0.92
+[ "$gpus" -eq 1 ] || [ "$mib" -ge 30720 ] || memory=0.88
+# It trusts the driver's word that GPUs can reach each other, and hangs without NVLink where that is wrong.
+[ "$gpus" -eq 1 ] || [[ $(nvidia-smi topo -m 2>/dev/null) =~ NV[0-9] ]] || gpu_args+=(--disable-custom-all-reduce)
+[ "$PRECISION" = bf16 ] || gpu_args+=(--quantization fp8_per_channel) # while loading; the pictures' encoder stays bf16
+# Without a number vLLM takes all that fits (-1), and here not more than this.
+context=$((prompt_of_images < 28672 ? 32768 : prompt_of_images + 4096))
+[ -n "$MAX_MODEL_LEN" ] || gpu_args+=(--hf-overrides "{\"text_config\": {\"max_position_embeddings\": $context}}")
+echo "On $gpus x $gpu: $PRECISION, ${MAX_MODEL_LEN:-at most $context} tokens of context, $step_tokens a step," \
+  "$memory of the memory ${gpu_args[*]}"
+
+# Answers by JSON Schema have no white space between: a model can lose itself in it. One API server, as the idle clock is
+# that of one. 64 requests at once are more than the memory holds of full ones; room for 1,024 would cost some of it.
+start() {
+  set -m # in a process group of its own, so that nothing of a dead server stays
+  vllm serve "$MODEL" \
+    --revision "$MODEL_REVISION" \
+    --served-model-name pixtral mistralai/Pixtral-12B-2409 \
+    --host "$host" --port "$PORT" \
+    --tensor-parallel-size "$gpus" \
+    --tokenizer-mode mistral --config-format mistral --load-format mistral \
+    --limit-mm-per-prompt "{\"image\": $MAX_IMAGES}" \
+    --max-model-len "${MAX_MODEL_LEN:--1}" \
+    --max-num-seqs 64 --max-num-batched-tokens "$step_tokens" --gpu-memory-utilization "$memory" "${gpu_args[@]}" \
+    --enable-auto-tool-choice --tool-call-parser mistral \
+    --structured-outputs-config '{"backend": "guidance", "disable_any_whitespace": true}' \
+    --allowed-media-domains "${media_hosts[@]}" \
+    --middleware front_door.FrontDoor --api-server-count 1 --h11-max-incomplete-event-size 65536 \
+    --no-enable-log-requests --disable-uvicorn-access-log \
+    "${extra_args[@]}" &
+  server=$!
+  set +m
+}
+
+# Returns when the server listens, or has ended. One that hangs on its way up would cost money for ever: the clock of the
+# front door begins when it is up. START_MINUTES are for all starts together.
+starting=0
+wait_until_up() {
+  until (: < "/dev/tcp/$host/$PORT") 2>/dev/null; do
+    kill -0 "$server" 2>/dev/null || return 0
+    if [ "$starting" -gt $((START_MINUTES * 60)) ]; then
+      { kill -KILL -- "-$server"; wait "$server"; } 2>/dev/null || true
+      fail "the server is not up after START_MINUTES=$START_MINUTES, and was ended. Its last words are above."
+    fi
+    sleep 1
+    starting=$((starting + 1))
+  done
+  is_up=1
+}
+
 # Who ends this script ends the server.
-server=$!
-trap 'kill -TERM "$server" 2>/dev/null' TERM INT
-# One that hangs on its way up would cost money for ever: the clock of the front door begins when it is up.
-SECONDS=0
-until (: < "/dev/tcp/$host/$PORT") 2>/dev/null || ! kill -0 "$server" 2>/dev/null; do
-  if [ "$SECONDS" -gt $((START_MINUTES * 60)) ]; then
-    { kill -KILL "$server"; wait "$server"; } 2>/dev/null || true
-    fail "the server is not up after START_MINUTES=$START_MINUTES, and was ended. Its last words are above."
-  fi
-  sleep 1
+trap 'asked_to_end=1; kill -TERM "$server" 2>/dev/null' TERM INT
+
+# A server that dies when it was up (out of memory: exit code 137) is started again, three times in an hour at most.
+step "starting the server"
+restarts=()
+while :; do
+  is_up="" before=$starting
+  start
+  wait_until_up
+  status=0
+  wait "$server" || status=$?
+  # The first wait returns when a signal comes, the second with the server's end.
+  [ -z "$asked_to_end" ] || { status=0; wait "$server" || status=$?; }
+  { kill -KILL -- "-$server"; } 2>/dev/null || true
+  [ -n "$is_up" ] && [ -z "$asked_to_end" ] && [ ! -e "$door/idle" ] || exit "$status"
+  # vLLM ends with 0 also when its engine has died.
+  [ "$status" -ne 0 ] || status=1
+  while [ "${#restarts[@]}" -gt 0 ] && [ "${restarts[0]}" -lt $((SECONDS - 3600)) ]; do restarts=("${restarts[@]:1}"); done
+  [ "${#restarts[@]}" -lt 3 ] || { echo "pixtral: the server died again (exit code $status), after 3 restarts in an hour." >&2; exit "$status"; }
+  # SkyServe replaces a replica that is not ready for 180 seconds: to end at once is faster then.
+  [ -z "$SKYPILOT_SERVE_REPLICA_ID" ] || [ $((starting - before)) -lt 150 ] ||
+    { echo "pixtral: the server died (exit code $status), and a start takes longer than SkyServe waits." >&2; exit "$status"; }
+  restarts+=("$SECONDS")
+  step "the server died (exit code $status), and is started again: ${#restarts[@]} of 3 times in an hour"
 done
-# The first wait returns when a signal comes, the second with its end.
-wait "$server" || wait "$server"

@@ -19,31 +19,35 @@ if [ ! -d "$MODEL" ]; then
   header=""; [ -z "$HF_TOKEN" ] || header="header = \"Authorization: Bearer $HF_TOKEN\""
   # The token goes in by standard input: arguments can be read by every user of a machine.
   status=$(printf '%s\n' "$header" | curl -sIL -K - -o /dev/null -w '%{http_code}' --retry 3 \
-    "$hub/$MODEL/resolve/main/params.json") || true
+    "$hub/$MODEL/resolve/${MODEL_REVISION//\//%2F}/params.json") || true
   case "$status" in
     200) ;;
     401) fail "the Hugging Face token is missing or wrong. Accept the licence at $hub/$MODEL, make a token" \
          "at $hub/settings/tokens, and pass it: HF_TOKEN=... and --secret HF_TOKEN." ;;
     403) fail "this Hugging Face token does not open $MODEL. Accept the licence at $hub/$MODEL with the account" \
          "of the token; a fine-grained token also needs read access to gated repositories." ;;
-    404) fail "there is no $MODEL in Mistral's format (no params.json) at $hub. Check MODEL." ;;
+    404) fail "there is no $MODEL in Mistral's format (no params.json at revision $MODEL_REVISION) at $hub." \
+         "Check MODEL and MODEL_REVISION." ;;
     *)   fail "$hub does not answer for $MODEL (HTTP $status). Check the machine's network, or HF_ENDPOINT." ;;
   esac
 fi
 
+# What is installed has no business with the keys.
+without_secrets() { env -u HF_TOKEN -u PIXTRAL_API_KEY "$@"; }
 if [ -z "$VENV" ]; then
   step "installing vLLM"
-  export PATH="$HOME/.local/bin:$PATH"
-  command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
-  [ -x "$venv/bin/python" ] || uv venv --python 3.12 "$venv"
+  # include: uv.sh
+  # Python of uv's own has the headers that Triton compiles with; where it cannot be fetched, another one may do.
+  [ -x "$venv/bin/python" ] || "$uv" venv --managed-python --python 3.12 "$venv" || "$uv" venv --python 3.12 "$venv"
   # Compiled now, while nobody waits for an answer: the server then starts twice as fast.
-  uv pip install --python "$venv/bin/python" --compile-bytecode "vllm==0.32.0"
+  without_secrets "$uv" pip install --python "$venv/bin/python" --compile-bytecode \
+    ${PACKAGES_AS_OF:+--exclude-newer "$PACKAGES_AS_OF"} "vllm==0.32.0"
 fi
 
 # The weights come now, so that the server's readiness is about the server. Only Mistral's format:
 # the repository has nothing else of the model, but a copy of it might.
 if [ ! -d "$MODEL" ]; then
   step "downloading $MODEL"
-  HF_XET_HIGH_PERFORMANCE=1 "$venv/bin/hf" download "$MODEL" \
+  HF_XET_HIGH_PERFORMANCE=1 "$venv/bin/hf" download "$MODEL" --revision "$MODEL_REVISION" \
     --include "consolidated*.safetensors" --include params.json --include tekken.json
 fi

@@ -1,8 +1,10 @@
 set -eo pipefail
-eval "batch_args=($BATCH_ARGS)" 2>/dev/null || {
-  echo "pixtral: BATCH_ARGS is not quoted as in a shell: $BATCH_ARGS" >&2
-  exit 1
-}
+# Split as a shell does it, but nothing in it is run.
+readarray -d '' batch_args < <(BATCH_ARGS="$BATCH_ARGS" "$HOME/.pixtral-sky/batch/bin/python" -Ic '
+import os, shlex
+print(*shlex.split(os.environ["BATCH_ARGS"]), "ok", sep="\0", end="\0")' 2>/dev/null)
+[ "${#batch_args[@]}" -gt 0 ] || { echo "pixtral: BATCH_ARGS is not quoted as in a shell: $BATCH_ARGS" >&2; exit 1; }
+unset 'batch_args[-1]'
 rank=$((${SKYPILOT_JOB_RANK:-0} + 1)) shares=${SKYPILOT_NUM_JOBS:-1}
 part="part-$rank-of-$shares"
 results=/bucket/results

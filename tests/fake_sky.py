@@ -106,7 +106,8 @@ class Machine:
 class FakeSky:
     """See the module. ``calls`` has the name of every request and what it was asked, in order.
 
-    ``down_with`` is raised by every function, ``errors`` by the answer to a request of that name.
+    ``down_with`` is raised by every function, ``errors`` by the answer to a request of that name; of a list, each
+    once.
     """
 
     def __init__(self, sky: Any) -> None:
@@ -116,13 +117,14 @@ class FakeSky:
         self.machines: dict[str, Machine] = {}
         self.calls: list[tuple[str, Any]] = []
         self.down_with: Exception | None = None
-        self.errors: dict[str, BaseException] = {}
+        self.errors: dict[str, Any] = {}
         self.clouds = ["AWS"]
         self.script: list[Any] = [*SETUP, STARTING]
         self.endpoints: dict[int, str] = {}  # of the machines that are launched
         self.provision_log = ["Launching on AWS us-east-1.\n", "Waiting for ssh.\n"]
         self.during_launch: Callable[[str], None] = lambda name: None
         self.stays = False  # `down` does nothing
+        self.lands: dict[str, Any] = {}  # what the machines that are launched are in place of what was asked for
         self.real: dict[str, Callable[..., Any]] = {}  # what it is in place of
         self.aliases: list[str] = []
         self.tunnels: list[tuple[str, str, int, int]] = []
@@ -152,7 +154,7 @@ class FakeSky:
         import yaml
 
         resources = self.sky.Resources(
-            infra=infra, accelerators=gpus or {"L4": 2}, ports=ports, use_spot=spot or None, disk_tier="best"
+            infra=infra, accelerators=gpus or {"L4": 2}, ports=ports, use_spot=spot or None
         )
         made_by = {
             "name": "pixtral",
@@ -220,7 +222,9 @@ class FakeSky:
             cloud = str(chosen.cloud or self.clouds[0].partition("/")[0]).lower()
             place = chosen.region or {"aws": "us-east-1", "slurm": "lab"}.get(cloud, "here")
             price = self._price(chosen)
-            there = chosen.copy(cloud=self.sky.CLOUD_REGISTRY.from_str(cloud), region=place)
+            there = chosen.copy(
+                **{"cloud": self.sky.CLOUD_REGISTRY.from_str(cloud), "region": place, **self.lands}
+            )
             machine = Machine(name, None, there, None, hourly=price)
             self.machines[name] = machine
         elif not any(each.less_demanding_than(machine.resources) for each in task.resources):
@@ -521,7 +525,10 @@ class FakeSky:
         body = self._bodies.pop(request_id, None)
         if body and request.status is self.wire.RequestStatus.RUNNING:
             try:
-                if error := self.errors.get(request.name.removeprefix("sky.")):
+                error = self.errors.get(request.name.removeprefix("sky."))
+                if isinstance(error, list):
+                    error = error.pop(0) if error else None
+                if error:
                     raise error
                 request.set_return_value(body(out))
                 request.status = self.wire.RequestStatus.SUCCEEDED

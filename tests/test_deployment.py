@@ -332,7 +332,7 @@ def test_a_record(server: FakeSky) -> None:
     assert replace(record, launched=0) == deployment.Record(
         name="pixtral", status="UP", reason="", infra="aws/us-east-1", gpus="A100-80GB:8", spot=True, launched=0,
         hourly=pytest.approx(1.4), spent=pytest.approx(0.7), ports=True, ours=True,
-        envs={"PORT": "8081", "MAX_IMAGES": "4", "MAX_MODEL_LEN": "32768", "A": "None", "B": "1.5"},
+        disk_gb=256, envs={"PORT": "8081", "MAX_IMAGES": "4", "MAX_MODEL_LEN": "32768", "A": "None", "B": "1.5"},
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from pixtral_sky import engine, images, rehearsal, state, task
+from pixtral_sky import checkpoint, engine, images, rehearsal, state, task
 from pixtral_sky.asking import Schema, messages
 from pixtral_sky.cli import app
 from pixtral_sky.cli.rehearse import QUESTION
@@ -58,7 +58,7 @@ def start(venv, tmp_path_factory):
         def start(name: str, **envs: str) -> Rehearsal:
             shipped = task.load()
             changed = dataclasses.replace(shipped, envs={**shipped.envs, **envs})
-            started.append(rehearsal.start(changed, venv, engine.checkpoint(venv), name, state.free_port(0)))
+            started.append(rehearsal.start(changed, venv, checkpoint.tiny(venv), name, state.free_port(0)))
             return started[-1]
 
         yield start

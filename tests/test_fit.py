@@ -11,8 +11,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from pixtral_sky import fit, task
-from pixtral_sky.cli import common
+from pixtral_sky import candidates, fit, task
 from pixtral_sky.errors import UsageError
 from pixtral_sky.fit import BLOCK, GIB, GPUS, MODEL_CONTEXT, Fit, Workload, fits, why_not
 from pixtral_sky.model import KV_BYTES_PER_TOKEN, TENSOR_PARALLEL, WEIGHT_BYTES
@@ -99,17 +98,17 @@ def test_a_file_with_gpus_that_are_too_small_is_refused(monkeypatch, capsys, tmp
     ],
 )
 def test_files_that_are_left_to_others(resources, envs):
-    common.check_gpus(None, {"resources": resources}, {**task.load().envs, **envs})
+    candidates.check_gpus(None, {"resources": resources}, {**task.load().envs, **envs})
 
 
 def test_the_context_of_the_file_counts():
     envs = {**task.load().envs, "MAX_MODEL_LEN": "100000"}
     with pytest.raises(UsageError, match=r"a context of about [\d,]+ tokens, not 100,000\."):
-        common.check_gpus("L4:2", {}, envs)
+        candidates.check_gpus("L4:2", {}, envs)
     with pytest.raises(
         UsageError, match=r"^MAX_IMAGES=0, MAX_MODEL_LEN=100000: a prompt has 1 picture or more"
     ):
-        common.check_gpus("L4:2", {}, {**envs, "MAX_IMAGES": "0"})
+        candidates.check_gpus("L4:2", {}, {**envs, "MAX_IMAGES": "0"})
 
 
 @pytest.mark.parametrize(("gpu", "count", "says"), [

@@ -502,6 +502,34 @@ def test_probes_and_strangers_do_not_keep_it_alive(monkeypatch, method, path, ke
     assert run_clock(monkeypatch, work) < 2.0
 
 
+def test_the_clock_goes_on_in_a_server_that_is_started_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("FRONT_DOOR_STATE", str(tmp_path))
+    last = tmp_path / "last_request"
+
+    async def work(door):
+        await one(door, "POST", "/v1/completions")
+        await asyncio.sleep(60)
+
+    assert 1.0 < run_clock(monkeypatch, work) < 2.0  # there was none before it
+    assert (tmp_path / "idle").exists()
+    assert time.time() - last.stat().st_mtime < 3
+    os.utime(last, (time.time() - 0.6,) * 2)  # the other half of its 1.2 s are over
+    assert 0.4 < run_clock(monkeypatch, nothing) < 1.1
+    os.utime(last, (time.time() - 60,) * 2)
+    assert run_clock(monkeypatch, nothing) < 1.1
+
+
+def test_a_server_that_never_ends_by_itself_writes_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("FRONT_DOOR_STATE", str(tmp_path))
+    assert run_clock(monkeypatch, lambda door: one(door, "POST", "/v1/completions"), "0", seconds=0.2) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_no_reason_to_refuse_a_request(monkeypatch, tmp_path):
+    monkeypatch.setenv("FRONT_DOOR_STATE", str(tmp_path / "gone"))
+    assert 1.0 < run_clock(monkeypatch, lambda door: one(door, "POST", "/v1/completions")) < 2.0
+
+
 def test_a_request_that_stalls_keeps_it_alive_for_a_while_only(monkeypatch):
     """A laptop that is shut in the middle of an upload must not be billed for until its connection dies."""
     monkeypatch.setattr("pixtral_sky.front_door.STALLED", 2)

@@ -64,7 +64,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @functools.cache
 def short() -> str:
     """pixtral.yaml without its scripts, which SkyPilot takes a while to read and write, again and again."""
-    return json.dumps(task.read(ROOT / "pixtral.yaml") | {"setup": "make it", "run": "serve"})
+    file = task.read(ROOT / "pixtral.yaml")
+    checks = [line for line in file["run"].splitlines() if re.match(task.REFUSES, line)]
+    return json.dumps(file | {"setup": "make it", "run": "\n".join([*checks, "serve"])})
 
 
 def remember(**fields: Any) -> Cluster:
@@ -379,7 +381,7 @@ def test_an_env_that_is_none(run: Run, server: FakeSky, word: str) -> None:
     "words",
     [
         ["--env", "MAX_IMAGES=many"], ["--env", "MAX_MODEL_LEN=1e4"], ["--env", "PORT=http"],
-        ["--env", "PORT="], ["--env", "PORT=8081-8090"], ["--env", "IDLE_MINUTES=soon"], ["--idle", "nan"],
+        ["--env", "PORT=8081-8090"], ["--env", "IDLE_MINUTES=soon"], ["--idle", "nan"],
         ["--idle", "inf"], ["--idle", "-1"], ["--env", "LISTEN=127.0.0.1"], ["--name", "a*"], ["--name", "../a"],
         ["--name", ""], ["--file", "/nonexistent.yaml"],
     ],

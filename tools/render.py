@@ -50,18 +50,28 @@ def version() -> str:
 
 @functools.cache
 def flags() -> list[str]:
-    """Each flag of run.sh's `vllm serve` with its values, for one GPU and the values of envs.yaml.
+    """Each flag of run.sh's `vllm serve` with its values, for one A100 of 80 GB and the values of envs.yaml.
 
-    Bash expands them: check.sh and the command itself run, with a stand-in for vLLM. They are quoted for a
-    shell that gets them within double quotes.
+    Bash expands them: check.sh and the script's own choice for the GPU run, with stand-ins for nvidia-smi and
+    vLLM. They are quoted for a shell that gets them within double quotes.
     """
     script = (TEMPLATES / "run.sh").read_text()
+    choice = script[script.index("# What the GPUs decide") : script.index("start() {")]
     command = script[script.index('vllm serve "$MODEL"') :].partition(" &\n")[0]
     envs = re.findall(r'^(\w+): "?(.*?)"?(?: #.*)?$', (TEMPLATES / "envs.yaml").read_text(), re.MULTILINE)
-    stand_in = 'vllm() { shift 2; printf "%s\\n" "$@"; }'
-    environ = {**dict(envs), "IDLE_MINUTES": "0", "SKYPILOT_NUM_GPUS_PER_NODE": "1", "PATH": "/usr/bin:/bin"}
+    stand_ins = (
+        'nvidia-smi() { echo "NVIDIA A100-SXM4-80GB, 81920"; }; vllm() { shift 2; printf "%s\\n" "$@"; }'
+    )
+    environ = {
+        **dict(envs),
+        "MAX_MODEL_LEN": "32768",  # which one A100 holds
+        "IDLE_MINUTES": "0",
+        "SKYPILOT_NUM_GPUS_PER_NODE": "1",
+        "PATH": "/usr/bin:/bin",
+    }
+    parts = [(TEMPLATES / "check.sh").read_text(), stand_ins, f"{{ {choice}}} >/dev/null", command]
     said = subprocess.run(
-        ["bash", "-c", f"{(TEMPLATES / 'check.sh').read_text()}\n{stand_in}\n{command}"],  # noqa: S607
+        ["bash", "-c", "\n".join(parts)],  # noqa: S607
         env=environ,
         stdout=subprocess.PIPE,
         text=True,

@@ -6,7 +6,7 @@ import contextlib
 import re
 import secrets
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -16,8 +16,9 @@ from pixtral_sky import output
 SECRETS = ("PIXTRAL_API_KEY", "HF_TOKEN")
 
 
-def envs(words: list[str]) -> dict[str, str]:
-    """The values of ``--env NAME=VALUE``. Raises UsageError, for a secret too."""
+def envs(words: list[str], precision: str | None) -> dict[str, str]:
+    """The values of ``--env NAME=VALUE`` and of ``--precision``. Raises UsageError, for a secret too."""
+    from pixtral_sky import fit
     from pixtral_sky.errors import UsageError
 
     given = {}
@@ -28,6 +29,10 @@ def envs(words: list[str]) -> dict[str, str]:
         if not sign or not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise UsageError("--env takes NAME=VALUE.", "For example: --env MAX_IMAGES=8")
         given[name] = value
+    if precision is not None:
+        if precision not in fit.PRECISIONS:
+            raise UsageError(f"--precision is {' or '.join(fit.PRECISIONS)}, not {precision!r}.")
+        given["PRECISION"] = precision
     return given
 
 
@@ -48,41 +53,20 @@ def key(name: str) -> str:
     return found
 
 
-def check_gpus(gpus: str | None, config: Mapping[str, Any], envs: Mapping[str, Any]) -> None:
-    """Raises UsageError when ``gpus``, or each one that the file ``config`` may get, do not hold Pixtral.
-
-    What is not known here is left to SkyPilot, and to vLLM where it has EXTRA_ARGS.
-    """
-    from pixtral_sky import fit, model, task
+def check_price(max_price: float | None) -> None:
+    """Raises UsageError when it is none."""
     from pixtral_sky.errors import UsageError
 
-    if envs.get("MODEL") != model.MODEL or envs.get("EXTRA_ARGS"):
-        return
-    context = task.number(envs, "MAX_MODEL_LEN", fit.DEFAULT_CONTEXT)
-    images = task.number(envs, "MAX_IMAGES", fit.DEFAULT_IMAGES)
-    for name in [gpus] if gpus else _accelerators(config.get("resources")):
-        gpu, _, count = name.partition(":")
-        if gpu not in fit.GPUS or not (count or "1").isdecimal():
-            continue
-        try:
-            why = fit.why_not(gpu, int(count or 1), context, images)
-        except ValueError as error:
-            raise UsageError(f"MAX_IMAGES={images}, MAX_MODEL_LEN={context}: {error}.") from error
-        if why:
-            raise UsageError(why, "What does: pixtral-sky plan --no-prices")
+    if max_price is not None and not max_price > 0:
+        raise UsageError(f"--max-price {max_price:g} is no price.", "For example: --max-price 2.50")
 
 
-def _accelerators(resources: Any) -> Iterator[str]:
-    """Each GPU[:COUNT] that a file's ``resources:`` name; what is no such section is SkyPilot's to refuse."""
-    if not isinstance(resources, dict):
-        return
-    for each in resources.get("any_of") or resources.get("ordered") or [{}]:
-        given = {**resources, **each}.get("accelerators") if isinstance(each, dict) else None
-        # A name, several, or counts by name; YAML's set is a mapping to nothing.
-        if isinstance(given, dict):
-            given = [name if count is None else f"{name}:{count}" for name, count in given.items()]
-        given = [given] if isinstance(given, str) else given
-        yield from map(str, given if isinstance(given, list) else [])
+def say_choice(plan: Any) -> None:
+    """What a plan says of the candidates that it has."""
+    for warning in plan.warned:
+        output.warn(warning)
+    for line in plan.said:
+        output.say(line)
 
 
 def confirm(question: str, yes: bool) -> None:

@@ -16,7 +16,14 @@ from pixtral_sky.cli import common, options
 from pixtral_sky.state import DEFAULT_NAME
 
 if TYPE_CHECKING:
-    from pixtral_sky.deployment import Plan
+    from collections.abc import Mapping
+
+    from pixtral_sky.deployment import Plan, Record
+    from pixtral_sky.sdk import NoMachine
+    from pixtral_sky.state import Cluster
+    from pixtral_sky.task import Task
+
+TRIED = 20  # places of a launch that failed, each in a line
 
 
 def launch(
@@ -29,6 +36,17 @@ def launch(
     spot: Annotated[
         bool, typer.Option("--spot", help="On spare capacity: cheaper, and taken away at any moment.")
     ] = False,
+    precision: options.Precision = None,
+    max_price: options.MaxPrice = None,
+    retry_until_up: Annotated[
+        bool,
+        typer.Option(
+            "--retry-until-up", help="While nobody gives the machine, ask again, each minute, for an hour."
+        ),
+    ] = False,
+    retry_minutes: Annotated[
+        float | None, typer.Option(min=0, metavar="N", help="The same, for so many minutes.")
+    ] = None,
     private: Annotated[
         bool,
         typer.Option("--private", help="Open no port: reached through ssh only. Slurm has no other way."),
@@ -58,23 +76,59 @@ def launch(
     Examples:
       pixtral-sky launch
       pixtral-sky launch --infra aws --gpus L4:4 --private
+      pixtral-sky launch --gpus L4:1 --precision fp8 --max-price 0.90 --retry-until-up
       pixtral-sky launch --infra slurm/lab --gpus A100:1 --idle 60
     """
-    from pixtral_sky import deployment, hub, serving, state, task
-    from pixtral_sky.errors import PixtralSkyError, SkyError, UsageError
+    from pixtral_sky import deployment, task
+    from pixtral_sky.errors import PixtralSkyError
 
     started = time.monotonic()
-    state.check_name(name)
     the_task = task.load(file)
-    envs = common.envs(env or [])
+    envs = common.envs(env or [], precision)
     if idle is not None:
         envs["IDLE_MINUTES"] = f"{idle:f}".rstrip("0").rstrip(".")  # the script takes no exponent
+    plan = _plan(name, the_task, envs, infra, gpus, spot, private, max_price)
+    _show(plan, candidates=dry_run or not yes)  # else the launch shows them
+    if dry_run:
+        output.say("Nothing was launched. Without --dry-run, it is.")
+        return
+    common.confirm(f"Launch {name}?", yes)
+    cluster = _launched(plan, 60 if retry_until_up and retry_minutes is None else retry_minutes or 0)
+    record = None
+    with contextlib.suppress(PixtralSkyError):  # for its price alone
+        record = next(iter(deployment.records([name])), None)
+    output.say(f"\n{name} answers, {common.minutes(time.monotonic() - started)} after you asked for it:")
+    output.data(cluster.url)
+    output.say(f"It costs {_cost(record)}, and {_end({**the_task.envs, **envs})}.")
+    if os.environ.get("PIXTRAL_ENDPOINT"):
+        output.warn("PIXTRAL_ENDPOINT is set here, and `ask` goes there: unset it, or give -n.")
+    this, it = ("", "") if name == DEFAULT_NAME else (f" -n {name}", f" {name}")
+    commands = (f"ask{this} picture.jpg", f"endpoint{this} --env", f"down{it}")
+    output.say("Next:  " + "   |   ".join(f"pixtral-sky {command}" for command in commands))
+
+
+def _plan(
+    name: str,
+    the_task: Task,
+    envs: dict[str, str],
+    infra: str | None,
+    gpus: str | None,
+    spot: bool,
+    private: bool,
+    max_price: float | None,
+) -> Plan:
+    """All that can be checked: first here, then at the Hub, then at SkyPilot."""
+    from pixtral_sky import candidates, deployment, hub, serving, state, task
+    from pixtral_sky.errors import SkyError, UsageError
+
+    state.check_name(name)
+    common.check_price(max_price)
     key, token = common.key(name), hub.token()
+    the_task.check(envs)
     final = {**the_task.envs, **envs}
-    # The script would say so too, on a machine that costs money by then.
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", minutes := final.get("IDLE_MINUTES", "0")):
-        raise UsageError(f"IDLE_MINUTES={minutes} is no number of minutes (0: never).")
-    common.check_gpus(gpus, task.read(file), final)
+    _end(final)
+    for warning in candidates.check_gpus(gpus, task.read(the_task.path), final, infra):
+        output.warn(warning)
     with output.phase("licence of the weights"):
         unchecked = hub.check(final.get("MODEL", ""), token)
     if unchecked:
@@ -85,9 +139,9 @@ def launch(
                 raise UsageError(
                     f"{name!r} is a service.", f"Take another --name, or: pixtral-sky down {name}"
                 )
-        plan = deployment.prepare(
+        return deployment.prepare(
             name,
-            file=file,
+            file=the_task.path,
             envs=envs,
             key=key,
             token=token,
@@ -95,59 +149,103 @@ def launch(
             gpus=gpus,
             spot=spot or None,
             private=private,
+            max_price=max_price,
         )
+
+
+def _show(plan: Plan, candidates: bool) -> None:
+    from pixtral_sky import deployment
+
+    common.say_choice(plan)
     if running := plan.running:
         price = f", ${running.hourly:.2f} an hour" if running.hourly else ""
         where = " ".join(filter(None, (" on" if running.infra else "", running.infra, running.gpus)))
-        output.say(f"{name} is {running.status}{where}{price}: it is updated.")
-    elif dry_run or not yes:  # else the launch shows them
+        output.say(f"{running.name} is {running.status}{where}{price}: it is updated.")
+    elif candidates:
         deployment.show_candidates(plan.task)
     output.say(
         "It opens no port: the way to it is ssh."
         if plan.cluster.private
         else f"It opens port {plan.cluster.port}, in plain HTTP, behind a key. (--private: none.)"
     )
-    if dry_run:
-        output.say("Nothing was launched. Without --dry-run, it is.")
-        return
-    common.confirm(f"Launch {name}?", yes)
 
-    then = time.monotonic()
+
+def _launched(plan: Plan, minutes: float) -> Cluster:
+    """The cluster, when it answers. ``minutes`` are spent, while nobody gives a machine, on asking again."""
+    from pixtral_sky import deployment
+    from pixtral_sky.errors import PixtralSkyError
+    from pixtral_sky.sdk import NoMachine
+
+    name, then = plan.cluster.name, time.monotonic()
     try:
-        cluster, job = deployment.launch(plan)
+        cluster, job = deployment.launch_patiently(plan, minutes * 60, _wait)
         output.done("machine", time.monotonic() - then)
         output.phases(deployment.follow(cluster, job))
+    except deployment.StoppedWaiting:
+        output.warn(f"No machine was to be had. {_left(plan)}")
+        raise
     except KeyboardInterrupt:
         output.warn(
             f"{name} goes on without this command, and may cost money. "
             f"Look: pixtral-sky status {name}   Stop it: pixtral-sky down {name}"
         )
         raise
+    except NoMachine as error:
+        _say_tried(error)
+        again = "; until one is given: --retry-until-up" if error.later and not minutes else ""
+        raise NoMachine(f"{error.what} {_left(plan)}", f"{error.hint}{again}") from error
     except PixtralSkyError as error:
-        raise type(error)(f"{error.what} {_left(name, plan)}", error.hint) from error
-    cluster = deployment.located(cluster)
-    record = None
-    with contextlib.suppress(PixtralSkyError):  # for its price alone
-        record = next(iter(deployment.records([name])), None)
-    output.say(f"\n{name} answers, {common.minutes(time.monotonic() - started)} after you asked for it:")
-    output.data(cluster.url)
-    cost = f"${record.hourly:.2f} an hour" if record and record.hourly else "nothing that SkyPilot knows of"
-    ends = (
+        raise type(error)(f"{error.what} {_left(plan)}", error.hint) from error
+    return deployment.located(cluster)
+
+
+def _wait(error: NoMachine, left: float) -> None:
+    _say_tried(error)
+    output.say(
+        f"{error.what} It is tried again in a minute, for {common.minutes(left)} at most; nothing runs"
+        " meanwhile, and Ctrl-C ends the wait."
+    )
+
+
+def _say_tried(error: NoMachine) -> None:
+    if len(error.tried) > 1:
+        for place in error.tried[:TRIED]:
+            output.say(f"  {place}")
+        if len(error.tried) > TRIED:
+            output.say(f"  and {len(error.tried) - TRIED} more")
+
+
+def _cost(record: Record | None) -> str:
+    """What a machine costs, and its disk where a price of that is known."""
+    from pixtral_sky import prices
+
+    if not record or not record.hourly:
+        return "nothing that SkyPilot knows of"
+    cost = f"${record.hourly:.2f} an hour"
+    if price := record.disk_hourly:
+        cost += f", and about ${price:.2f} for its disk of {record.disk_gb} GB"
+        cost += f" (list price, {prices.DISK_PRICES_OF})"
+    return cost
+
+
+def _end(envs: Mapping[str, str]) -> str:
+    """When it stops costing money. Raises UsageError when IDLE_MINUTES does not say."""
+    from pixtral_sky.errors import UsageError
+
+    minutes = envs.get("IDLE_MINUTES", "0")
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", minutes):
+        raise UsageError(f"IDLE_MINUTES={minutes} is no number of minutes (0: never).")
+    return (
         f"ends after {minutes} minutes without a request" if float(minutes) else "runs until you take it down"
     )
-    output.say(f"It costs {cost}, and {ends}.")
-    if os.environ.get("PIXTRAL_ENDPOINT"):
-        output.warn("PIXTRAL_ENDPOINT is set here, and `ask` goes there: unset it, or give -n.")
-    this, it = ("", "") if name == DEFAULT_NAME else (f" -n {name}", f" {name}")
-    commands = (f"ask{this} picture.jpg", f"endpoint{this} --env", f"down{it}")
-    output.say("Next:  " + "   |   ".join(f"pixtral-sky {command}" for command in commands))
 
 
-def _left(name: str, plan: Plan) -> str:
+def _left(plan: Plan) -> str:
     """What a launch that failed has left behind."""
     from pixtral_sky import deployment, state
     from pixtral_sky.errors import PixtralSkyError
 
+    name = plan.cluster.name
     try:
         left = deployment.records([name])
     except PixtralSkyError:

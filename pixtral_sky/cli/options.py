@@ -25,6 +25,18 @@ Wanted = Annotated[str, typer.Option("--name", "-n", help="What to call it.")]
 Gpus = Annotated[
     str | None, typer.Option(metavar="GPU[:COUNT]", help="On these, in place of those in the file.")
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option(metavar="bf16|fp8", help="Of the weights: fp8 halves them. Without it, as in the file."),
+]
+MaxPrice = Annotated[
+    float | None,
+    typer.Option(
+        metavar="USD",
+        help="At most so much an hour for a machine with its GPUs, by list price; its disk and traffic are"
+        " not in it.",
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")]
 
 # Of those that show a log

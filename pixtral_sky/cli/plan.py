@@ -14,7 +14,7 @@ from pixtral_sky.cli import common
 
 if TYPE_CHECKING:
     from pixtral_sky.fit import Workload
-    from pixtral_sky.plan import Ask, Machine, Option
+    from pixtral_sky.plan import Ask, Machine, Option, Unfit
     from pixtral_sky.prices import Prices
     from pixtral_sky.roofline import Range
 
@@ -30,6 +30,7 @@ def plan(
         int | None,
         typer.Option(help="MAX_MODEL_LEN; -1: all that fits. Without it, that of pixtral.yaml."),
     ] = None,
+    precision: Annotated[str, typer.Option(help="bf16, fp8 or both.")] = "both",
     qps: Annotated[
         float | None, typer.Option(help="Requests a second at the busiest: how many replicas carry them?")
     ] = None,
@@ -50,8 +51,8 @@ def plan(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="A result of `vllm bench serve --save-result --metadata gpus=L4:2 images=2`, in place of the"
-            " estimate; again for more.",
+            help="A result of `vllm bench serve --save-result --metadata gpus=L4:2 images=2 precision=fp8`, in place"
+            " of the estimate; again for more.",
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help=f"All rows, not the best {ROWS}.")] = False,
@@ -67,9 +68,11 @@ def plan(
     """Which GPUs hold the model with your pictures, and where a thousand pictures cost least.
 
     Nothing is launched, and no account is needed: the prices are in SkyPilot's catalogs. Speed is estimated
-    from data sheets, as a range; its low end decides.
+    from data sheets, as a range; its low end decides. FP8 halves the decoder's weights; what that does to
+    answers was not measured: compare them by `pixtral-sky doctor --answers`.
 
     \b
+    $/H, SPOT $/H     of the machine, as SkyPilot has it; its disk is in what follows
     CONTEXT, AT ONCE  tokens of the longest request, and requests that are computed at once
     REPLICAS, $/H ALL that carry --qps, and their price together
     TIME              one machine's, for --total pictures
@@ -100,16 +103,22 @@ def plan(
     file = task.read()
     ask = planning.asked(
         Workload(images, width, height, prompt_tokens, answer_tokens),
-        task.number(file["envs"], "MAX_MODEL_LEN", -1) if context is None else context,
+        (task.number(file["envs"], "MAX_MODEL_LEN", 0) or None) if context is None else context,
         task.number(file["envs"], "MAX_IMAGES", 1),
         qps,
         total,
     )
-    machines, unfit = planning.machines(ask, planning.gpus(gpus), _measured(measured or [], ask.workload))
+    machines, unfit = planning.machines(
+        ask,
+        planning.gpus(gpus),
+        _measured(measured or [], ask.workload),
+        planning.precisions(precision),
+    )
     if not machines:
         # The last is the largest: what speaks against it, speaks against all.
-        reason = list(unfit.values())[-1]
-        raise UsageError(f"None of these GPUs holds it: {reason}", "Larger --gpus, or a smaller --context")
+        raise UsageError(
+            f"None of these GPUs holds it: {unfit[-1].why}", "Larger --gpus, or a smaller --context"
+        )
     prices = None if no_prices else _prices(machines, clouds, file["resources"], ports=qps is not None)
     options = planning.options(ask, machines, prices.offers, spot) if prices else []
     if prices and not options:
@@ -119,9 +128,11 @@ def plan(
     if as_json:
         output.data(json.dumps(_document(ask, machines, options, unfit, prices, spot), indent=1))
     elif prices:
-        _show(ask, options if everything else options[:ROWS])
-        if not everything and len(options) > ROWS:
-            output.say(f"{len(options) - ROWS} more cost more: --all")
+        shown = options if everything else options[:ROWS]
+        _show(ask, shown)
+        if len(options) > len(shown):
+            output.say(f"{len(options) - len(shown)} more cost more: --all")
+        output.say(_disks(shown, int(file["resources"]["disk_size"])))
     else:
         _show_unpriced(ask, machines)
     if not as_json:
@@ -136,13 +147,13 @@ def plan(
         _write(write, ask, options, spot)
 
 
-def _measured(files: Sequence[Path], workload: Workload) -> dict[str, Range]:
-    """Requests a second by GPUs; from the least to the most where several files are of the same."""
+def _measured(files: Sequence[Path], workload: Workload) -> dict[tuple[str, str], Range]:
+    """Requests a second by GPUs and precision; from the least to the most where several files are of the same."""
     from pixtral_sky import plan as planning
     from pixtral_sky.errors import UsageError
     from pixtral_sky.roofline import Range
 
-    found: dict[str, Range] = {}
+    found: dict[tuple[str, str], Range] = {}
     for file in files:
         try:
             text = file.read_text()
@@ -155,8 +166,9 @@ def _measured(files: Sequence[Path], workload: Workload) -> dict[str, Range]:
                 f"{file} was measured with answers of {one.answer:.0f} tokens, and this plan has "
                 f"{workload.answer}: --answer-tokens {one.answer:.0f}"
             )
-        before = found.get(one.gpus, Range(one.rate, one.rate))
-        found[one.gpus] = Range(min(before.low, one.rate), max(before.high, one.rate))
+        key = (one.gpus, one.precision)
+        before = found.get(key, Range(one.rate, one.rate))
+        found[key] = Range(min(before.low, one.rate), max(before.high, one.rate))
     return found
 
 
@@ -171,7 +183,9 @@ def _prices(
     kinds = dict.fromkeys(machine.fit.gpu for machine in machines)
     counts = dict.fromkeys(machine.fit.count for machine in machines)
     with output.phase("prices, from SkyPilot's catalogs"):
-        found = prices.read(list(kinds), list(counts), cpus, memory, named, ports)
+        found = prices.read(
+            list(kinds), list(counts), cpus, memory, named, ports, int(resources["disk_size"])
+        )
     reasons: dict[str, list[str]] = {}
     for cloud, reason in found.left_out.items():
         reasons.setdefault(reason, []).append(cloud)
@@ -184,18 +198,19 @@ def _show(ask: Ask, options: Sequence[Option]) -> None:
     from pixtral_sky import plan as planning
 
     head = (
-        *("GPUS", "CLOUD", "REGION", "$/H", "SPOT $/H", "CONTEXT", "AT ONCE"),
+        *("GPUS", "PRECISION", "CLOUD", "REGION", "$/H", "SPOT $/H", "CONTEXT", "AT ONCE"),
         *("REPLICAS", "$/H ALL", "TIME", "$/1,000 IMAGES", "BY"),
     )
     rows = [
         (
             each.machine.gpus,
+            each.machine.precision,
             each.offer.cloud,
             each.offer.region,
             f"{each.offer.hourly:.2f}",
             "-" if each.offer.spot is None else f"{each.offer.spot:.2f}",
             *_held(each.machine),
-            *_wanted(ask, each.replicas, each.seconds, each.hourly),
+            *_wanted(ask, each.replicas, each.seconds, each.whole),
             _range(each.cost, planning.usd),
             "measured" if each.machine.measured else "estimate",
         )
@@ -207,10 +222,14 @@ def _show(ask: Ask, options: Sequence[Option]) -> None:
 def _show_unpriced(ask: Ask, machines: Sequence[Machine]) -> None:
     from pixtral_sky import plan as planning
 
-    head = ("GPUS", "CONTEXT", "AT ONCE", "REQUESTS/S", "IMAGES/S", "REPLICAS", "$/H ALL", "TIME", "BY")
+    head = (
+        *("GPUS", "PRECISION", "CONTEXT", "AT ONCE", "REQUESTS/S", "IMAGES/S"),
+        *("REPLICAS", "$/H ALL", "TIME", "BY"),
+    )
     rows = [
         (
             machine.gpus,
+            machine.precision,
             *_held(machine),
             _range(machine.rate, _rate),
             _range(machine.rate, lambda value: _rate(value * ask.workload.images)),
@@ -224,13 +243,25 @@ def _show_unpriced(ask: Ask, machines: Sequence[Machine]) -> None:
 
 def _held(machine: Machine) -> tuple[str, str]:
     """The context and the requests at once; "+": so many at least."""
-    from pixtral_sky.fit import MODEL_CONTEXT, requests_at_most
+    from pixtral_sky import fit as fitting
 
     fit = machine.fit
-    return (
-        f"{fit.context:,}" + "+" * (fit.context < MODEL_CONTEXT),
-        f"{fit.requests:,}" + "+" * (fit.requests < requests_at_most(fit.gpu)),
-    )
+    all_that_fits = fit.context == fit.kv_tokens - fitting.BLOCK
+    most = fitting.settings(fit.gpu, fit.count).sequences
+    return f"{fit.context:,}" + "+" * all_that_fits, f"{fit.requests:,}" + "+" * (fit.requests < most)
+
+
+def _disks(options: Sequence[Option], gb: int) -> str:
+    """What their disks cost, in a line or two."""
+    from pixtral_sky import prices
+
+    found = dict(sorted((each.offer.cloud, each.offer.disk) for each in options))
+    known = [f"{cloud} {price:.3f}" for cloud, price in found.items() if price is not None]
+    others = [cloud for cloud, price in found.items() if price is None]
+    said = f"Disks of {gb} GB cost besides, in $/h: {', '.join(known) or 'not known'}"
+    if known and others:
+        said += f"; not known: {', '.join(others)}"
+    return f"{said}. List prices of {prices.DISK_PRICES_OF}; $/1,000 IMAGES is with them."
 
 
 def _wanted(
@@ -259,11 +290,16 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:#.2g}"
 
 
-def _explain(ask: Ask, machines: Sequence[Machine], unfit: dict[str, str], spot: bool) -> None:
+def _explain(ask: Ask, machines: Sequence[Machine], unfit: Sequence[Unfit], spot: bool) -> None:
     """What the table does not say, once."""
+    from pixtral_sky import fit
+
     workload = ask.workload
     pictures = f"{workload.images} picture{'s' * (workload.images != 1)}"
-    context = "all the context that fits" if ask.context == -1 else f"a context of {ask.context:,}"
+    if ask.context is None:
+        context = f"a context of {fit.default_context(ask.max_images):,}, or what fits"
+    else:
+        context = "all the context that fits" if ask.context == -1 else f"a context of {ask.context:,}"
     output.say(
         f"\nA request: {pictures} of {workload.width}x{workload.height}, {workload.prompt:,} tokens, and an "
         f"answer of {workload.answer:,}; {context}."
@@ -278,19 +314,21 @@ def _explain(ask: Ask, machines: Sequence[Machine], unfit: dict[str, str], spot:
         output.say(
             "Spot machines are taken away at any moment; the time and cost to begin again are not in it."
         )
-    for reason in unfit.values():
+    for reason in dict.fromkeys(each.why for each in unfit):
         output.say(f"Does not fit: {reason}")
 
 
 def _next(ask: Ask, best: Option, envs: dict[str, Any], spot: bool) -> str:
+    from pixtral_sky import plan as planning
+
     if ask.qps is not None:
         return "the same with --write my-service.yaml, and: pixtral-sky serve up --file my-service.yaml"
     if ask.total is None:
         return "the same with --qps or --total; a machine that waits for requests costs as much as a busy one"
     words = [f"pixtral-sky launch --infra {best.offer.cloud} --gpus {best.machine.gpus}", "--spot" * spot]
-    for name, value in (("MAX_IMAGES", ask.max_images), ("MAX_MODEL_LEN", ask.context)):
+    for name, value in planning.server_envs(ask, best.machine.precision).items():
         if envs[name] != value:
-            words.append(f"--env {name}={value}")
+            words.append(f"--precision {value}" if name == "PRECISION" else f"--env {name}={value}")
     return " ".join(filter(None, words))
 
 
@@ -310,7 +348,7 @@ def _write(path: Path, ask: Ask, options: Sequence[Option], spot: bool) -> None:
     few, many = policy["min_replicas"], policy["max_replicas"]
     output.say(
         f"Written: {path}, {few if few == many else f'{few} to {many}'} replicas of "
-        f"{', or else '.join(made['resources']['accelerators'])}"
+        f"{', or else '.join(made['resources']['accelerators'])}, in {options[0].machine.precision}"
     )
     output.say(f"Next:  pixtral-sky serve up --file {path}")
 
@@ -319,12 +357,12 @@ def _document(
     ask: Ask,
     machines: Sequence[Machine],
     options: Sequence[Option],
-    unfit: dict[str, str],
+    unfit: Sequence[Unfit],
     prices: Prices | None,
     spot: bool,
 ) -> dict[str, Any]:
     workload = ask.workload
-    priced = {option.machine.gpus for option in options}
+    priced = [option.machine for option in options]
     return {
         "request": {
             "images": workload.images,
@@ -345,14 +383,15 @@ def _document(
                     **{name: getattr(each.offer, name) for name in ("cloud", "region", "machine")},
                     "usd_an_hour": each.offer.hourly,
                     "spot_usd_an_hour": each.offer.spot,
+                    "disk_usd_an_hour": each.offer.disk,
                     "usd_per_1000_images": vars(each.cost),
                 },
             )
             for each in options
         ],
         # What fits and has no price; all of it with --no-prices.
-        "unpriced": [_row(ask, each, {}) for each in machines if each.gpus not in priced],
-        "unfit": unfit,
+        "unpriced": [_row(ask, each, {}) for each in machines if each not in priced],
+        "unfit": [vars(each) for each in unfit],
         "clouds_left_out": prices.left_out if prices else {},
     }
 
@@ -363,6 +402,7 @@ def _row(ask: Ask, machine: Machine, price: dict[str, Any]) -> dict[str, Any]:
     few, many = planning.needed(ask, machine)
     return {
         "gpus": machine.gpus,
+        "precision": machine.precision,
         **price,
         "context": machine.fit.context,
         "at_once": machine.fit.requests,

@@ -42,7 +42,7 @@ def rehearse(
       pixtral-sky rehearse
       pixtral-sky rehearse --keep && pixtral-sky ask "What is this?" photo.jpg
     """
-    from pixtral_sky import engine, rehearsal, state, task
+    from pixtral_sky import checkpoint, engine, rehearsal, state, task
     from pixtral_sky.endpoint import Endpoint
 
     # An end from outside (kill, a closing terminal) is a Ctrl-C: whatever was started is stopped.
@@ -54,17 +54,17 @@ def rehearse(
         pass
     # All that can be wrong is said before the engine is made, which takes minutes.
     version = the_task.vllm_version
-    the_task.number("MAX_IMAGES"), the_task.number("MAX_MODEL_LEN")
+    the_task.number("MAX_IMAGES"), task.number(the_task.envs, "MAX_MODEL_LEN", -1)
     state.free_port(port)
     output.say(f"Rehearsing {the_task.path} with vLLM {version}")
     started = time.monotonic()
     venv = engine.ensure(version)
     output.done("engine", time.monotonic() - started)
     with output.phase("checkpoint: tiny, random, real tokenizer"):
-        checkpoint = engine.checkpoint(venv)
+        model = checkpoint.tiny(venv)
     started = time.monotonic()
     with rehearsal.starting(name):  # again: making the engine may have taken minutes
-        deployment = rehearsal.start(the_task, venv, checkpoint, name, state.free_port(port))
+        deployment = rehearsal.start(the_task, venv, model, name, state.free_port(port))
     keeping = False
     try:
         with output.phase("starting its script"):

@@ -58,6 +58,8 @@ def up(
     spot: Spot = False,
     infra: Infra = None,
     gpus: options.Gpus = None,
+    precision: options.Precision = None,
+    max_price: options.MaxPrice = None,
     env: Env = None,
     file: File = None,
     dry_run: Annotated[
@@ -77,7 +79,7 @@ def up(
     from pixtral_sky.errors import PixtralSkyError, UsageError
 
     started = time.monotonic()
-    plan = _plan(name, replicas, target_qps, spot, infra, gpus, env, file)
+    plan = _plan(name, replicas, target_qps, spot, infra, gpus, precision, max_price, env, file)
     this = "" if name == DEFAULT_NAME else f" {name}"
     if plan.running:
         ended = plan.running.status in serving.ENDED
@@ -91,6 +93,7 @@ def up(
         raise UsageError(
             f"The service {name!r} is being brought up already.", f"Stop that: pixtral-sky serve down{this}"
         )
+    _say_choice(plan)
     deployment.show_candidates(plan.task)
     policy = plan.task.service
     low, high = policy.min_replicas, policy.max_replicas or policy.min_replicas
@@ -107,6 +110,7 @@ def up(
         service = serving.up(plan)
         output.done("controller and balancer", time.monotonic() - then)
         output.phases(serving.follow(service))
+        serving.keep_to_price(plan)
     except KeyboardInterrupt:
         output.warn(_goes_on(name))
         raise
@@ -134,6 +138,8 @@ def update(
     spot: Spot = False,
     infra: Infra = None,
     gpus: options.Gpus = None,
+    precision: options.Precision = None,
+    max_price: options.MaxPrice = None,
     env: Env = None,
     file: File = None,
     blue_green: Annotated[
@@ -154,7 +160,7 @@ def update(
     from pixtral_sky.endpoint import key_of_environment
     from pixtral_sky.errors import SkyError, UsageError
 
-    plan = _plan(name, replicas, target_qps, spot, infra, gpus, env, file)
+    plan = _plan(name, replicas, target_qps, spot, infra, gpus, precision, max_price, env, file)
     this = "" if name == DEFAULT_NAME else f" --name {name}"
     if not plan.running:
         raise UsageError(f"There is no service {name!r}.", f"Bring it up: pixtral-sky serve up{this}")
@@ -168,6 +174,7 @@ def update(
         raise UsageError(
             f"The key of {name!r} is not known here.", "Its own, or another: export PIXTRAL_API_KEY=..."
         )
+    _say_choice(plan)
     _say_changes(plan, blue_green, old_key)
     common.confirm(f"Update {name}?", yes)
     then = time.monotonic()
@@ -175,6 +182,7 @@ def update(
         service, version = serving.update(plan, blue_green)
         output.done("the new version is known", time.monotonic() - then)
         output.phases(serving.follow(service, version))
+        serving.check_price(plan)
     except KeyboardInterrupt:
         output.warn(_goes_on(name))
         raise
@@ -312,16 +320,19 @@ def _plan(
     spot: bool,
     infra: str | None,
     gpus: str | None,
+    precision: str | None,
+    max_price: float | None,
     env: list[str] | None,
     file: Path | None,
 ) -> Plan:
-    from pixtral_sky import hub, service, serving, state, task
+    from pixtral_sky import candidates, hub, service, serving, state, task
 
     state.check_name(name)
+    common.check_price(max_price)
     file = file or task.shipped("service.yaml")
-    task.load(file)  # whether it is a task at all
-    config = task.read(file)
-    config["envs"] = {**(config.get("envs") or {}), **common.envs(env or [])}
+    config, envs = task.read(file), common.envs(env or [], precision)
+    task.load(file).check(envs)
+    config["envs"] = {**(config.get("envs") or {}), **envs}
     key, token = common.key(name), hub.token()
     section = config.get("service")
     if isinstance(section, dict) and (replicas or target_qps is not None or spot):
@@ -335,13 +346,29 @@ def _plan(
             config = service.scaled(config, service.policy(low, high, target, spot))
     for warning in service.check(config, key):
         output.warn(warning)
-    common.check_gpus(gpus, config, config["envs"])
+    for warning in candidates.check_gpus(gpus, config, config["envs"], infra):
+        output.warn(warning)
     with output.phase("licence of the weights"):
         unchecked = hub.check(str(config["envs"].get("MODEL", "")), token)
     if unchecked:
         output.warn(unchecked)
     with output.phase("SkyPilot's view"):
-        return serving.prepare(name, config, key=key, token=token, infra=infra, gpus=gpus, spot=spot or None)
+        return serving.prepare(
+            name,
+            config,
+            key=key,
+            token=token,
+            infra=infra,
+            gpus=gpus,
+            spot=spot or None,
+            max_price=max_price,
+        )
+
+
+def _say_choice(plan: Plan) -> None:
+    common.say_choice(plan)
+    if plan.max_price is not None:
+        output.say("That is for each replica; the controller is not in it.")
 
 
 def _say_changes(plan: Plan, blue_green: bool, old_key: str) -> None:

@@ -37,11 +37,12 @@ def tokens(
       pixtral-sky tokens photo.jpg
       pixtral-sky tokens 'scans/*.png' --json
     """
-    from pixtral_sky import images, task
+    from pixtral_sky import fit, images, task
 
     sources = _sources(pictures)
     shipped = task.load()
-    most, context = shipped.number("MAX_IMAGES"), shipped.number("MAX_MODEL_LEN")
+    most = shipped.number("MAX_IMAGES")
+    context = task.number(shipped.envs, "MAX_MODEL_LEN", fit.default_context(most))
     rows = []
     if not as_json:
         output.data(_line("TOKENS", "FIT", "SENT", "", "PER PROMPT", "PICTURE"))

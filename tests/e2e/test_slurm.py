@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pixtral_sky import engine, rehearsal, task
+from pixtral_sky import checkpoint, engine, rehearsal, task
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -118,7 +118,7 @@ class Rig:
             'if __name__ == "__main__":\n    sys.exit(main())\n'
         )
         (target / "bin" / "vllm").chmod(0o755)
-        shutil.copytree(engine.checkpoint(made), self.root / "model")
+        shutil.copytree(checkpoint.tiny(made), self.root / "model")
         return target
 
     def sky(self, *arguments: str, check: bool = True, **options) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from pixtral_sky import engine, images, rehearsal, task
+from pixtral_sky import checkpoint, engine, images, rehearsal, task
 from pixtral_sky.asking import learn, messages
 from pixtral_sky.client import Client
 from pixtral_sky.endpoint import Endpoint
@@ -171,7 +171,7 @@ def test_the_real_engine_is_a_replica(tmp_path):
     venv = engine.ensure(task.load().vllm_version)
     envs = {
         "VENV": str(venv),
-        "MODEL": str(engine.checkpoint(venv)),
+        "MODEL": str(checkpoint.tiny(venv)),
         "EXTRA_ARGS": rehearsal.CPU_ARGS,
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",

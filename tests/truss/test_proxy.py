@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pixtral_sky import engine, rehearsal, task, truss
+from pixtral_sky import checkpoint, engine, rehearsal, task, truss
 from pixtral_sky.model import MODEL
 from tests.command_line import KEY, run_main
 from tests.conftest import ROOT
@@ -147,7 +147,7 @@ def started_server(found: Baseten, folder: Path, out: Any) -> subprocess.Popen[b
     supervisord = configparser.ConfigParser()
     supervisord.read(found.context / "supervisord.conf")
     command = supervisord["program:model-server"]["command"]
-    command = replaced(command, "/models/pixtral", str(engine.checkpoint(venv)), times=1)
+    command = replaced(command, "/models/pixtral", str(checkpoint.tiny(venv)), times=1)
     command = replaced(command, "/tmp/pixtral", str(folder / "model"), times=4)
     *bash, script = shlex.split(command)
     assert bash == ["bash", "-c"]
