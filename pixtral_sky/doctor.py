@@ -14,15 +14,15 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
 
-from pixtral_sky import __version__, extras, hub, images, sdk, state, task
+from pixtral_sky import __version__, candidates, extras, hub, images, model, sdk, state, task
 from pixtral_sky.asking import learn, messages, printable
 from pixtral_sky.client import Client
 from pixtral_sky.endpoint import Endpoint, find
@@ -67,10 +67,12 @@ class _Absent(PixtralSkyError):
 
 
 class _Examination:
-    """Each check is a method that returns what is well, and raises what is not."""
+    """Each check is a method that returns what is well, and raises what is not. Nothing: it needs no line."""
 
     the_task: task.Task
     endpoint: Endpoint
+    resources: Any = None  # of the task file, as it stands
+    enabled: Sequence[str] = ()
 
     def __init__(self, name: str | None, file: Path | None) -> None:
         self.name = name
@@ -86,7 +88,9 @@ class _Examination:
             ("SkyPilot", self.skypilot, ()),
             ("SkyPilot server", sdk.server, ("SkyPilot",)),
             ("SkyPilot infra", self.infra, ("SkyPilot server",)),
+            ("Azure", self.azure, ()),
             ("SkyPilot task", self.sky_task, ("SkyPilot", "task file")),
+            ("GPUs", self.gpus, ("task file",)),
             ("ssh", self.ssh, ()),
             ("Hugging Face", self.hugging_face, ("task file",)),
             ("key", self.key, ()),
@@ -106,7 +110,8 @@ class _Examination:
             else:
                 check = self.tried(subject, step)
             found[subject] = check.state
-            yield check
+            if check.text:
+                yield check
 
     def tried(self, subject: str, step: Callable[[], str]) -> Check:
         result: State = "ok"
@@ -136,6 +141,8 @@ class _Examination:
 
     def task_file(self) -> str:
         self.the_task = task.load(self.file)
+        self.the_task.check({})
+        self.resources = task.read(self.file).get("resources")
         return f"{self.the_task.path}, with vLLM {self.the_task.vllm_version}"
 
     def skypilot(self) -> str:
@@ -145,14 +152,36 @@ class _Examination:
         return version if made_for in ("", version) else f"{version}; {made_for} is what was tested"
 
     def infra(self) -> str:
-        names = sdk.enabled()
-        if not names:
+        self.enabled = sdk.enabled()
+        if not self.enabled:
             raise PixtralSkyError("No cloud, Kubernetes or Slurm is enabled.", "sky check")
-        return ", ".join(names)
+        return ", ".join(self.enabled)
+
+    def azure(self) -> str:
+        """For those who have it: setup would find an old driver on a machine that is paid for by then."""
+        if "azure" not in self.enabled or not _on_azures_default_image(self.resources):
+            return ""
+        others = len(self.enabled) > 1
+        raise (_Unchecked if others else PixtralSkyError)(
+            f"{candidates.OLD_IMAGE}{', and a launch goes elsewhere' if others else ''}.",
+            f"Under resources: of a file of yours, infra: azure, image_id: {candidates.NEW_IMAGE}",
+        )
 
     def sky_task(self) -> str:
         sdk.check_file(self.file)
         return "SkyPilot takes the task file"
+
+    def gpus(self) -> str:
+        envs = self.the_task.envs
+        names = ", ".join(candidates.accelerators(self.resources))
+        if not names:
+            raise _Absent("The task file names none.", "pixtral-sky launch --gpus L4:2")
+        said = candidates.check_gpus(None, {"resources": self.resources}, envs)
+        if envs.get("MODEL") != model.MODEL or envs.get("EXTRA_ARGS"):
+            said.append("With a MODEL or EXTRA_ARGS of one's own, what they hold shows when it starts.")
+        if said:
+            raise _Unchecked(f"{names}: {' '.join(said)}")
+        return f"{names}: each holds the model in {envs.get('PRECISION') or 'bf16'}"
 
     def ssh(self) -> str:
         program = shutil.which("ssh")
@@ -330,3 +359,17 @@ class _Examination:
 
 def _is_this_machine(url: str) -> bool:
     return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def _on_azures_default_image(resources: Any) -> bool:
+    """Whether a file's ``resources:`` let SkyPilot take a machine of Azure, with its own image for it."""
+    given = resources if isinstance(resources, dict) else {}
+    for each in given.get("any_of") or given.get("ordered") or [{}]:
+        wanted = {**given, **(each if isinstance(each, dict) else {})}
+        place = str(wanted.get("infra") or wanted.get("cloud") or "azure").lower()
+        # A container's image is on that of the machine.
+        if place.partition("/")[0] == "azure" and str(wanted.get("image_id") or "docker:").startswith(
+            "docker:"
+        ):
+            return True
+    return False
