@@ -124,9 +124,7 @@ class FakeSky:
         self.provision_log = ["Launching on AWS us-east-1.\n", "Waiting for ssh.\n"]
         self.during_launch: Callable[[str], None] = lambda name: None
         self.stays = False  # `down` does nothing
-        self.lands: dict[
-            str, Any
-        ] = {}  # what the machines that are launched are in place of what was asked for
+        self.lands: dict[str, Any] = {}  # what the machines that are launched are in place of what was asked for
         self.real: dict[str, Callable[..., Any]] = {}  # what it is in place of
         self.aliases: list[str] = []
         self.tunnels: list[tuple[str, str, int, int]] = []
