@@ -17,6 +17,7 @@ check: .venv/dev  ## lint, types, and what is rendered or drawn against what it 
 	$(BIN)/python tools/render.py --check
 	$(BIN)/python tools/autoscaling.py --check
 	$(BIN)/python tools/capacity.py --check
+	$(BIN)/python tools/gpus.py --check
 
 prove: .venv/dev  ## the tests on the real vLLM; its engine is made in .cache
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m "engine and not serve"
@@ -35,6 +36,7 @@ truss: .venv/dev  ## the real Truss and its proxy before the real vLLM, on examp
 docs: .venv/dev  ## draw and measure again what docs/ shows
 	$(BIN)/python tools/autoscaling.py
 	$(BIN)/python tools/capacity.py
+	$(BIN)/python tools/gpus.py
 	$(BIN)/python -m benchmarks.balancer --write
 	$(BIN)/python -m benchmarks.batch --write
 	$(BIN)/python -m benchmarks.images --write

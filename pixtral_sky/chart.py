@@ -68,7 +68,10 @@ def draw(path: Path, ask: Ask, on_demand: Sequence[Option], spot: Sequence[Optio
     axes.tick_params(axis="y", length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.set_xlabel("for 1,000 pictures, on machines with their disks; dot: the safe end of the estimate, bar: its range", fontsize=9)
+    axes.set_xlabel(
+        "for 1,000 pictures, on machines with their disks; dot: the safe end of the estimate, bar: its range",
+        fontsize=9,
+    )
     axes.set_title(
         f"What 1,000 pictures cost with Pixtral 12B\n"
         f"{workload.images} of {workload.width}x{workload.height} a request, {load}",

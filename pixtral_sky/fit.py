@@ -1,4 +1,4 @@
-"""Which GPUs hold Pixtral 12B, in bf16 and in FP8, with how much context, and for how many requests at once. Pure.
+"""Which GPUs hold Pixtral 12B in bf16 and FP8, with how much context, for how many requests at once. Pure.
 
 Exact, and checked against vLLM's own code by ``tests/test_fit_engine.py``: the weights on each GPU, and
 the tokens and the context that an amount of memory holds. Estimated, on the safe side: what vLLM needs
@@ -92,7 +92,7 @@ MODEL_CONTEXT = 128_000
 # On every GPU in full, in vLLM 0.32's pixtral.py: the adapter, all norms, and the vision encoder's first
 # convolution. All else is shared out, the vision encoder and both vocabularies too.
 REPLICATED_BYTES = 2 * (31_467_520 + 81 * HIDDEN + 49 * 1_024 + 1_024 * 3 * PATCH * PATCH)
-# FP8: a scale of 32 bits for each output of a linear layer. Those of two layers have all outputs on every GPU.
+# FP8: a scale of 32 bits for each output of a linear layer. Two of them have all outputs on every GPU.
 SCALES_SHARED = 4 * LAYERS * (HEAD_DIM * (HEADS + 2 * KV_HEADS) + 2 * MLP)
 SCALES_REPLICATED = 4 * LAYERS * 2 * HIDDEN
 ROPE_BYTES = MODEL_CONTEXT * HEAD_DIM * 2  # its table of cosines and sines, for each position
@@ -122,7 +122,7 @@ class Settings:
 
 
 def settings(gpu: str, count: int) -> Settings:
-    """What the script chooses for GPUs (templates/run.sh). Raises ValueError for one that is not known here."""
+    """What the script chooses for GPUs (templates/run.sh). Raises ValueError for one not known here."""
     _known(gpu)
     kind, several = GPUS[gpu], count > 1
     # A step has room for a full picture, 4,160 tokens, at least. All other answers wait for it: on an H100
@@ -265,19 +265,17 @@ def context_in(free: int, count: int) -> int:
     return min(MODEL_CONTEXT, tokens_in(free, count) - BLOCK)
 
 
-def activations(batched_tokens: int, count: int, precision: str = "bf16") -> int:
+def activations(batched_tokens: int, count: int) -> int:
     """Bytes on each GPU while one step of ``batched_tokens`` is computed. An estimate, on the safe side.
 
     In the decoder's MLP: its two inputs and their product, shared out; and on each GPU hidden states, the
-    residual, and a sum before and after it is shared. FP8 has the product a second time, in a byte a number.
-    Besides, the pictures that such a step may bring, as the encoder left them: 4,096 patches each. The tensors
-    of vLLM 0.32's own layers, run one by one, are less (``tests/test_fit_engine.py``); the rest is for what its
-    kernels need.
+    residual, and a sum before and after it is shared. Besides, the pictures that such a step may bring, as
+    the encoder left them: 4,096 patches each. The tensors of vLLM 0.32's own layers, run one by one, are 11
+    to 23% less, in FP8 as well (``tests/test_fit_engine.py``); the rest is for what its kernels need.
     """
     images = max(1, batched_tokens // (BOX // PATCH) ** 2)
-    decoder = 2 * (4 * HIDDEN + 3 * MLP // count)
-    quantized = MLP // count if precision == "fp8" else 0
-    return batched_tokens * (decoder + quantized) + images * (BOX // PATCH) ** 2 * 2 * HIDDEN
+    decoder = batched_tokens * 2 * (4 * HIDDEN + 3 * MLP // count)
+    return decoder + images * (BOX // PATCH) ** 2 * 2 * HIDDEN
 
 
 def available(gpu: str, count: int, other: float, precision: str = "bf16") -> int:
@@ -290,7 +288,7 @@ def available(gpu: str, count: int, other: float, precision: str = "bf16") -> in
     # Buffers that vLLM 0.32's model runner makes at its start: embeddings of one step, and for each
     # request how often it has had each token (32 bits), and which are in its prompt (1 bit).
     buffers = step * 2 * HIDDEN + chosen.sequences * VOCABULARY * 33 // 8 + ROPE_BYTES
-    taken = weight_bytes(count, precision) + activations(step, count, precision) + buffers
+    taken = weight_bytes(count, precision) + activations(step, count) + buffers
     return int(_usable(gpu, count) * GIB) - taken - int(other * GIB)
 
 

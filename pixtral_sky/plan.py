@@ -73,9 +73,9 @@ class Unfit:
 class Option:
     """A machine at a price: what the work costs on it.
 
-    ``hourly`` are USD an hour of one, and ``whole`` those with its disk, where its price is known. ``cost`` are
-    USD for 1,000 pictures, by ``whole``. ``replicas`` are those that carry Ask.qps, ``seconds`` what one of
-    them takes for Ask.total; (0, 0) where that is not asked for.
+    ``hourly`` are USD an hour of one, and ``whole`` those with its disk, where its price is known. ``cost``
+    are USD for 1,000 pictures, by ``whole``. ``replicas`` are those that carry Ask.qps, ``seconds`` what one
+    of them takes for Ask.total; (0, 0) where that is not asked for.
     """
 
     machine: Machine
@@ -295,6 +295,7 @@ def options(ask: Ask, machines: Iterable[Machine], offers: Iterable[Offer], spot
         for hourly, offer in cheapest.values()
         for machine in held[offer.gpu, offer.count]
     ]
+    # Where both precisions cost the same, bf16 comes first: its answers are those of the model.
     return sorted(
         found,
         key=lambda each: (
@@ -346,8 +347,8 @@ def _option(ask: Ask, machine: Machine, offer: Offer, hourly: float) -> Option:
 def accelerators(options: Sequence[Option]) -> list[str]:
     """The best machine (L4:2), and those that may stand in for it, in the order of the plan.
 
-    A service has one target and one precision for all its replicas, so a stand-in has the same, and answers as
-    many requests as the best.
+    A service has one target and one precision for all its replicas, so a stand-in has the same, and answers
+    as many requests as the best.
     """
     best = options[0]
     return list(
@@ -400,7 +401,12 @@ def service_file(
         text = _with(text, "use_spot", "true", "the ordinary ones come from the policy above", "accelerators")
     for name, wanted in server_envs(ask, best.machine.precision).items():
         if config["envs"][name] != wanted:
-            text = _with(text, name, json.dumps(wanted).strip('"'), "as planned")
+            why = (
+                "as planned; compare its answers: pixtral-sky doctor --answers"
+                if wanted == "fp8"
+                else "as planned"
+            )
+            text = _with(text, name, str(wanted), why)
     return text
 
 

@@ -22,11 +22,11 @@ OWN = ("kubernetes", "slurm", "ssh", "vsphere")  # of SkyPilot's clouds; machine
 # list prices in USD a month, in the cloud's first region in the US, as of:
 DISK_PRICES_OF = "November 2026"
 MONTH = 730  # hours
-# AWS (sky/clouds/aws.py): gp3 with 3,500 IOPS and 218 MB/s, of which 3,000 and 125 cost nothing. 0.08 a GB, 0.005
-# an IOPS, 0.04 a MB/s: aws.amazon.com/ebs/pricing; github.com/aws/agent-toolkit-for-aws, ebs-optimization.md.
+# AWS (sky/clouds/aws.py): gp3 with 3,500 IOPS and 218 MB/s, of which 3,000 and 125 cost nothing. 0.08 a GB,
+# 0.005 an IOPS, 0.04 a MB/s: aws.amazon.com/ebs/pricing; aws/agent-toolkit-for-aws, ebs-optimization.md.
 AWS_GB, AWS_SPEED = 0.08, (3_500 - 3_000) * 0.005 + (218 - 125) * 0.04
-# Azure (azure.py): Premium SSD, by the next size up: P10, P15, P20 and P30, LRS. Azure's Retail Prices API for
-# eastus (P15: 38.012142 on 2026-09-20), azure.microsoft.com/pricing/details/managed-disks.
+# Azure (azure.py): Premium SSD, by the next size up: P10, P15, P20 and P30, LRS. Azure's Retail Prices API
+# for eastus (P15: 38.012142 on 2026-09-20), azure.microsoft.com/pricing/details/managed-disks.
 AZURE_SIZES = {128: 19.71, 256: 38.01, 512: 73.22, 1_024: 135.17}
 GB_MONTH = {
     # gcp.py: pd-balanced; cloud.google.com/compute/disks-image-pricing. A few machines (H200, B200,
@@ -84,7 +84,8 @@ def read(
     """What ``clouds`` (none: all that have catalogs) ask for machines with so many of these GPUs.
 
     A machine has ``cpus`` vCPUs and ``memory`` GB at least, and a disk of ``disk_gb``. ``ports``: only of
-    clouds that open ports. A cloud whose catalog cannot be had is left out. Raises UsageError for a cloud that is none.
+    clouds that open ports. A cloud whose catalog cannot be had is left out. Raises UsageError for a cloud
+    that is none.
     """
     offers: list[Offer] = []
     left_out: dict[str, str] = {}

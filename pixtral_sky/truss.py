@@ -293,14 +293,16 @@ class _Truss:
             )
         context = int(self.flag("max-model-len", r"(-?\d+)") or fit.MODEL_CONTEXT)
         images = int(self.flag("limit-mm-per-prompt", r"\W*image\W+(\d+)") or 1)
+        precision = "fp8" if self.flag("quantization", r"(fp8_per_\w+)") else "bf16"
         try:
-            found = fit.fits(GPUS[name], count, context, images)
+            found = fit.fits(GPUS[name], count, context, images, precision=precision)
         except ValueError as error:
             raise PixtralSkyError(f"start_command: {error}.") from None
         if not found.fits:
-            raise PixtralSkyError(found.why_not, "What does: pixtral-sky plan --no-prices")
-        tokens = found.context if context == -1 else context
-        return f"{name}:{count} holds it, with {tokens:,} tokens and {images} pictures a prompt"
+            # vLLM's own flag, in place of that of the commands here
+            why = found.why_not.replace("--precision fp8", f"--quantization {fit.quantization(GPUS[name])}")
+            raise PixtralSkyError(why, "What does: pixtral-sky plan --no-prices")
+        return f"{name}:{count} holds it, with {found.context:,} tokens and {images} pictures a prompt"
 
     def image(self) -> str:
         image = str(self.section("base_image").get("image") or "")

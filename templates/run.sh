@@ -22,6 +22,7 @@ FRONT_DOOR
 echo 'raise ImportError' > "$door/httptools.py"
 export PYTHONPATH="$door${PYTHONPATH:+:$PYTHONPATH}"
 
+[ -d "$MODEL" ] || export HF_HUB_OFFLINE="${HF_HUB_OFFLINE-1}" # the weights are here: no start depends on the Hub
 export FRONT_DOOR_STATE="$door"                        # what a server that is started again goes on with
 export VLLM_API_KEY="$PIXTRAL_API_KEY"                 # a second lock behind the door, and never in argv
 export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1            # nothing is reported to anyone
@@ -32,8 +33,10 @@ export VLLM_MAX_IMAGE_PIXELS=64000000                  # a 50-megapixel phone pa
 export VLLM_MAX_N_SEQUENCES=16                         # n=16384, the default, holds up all others for half a minute
 export VLLM_RPC_BASE_PATH="$door"                      # its sockets are in a folder of this user alone, and go with it
 export GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo     # its processes find each other on this machine only
-export VLLM_USE_FLASHINFER_SAMPLER=0                   # it is compiled at the start by nvcc, which many machines lack
-export VLLM_ENGINE_READY_TIMEOUT_S=$((START_MINUTES * 60)) # its own 10 minutes are less than a slow disk needs
+# Without what FlashInfer and DeepGEMM compile with nvcc, which many machines lack: for sampling, and for two GPUs and more
+# on Hopper. The flags below leave out the rest of it.
+export VLLM_USE_FLASHINFER_SAMPLER=0 VLLM_ALLREDUCE_USE_FLASHINFER=0 VLLM_USE_DEEP_GEMM=0
+export VLLM_ENGINE_READY_TIMEOUT_S=$((START_MINUTES * 60)) # not its own 10 minutes, wherever it has such a limit
 
 # Split as a shell does it, but nothing in it is run.
 readarray -d '' extra_args < <(EXTRA_ARGS="$EXTRA_ARGS" python3 -Ic '
@@ -45,8 +48,8 @@ read -ra media_hosts <<< "${ALLOWED_MEDIA_HOSTS:-/}" # '/' is the name of no hos
 
 # What the GPUs decide. Where there are none (a rehearsal), it is as on small ones.
 gpus=$SKYPILOT_NUM_GPUS_PER_NODE gpu_args=()
-found=$(nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits 2>/dev/null) || found="CPU, 0"
-IFS=, read -r gpu mib <<< "$found" # the first of a line each, in MiB
+found=$(nvidia-smi --query-gpu=name,memory.total,compute_cap --format=csv,noheader,nounits 2>/dev/null) || found="CPU, 0, 9.0"
+IFS=, read -r gpu mib capability <<< "$found" # the first of a line each: NVIDIA L4, 23034, 8.9
 # Tokens that are computed in one step: a full picture is 4,160, and has to fit. While a step lasts no other answer goes
 # on, and on slow GPUs a large one takes seconds; on an A100 it is no faster.
 step_tokens=4352
@@ -56,7 +59,11 @@ memory=0.92
 [ "$gpus" -eq 1 ] || [ "$mib" -ge 30720 ] || memory=0.88
 # It trusts the driver's word that GPUs can reach each other, and hangs without NVLink where that is wrong.
 [ "$gpus" -eq 1 ] || [[ $(nvidia-smi topo -m 2>/dev/null) =~ NV[0-9] ]] || gpu_args+=(--disable-custom-all-reduce)
-[ "$PRECISION" = bf16 ] || gpu_args+=(--quantization fp8_per_channel) # while loading; the pictures' encoder stays bf16
+# It quantizes while it loads, and all but the decoder stays bf16. By channel is closer, and needs the FP8 units that GPUs
+# have since Ada (8.9); an Ampere GPU has none, and unpacks the weights.
+fp8=fp8_per_channel
+[ "${capability//[ .]/}" -ge 89 ] || fp8=fp8_per_tensor
+[ "$PRECISION" = bf16 ] || gpu_args+=(--quantization "$fp8")
 # Without a number vLLM takes all that fits (-1), and here not more than this.
 context=$((prompt_of_images < 28672 ? 32768 : prompt_of_images + 4096))
 [ -n "$MAX_MODEL_LEN" ] || gpu_args+=(--hf-overrides "{\"text_config\": {\"max_position_embeddings\": $context}}")
@@ -76,6 +83,7 @@ start() {
     --limit-mm-per-prompt "{\"image\": $MAX_IMAGES}" \
     --max-model-len "${MAX_MODEL_LEN:--1}" \
     --max-num-seqs 64 --max-num-batched-tokens "$step_tokens" --gpu-memory-utilization "$memory" "${gpu_args[@]}" \
+    --no-enable-flashinfer-autotune -cc.pass_config.fuse_allreduce_rms=false \
     --enable-auto-tool-choice --tool-call-parser mistral \
     --structured-outputs-config '{"backend": "guidance", "disable_any_whitespace": true}' \
     --allowed-media-domains "${media_hosts[@]}" \
@@ -113,13 +121,13 @@ while :; do
   start
   wait_until_up
   status=0
-  wait "$server" || status=$?
+  wait "$server" 2>/dev/null || status=$?
   # The first wait returns when a signal comes, the second with the server's end.
   [ -z "$asked_to_end" ] || { status=0; wait "$server" || status=$?; }
-  { kill -KILL -- "-$server"; } 2>/dev/null || true
-  [ -n "$is_up" ] && [ -z "$asked_to_end" ] && [ ! -e "$door/idle" ] || exit "$status"
-  # vLLM ends with 0 also when its engine has died.
-  [ "$status" -ne 0 ] || status=1
+  kill -KILL -- "-$server" 2>/dev/null || true # an engine whose server was killed would keep the GPU
+  [ -z "$asked_to_end" ] && [ ! -e "$door/idle" ] || exit "$status"
+  [ "$status" -ne 0 ] || status=1 # vLLM ends with 0 also when its engine has died
+  [ -n "$is_up" ] || exit "$status"
   while [ "${#restarts[@]}" -gt 0 ] && [ "${restarts[0]}" -lt $((SECONDS - 3600)) ]; do restarts=("${restarts[@]:1}"); done
   [ "${#restarts[@]}" -lt 3 ] || { echo "pixtral: the server died again (exit code $status), after 3 restarts in an hour." >&2; exit "$status"; }
   # SkyServe replaces a replica that is not ready for 180 seconds: to end at once is faster then.

@@ -12,6 +12,13 @@ elif [ -z "$VENV" ]; then
   fail "there is no NVIDIA driver on this machine (no nvidia-smi). Set resources.image_id to an image that has one."
 fi
 
+# Triton, with which vLLM makes kernels, has a C compiler build the code that starts them.
+if [ -z "$VENV" ] && [ -z "$CC" ] && ! command -v gcc >/dev/null && ! command -v clang >/dev/null; then
+  as_root=$([ "$(id -u)" -eq 0 ] || echo sudo -n)
+  { $as_root apt-get update && $as_root apt-get install -y gcc libc6-dev; } >/dev/null 2>&1 ||
+    fail "there is no C compiler on this machine (gcc), and apt-get cannot install one. Install it, or choose another image."
+fi
+
 # A directory is a model that is here already; a name is one on the Hugging Face Hub, behind its licence.
 if [ ! -d "$MODEL" ]; then
   hub="${HF_ENDPOINT:-https://huggingface.co}"

@@ -5,7 +5,7 @@ if [ ! -x "$uv" ]; then
   uv_wheels="uv==$uv_version
     --hash=sha256:d7f459fe4fd247d830351c75686d3996ace3c6f3f728eb0e85a30b7ada0cef19
     --hash=sha256:ecb6028d79dc96fbeafffe5c8af62a7099487ebc05a701e76714eebcffd06375" # x86_64, aarch64
-  export PATH="$HOME/.local/bin:$PATH"
+  export PATH="$PATH:$HOME/.local/bin"
   installer=(python3 -m pip)
   ! command -v uv >/dev/null || installer=(uv pip)
   mkdir -p "$HOME/.pixtral-sky"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import http.client
@@ -404,6 +405,85 @@ def test_a_stranger_cannot_fill_the_memory(running):
     assert request(running, "GET", "/v1/models")[0] == 200
 
 
+def bitmap(side: int) -> str:
+    """A data URL of a one-bit PNG: some KB, and ``side``**2 pixels once it is decoded."""
+    file = io.BytesIO()
+    Image.new("1", (side, side)).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize(("content", "more", "says"), [
+    ([{"type": "image_url", "image_url": {"url": bitmap(13_000)}}], {}, "pixels"),
+    ("Hello", {"n": 16384}, "16"),
+])  # fmt: skip
+def test_what_would_take_all_memory_is_refused_at_once(running, content, more, says):
+    def memory() -> int:
+        return sum(process.memory_info().rss for process in family(running))
+
+    body = {"model": "pixtral", "max_tokens": 1, "messages": [{"role": "user", "content": content}], **more}
+    before, begin = memory(), time.monotonic()
+    status, answer = request(running, "POST", "/v1/chat/completions", body)
+    assert status == 400
+    assert says in json.loads(answer)["error"]["message"]
+    assert time.monotonic() - begin < 2
+    assert memory() - before < 100 * 2**20
+
+
+def test_the_picture_of_a_phone_of_50_megapixels_passes(running):
+    content = [{"type": "image_url", "image_url": {"url": bitmap(7_071)}}]
+    body = {"model": "pixtral", "max_tokens": 1, "messages": [{"role": "user", "content": content}]}
+    assert request(running, "POST", "/v1/chat/completions", body)[0] == 200
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_is_called(running, choice, stream):
+    from openai import OpenAI
+
+    def token(text: str) -> int:
+        body = {"model": "pixtral", "prompt": text, "add_special_tokens": False}
+        return json.loads(request(running, "POST", "/tokenize", body)[1])["tokens"][-1]
+
+    client = OpenAI(base_url=f"{running.url}/v1", api_key=running.key, max_retries=0)
+    answer = client.chat.completions.create(
+        model="pixtral", messages=[{"role": "user", "content": "How is the weather in Paris?"}], tools=[WEATHER],
+        tool_choice=choice, max_tokens=60, temperature=0, stream=stream,
+        logit_bias={str(token(end)): 100 for end in ('"}', "}", "]", "}]")},  # random weights would never end it
+    )  # fmt: skip
+    if stream:
+        choices = [chunk.choices[0] for chunk in answer]
+        calls = [part.function for each in choices for part in each.delta.tool_calls or []]
+    else:
+        choices = answer.choices
+        calls = [call.function for call in choices[0].message.tool_calls or []]
+    assert "".join(call.name or "" for call in calls) == "weather"
+    assert json.loads("".join(call.arguments or "" for call in calls)) in (
+        {"city": "Paris"},
+        {"city": "Rome"},
+    )
+    # As OpenAI has it: a call that was not the model's own choice is no reason to end.
+    assert choices[-1].finish_reason == ("tool_calls" if choice == "required" else "stop")
+
+
+def test_the_context_is_the_scripts_choice(client):
+    assert {model["max_model_len"] for model in client.models()} == {32_768}
+
+
 def test_it_listens_on_loopback_only(running):
     listening = {
         (address.laddr.ip, address.laddr.port)
@@ -446,6 +526,40 @@ def test_the_idle_clock_ends_all_of_it(start):
     # The script ended well, so that the job counts as done and autostop begins.
     assert processes[0].returncode in (0, None) or gone[0].returncode == 0
     assert "front door: no request for 0.05 minutes" in Path(deployment.log).read_text()
+
+
+def test_fp8_answers_and_what_is_killed_comes_back(start, tmp_path_factory, monkeypatch):
+    """From real weights in Mistral's file, in a folder for temporary files with a long name."""
+    deep = tmp_path_factory.mktemp("d" * 120)
+    monkeypatch.setenv("TMPDIR", str(deep))
+    deployment = start("fp8", PRECISION="fp8", IDLE_MINUTES="30")
+    rehearsal.wait_until_ready(deployment)
+    log = Path(deployment.log)
+    assert "On 1 x CPU: fp8, at most 32768 tokens of context, 4352 a step" in log.read_text()
+    assert re.search(r"Selected \w*FP8\w*Kernel", log.read_text())
+    body = {"model": "pixtral", "max_tokens": 2, "messages": [{"role": "user", "content": "Hello"}]}
+
+    def server(name: str) -> psutil.Process:
+        (found,) = (each for each in family(deployment) if each.name() == name)
+        return found
+
+    # The engine's death is seen by the server, which ends with exit code 0; its own by nobody.
+    for number, (name, code) in enumerate((("VLLM::EngineCore", 1), ("vllm", 137)), 1):
+        time.sleep(2)  # the script looks once a second whether it is up
+        assert request(deployment, "POST", "/v1/chat/completions", body)[0] == 200
+        before = family(deployment)
+        server(name).kill()
+        deadline = time.monotonic() + 60
+        while (
+            f"the server died (exit code {code}), and is started again: {number} of 3" not in log.read_text()
+        ):
+            assert time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(0.2)
+        rehearsal.wait_until_ready(deployment)
+        left = [each for each in before[1:] if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+        assert left == []
+    assert request(deployment, "POST", "/v1/chat/completions", body)[0] == 200
+    assert list(deep.glob("pixtral*")) == []
 
 
 def test_a_flag_that_vllm_does_not_know_is_said(start):

@@ -9,21 +9,29 @@ import pytest
 
 from pixtral_sky import plan, roofline
 from pixtral_sky.errors import UsageError
-from pixtral_sky.fit import GPUS, Fit, Workload, fits
+from pixtral_sky.fit import GPUS, PRECISIONS, Fit, Workload, fits
 from pixtral_sky.plan import Ask, Machine, Option
 from pixtral_sky.prices import Offer
 from pixtral_sky.roofline import Range
 
 WORKLOAD = Workload(images=2, width=1920, height=1080, text=200, answer=300)
-ASK = Ask(WORKLOAD, context=32_768, max_images=4)
+ASK = Ask(WORKLOAD, context=None, max_images=4)
 
 
-def machine(gpu: str, count: int, low: float, high: float, measured: bool = False) -> Machine:
-    return Machine(Fit(gpu, count, "", 60_000, 80_000, 59_984, 10), Range(low, high), measured)
+def machine(gpu: str, count: int, low: float, high: float, precision: str = "bf16") -> Machine:
+    return Machine(Fit(gpu, count, precision, "", 60_000, 80_000, 59_984, 10), Range(low, high), False)
 
 
-def offer(gpu: str, count: int, hourly: float, spot: float | None = None, cloud="aws", region="r1") -> Offer:
-    return Offer(gpu, count, cloud, region, "m", hourly, spot)
+def offer(
+    gpu: str,
+    count: int,
+    hourly: float,
+    spot: float | None = None,
+    cloud="aws",
+    region="r1",
+    disk: float | None = None,
+) -> Offer:
+    return Offer(gpu, count, cloud, region, "m", hourly, spot, disk)
 
 
 def options(*pairs: tuple[Machine, Offer], ask: Ask = ASK, spot: bool = False) -> list[Option]:
@@ -49,6 +57,17 @@ def test_a_thousand_pictures_on_a_busy_machine():
     assert ends(found.cost) == pytest.approx((2 / 14.4, 2 / 3.6))
     assert (found.replicas, ends(found.seconds)) == ((0, 0), (0, 0))
     assert ends(one(ASK, spot=True).cost) == pytest.approx((0.5 / 14.4, 0.5 / 3.6))
+
+
+def test_a_disk_is_in_the_cost():
+    # $2 an hour, and half a dollar more for the disk, on spot as well.
+    pair = (machine("L4", 2, 0.5, 2), offer("L4", 2, 2.0, 0.5, disk=0.5))
+    for spot, hourly in ((False, 2.0), (True, 0.5)):
+        (found,) = options(pair, spot=spot)
+        assert (found.hourly, found.whole) == (hourly, hourly + 0.5)
+        assert ends(found.cost) == pytest.approx(((hourly + 0.5) / 14.4, (hourly + 0.5) / 3.6))
+    (busy,) = options(pair, ask=replace(ASK, qps=5))
+    assert ends(busy.cost) == pytest.approx((3 * 2.5 / 36, 10 * 2.5 / 36))
 
 
 def test_the_time_for_all():
@@ -137,6 +156,17 @@ def test_the_cheapest_region_of_each_cloud():
     assert (spot.offer.region, spot.hourly) == ("c", 0.3)
 
 
+def test_each_precision_of_a_machine_is_an_option():
+    both = [machine("L4", 2, 0.5, 1), machine("L4", 2, 0.8, 2, "fp8")]
+    found = plan.options(ASK, both, [offer("L4", 2, 2.0), offer("L4", 2, 1.0, cloud="gcp")], spot=False)
+    assert [(each.offer.cloud, each.machine.precision) for each in found] == [
+        ("gcp", "fp8"),
+        ("gcp", "bf16"),
+        ("aws", "fp8"),
+        ("aws", "bf16"),
+    ]
+
+
 def test_what_may_stand_in():
     found = options(
         (machine("A100", 1, 0.9, 2), offer("A100", 1, 2.0)),
@@ -144,6 +174,7 @@ def test_what_may_stand_in():
         (machine("L4", 2, 0.5, 3), offer("L4", 2, 1.5)),  # slower: the target would be too much for it
         (machine("H100", 1, 1, 3), offer("H100", 1, 4.0)),
         (machine("B200", 8, 50, 90), offer("B200", 8, 200.0)),  # a bill that nobody has planned
+        (machine("H200", 1, 1, 4, "fp8"), offer("H200", 1, 4.1)),  # all replicas have one precision
     )
     assert plan.accelerators(found) == ["A100:1", "H100:1"]
 
@@ -153,24 +184,34 @@ def test_what_may_stand_in():
 
 def test_every_gpu_fits_or_says_why():
     found, unfit = plan.machines(ASK, plan.gpus(None), {})
-    assert {each.gpus for each in found} | set(unfit) == {f"{gpu}:{n}" for gpu in GPUS for n in (1, 2, 4, 8)}
-    assert set(unfit) == {"L4:1", "A10G:1", "RTX4090:1", "RTX5090:1"}
+    every = {(f"{gpu}:{n}", each) for gpu in GPUS for n in (1, 2, 4, 8) for each in PRECISIONS}
+    assert {(each.gpus, each.precision) for each in found + unfit} == every
+    assert len(found + unfit) == len(every)
+    assert [(each.gpus, each.precision) for each in unfit] == [
+        *(("L4:1", "bf16"), ("A10G:1", "bf16"), ("RTX4090:1", "bf16"))
+    ]
     for each in found:
-        assert each.fit == fits(each.fit.gpu, each.fit.count, 32_768, 4, WORKLOAD)
+        assert each.fit == fits(each.fit.gpu, each.fit.count, None, 4, WORKLOAD, each.precision)
         assert each.rate == roofline.speed(each.fit, WORKLOAD).requests
         assert not each.measured
 
 
 def test_what_was_measured_replaces_the_estimate():
-    found, _ = plan.machines(ASK, [("L4", 2), ("L4", 4)], {"L4:2": Range(0.7, 0.7)})
-    assert [(each.measured, each.rate == Range(0.7, 0.7)) for each in found] == [(True, True), (False, False)]
+    measured = {("L4:2", "fp8"): Range(0.7, 0.7)}
+    found, _ = plan.machines(ASK, [("L4", 2)], measured)
+    assert [(each.precision, each.measured, each.rate == Range(0.7, 0.7)) for each in found] == [
+        ("bf16", False, False),
+        ("fp8", True, True),
+    ]
 
 
-def test_a_context_of_all_that_fits_may_be_too_little():
-    large = Ask(Workload(images=1, text=20_000), context=-1, max_images=1)
-    found, unfit = plan.machines(large, [("RTX5090", 1), ("H100", 1)], {})
+@pytest.mark.parametrize("context", [None, -1])
+def test_a_context_of_what_fits_may_be_too_little(context):
+    large = Ask(Workload(images=1, text=20_000), context, max_images=1)
+    found, unfit = plan.machines(large, [("RTX5090", 1), ("H100", 1)], {}, ("bf16",))
     assert [each.gpus for each in found] == ["H100:1"]
-    assert unfit["RTX5090:1"].endswith(" tokens, and a request is more.")
+    assert [each.gpus for each in unfit] == ["RTX5090:1"]
+    assert unfit[0].why.endswith(" tokens, and a request is more.")
 
 
 @pytest.mark.parametrize(
@@ -183,6 +224,8 @@ def test_a_context_of_all_that_fits_may_be_too_little():
         (2, -1, 4),
         (2, 16_640, 2),
         (2, 16_641, 4),
+        (2, None, 4),
+        (8, None, 8),
     ],
 )
 def test_how_many_pictures_the_server_is_for(images, context, needs):
@@ -267,17 +310,20 @@ RESULT = {
     "request_throughput": 0.5,
     "output_throughput": 150.0,
 }
-AGAIN = "Run vllm bench serve with: --save-result --metadata gpus=L4:2 images=2"
+AGAIN = "Run vllm bench serve with: --save-result --metadata gpus=L4:2 images=2 precision=bf16"
 
 
 def test_a_measurement():
-    assert plan.measurement(json.dumps(RESULT), "b.json", 2) == plan.Measurement("L4:2", 0.5, 300)
+    assert plan.measurement(json.dumps(RESULT), "b.json", 2) == plan.Measurement("L4:2", "bf16", 0.5, 300)
+    fp8 = json.dumps({**RESULT, "precision": "fp8"})
+    assert plan.measurement(fp8, "b.json", 2) == plan.Measurement("L4:2", "fp8", 0.5, 300)
 
 
 @pytest.mark.parametrize(("change", "says"), [
     ({"gpus": None}, f"b.json does not say on which GPUs it was measured. {AGAIN}"),
     ({"gpus": "L4"}, f"b.json was measured on L4, without their number. {AGAIN}"),
     ({"gpus": "T4:1"}, f"The GPU 'T4' is not known here. These are: {', '.join(GPUS)}"),
+    ({"precision": "int4"}, f"b.json was measured in 'int4', which is neither bf16 nor fp8. {AGAIN}"),
     ({"images": None}, f"b.json does not say how many pictures a request had. {AGAIN}"),
     ({"images": "1"}, "b.json was measured with 1 to a request, and this plan has 2 pictures. Give --images 1, or another measurement."),
     ({"request_rate": 2.0}, "b.json sent 2.0 requests a second: whether more could be answered is not known. Run vllm bench serve with: --request-rate inf"),

@@ -29,9 +29,9 @@ SOLD = ("--clouds", "aws,gcp,lambda,nebius,vast")
 read_once = functools.cache(prices.read)
 
 
-def read(gpus, counts, cpus, memory, clouds, ports):
+def read(gpus, counts, cpus, memory, clouds, ports, disk_gb):
     """The catalogs stay as they are: the same question has the same answer."""
-    return read_once(tuple(gpus), tuple(counts), cpus, memory, tuple(clouds), ports)
+    return read_once(tuple(gpus), tuple(counts), cpus, memory, tuple(clouds), ports, disk_gb)
 
 
 @pytest.fixture
@@ -48,30 +48,59 @@ def test_the_table(run):
     result = run(*SOLD)
     head, *rows = result.out.splitlines()
     assert re.split(r"\s{2,}", head) == [
-        *("GPUS", "CLOUD", "REGION", "$/H", "SPOT $/H", "CONTEXT", "AT ONCE", "$/1,000 IMAGES", "BY")
+        *(
+            "GPUS",
+            "PRECISION",
+            "CLOUD",
+            "REGION",
+            "$/H",
+            "SPOT $/H",
+            "CONTEXT",
+            "AT ONCE",
+            "$/1,000 IMAGES",
+            "BY",
+        )
     ]
-    assert len(rows) == 12  # each machine of each cloud that fits, once
+    # Each machine of each cloud that fits, once in each precision, and one L4 in FP8.
+    assert len(rows) == 20
+    assert "5 more cost more: --all\n" in result.err
     assert max(map(len, [head, *rows])) <= 120
     assert rows[0].split() == [
         "H100:1",
+        "fp8",
         "nebius",
         "eu-north1",
         "2.95",
         "1.25",
-        "128,000",
-        "56+",
-        "0.12-0.25",
+        "32,768",
+        "64",
+        "0.079-0.23",
         "estimate",
     ]
-    assert next(row for row in rows if row.startswith("L4:4")).split()[1:5] == [
-        "aws",
-        "us-east-1",
-        "4.60",
-        "1.70",
+    bf16 = next(row for row in rows if " bf16 " in row)
+    assert bf16.split() == [
+        "H100:1",
+        "bf16",
+        "nebius",
+        "eu-north1",
+        "2.95",
+        "1.25",
+        "32,768",
+        "58+",
+        "0.12-0.24",
+        "estimate",
     ]
+    assert next(row for row in rows if row.startswith("L4:1")).split()[1:8] == (
+        ["fp8", "aws", "us-east-1", "0.98", "0.40", "26,592+", "5+"]
+    )
     said = result.err
     assert said.count("A range is an estimate from data sheets") == 1
-    assert "Does not fit: L4:1 has 20.2 GiB for vLLM, and the weights alone are 23.6 GiB." in said
+    assert said.count("What FP8 does to the answers was not measured here") == 1
+    assert "Does not fit: L4:1 has 20.2 GiB for vLLM, and the bf16 weights alone are 23.6 GiB." in said
+    assert (
+        "Disks of 200 GB cost besides, in $/h: aws 0.030, gcp 0.027, lambda 0.000; not known: nebius, vast. "
+        "List prices of November 2026; $/1,000 IMAGES is with them.\n"
+    ) in said
     assert said.splitlines()[-1].startswith("Next:  the same with --qps or --total")
     assert "Warning" not in said
 
@@ -81,36 +110,53 @@ def test_the_safe_end_is_the_order(run):
     assert costs == sorted(costs)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_one_precision(run, precision):
+    result = run(*SOLD, "--precision", precision)
+    assert {line.split()[1] for line in result.out.splitlines()[1:]} == {precision}
+    assert ("What FP8 does" in result.err) == (precision == "fp8")
+    # None of these is too small in FP8.
+    assert ("Does not fit" in result.err) == (precision == "bf16")
+
+
 def test_spot(run):
     rows = run(*SOLD, "--spot").out.splitlines()[1:]
-    assert {row.split()[1] for row in rows} == {"aws", "gcp", "nebius"}  # 0.00 at vast is no price
+    assert {row.split()[2] for row in rows} == {"aws", "gcp", "nebius"}  # 0.00 at vast is no price
     l4 = next(row for row in rows if row.startswith("L4:4")).split()
-    assert l4[1:5] == ["aws", "eu-west-1", "5.20", "1.50"]
+    assert l4[2:6] == ["aws", "eu-west-1", "5.20", "1.50"]
     assert "Spot machines are taken away" in run(*SOLD, "--spot").err
 
 
 def test_replicas_and_time(run):
     head, first, *_ = run(*SOLD, "--qps", 5).out.splitlines()
     assert "REPLICAS  $/H ALL  $/1,000 IMAGES" in head
-    assert first.split()[7:9] == ["2-3", "8.85"]
+    # FP8 needs as many at its safe end, and then it is no better.
+    assert [first.split()[i] for i in (1, 8, 9)] == ["bf16", "2-3", "8.85"]
     head, first, *_ = run(*SOLD, "--total", 1_000_000).out.splitlines()
     assert "TIME" in head
-    assert first.split()[7:9] == ["1.7-3.5", "d"]
-    assert "pixtral-sky launch --infra nebius --gpus H100:1" in run(*SOLD, "--total", 9).err
+    assert first.split()[8:10] == ["1.1-3.2", "d"]
+    assert run(*SOLD, "--total", 9).err.endswith("launch --infra nebius --gpus H100:1 --precision fp8\n")
+    bf16 = run(*SOLD, "--total", 9, "--precision", "bf16").err
+    assert bf16.endswith("launch --infra nebius --gpus H100:1\n")
+    # The disk is in what all replicas cost: 0.030 each.
+    _, first, *_ = run(
+        "--clouds", "aws", "--gpus", "L4:4", "--precision", "bf16", "--qps", 1
+    ).out.splitlines()
+    assert first.split()[8:10] == ["1-3", f"{3 * (4.60 + 0.0304):.2f}"]
 
 
 def test_what_launch_needs_besides(run):
     said = run(*SOLD, "--total", 9, "--images", 6, "--context", 40_000, "--spot").err
-    assert "--spot --env MAX_IMAGES=6 --env MAX_MODEL_LEN=40000\n" in said
+    assert "--spot --precision fp8 --env MAX_IMAGES=6 --env MAX_MODEL_LEN=40000\n" in said
 
 
 def test_the_best_rows_and_all(run, monkeypatch):
     monkeypatch.setattr("pixtral_sky.cli.plan.ROWS", 3)
     result = run(*SOLD)
     assert len(result.out.splitlines()) == 4
-    assert "9 more cost more: --all\n" in result.err
+    assert "22 more cost more: --all\n" in result.err
     every = run(*SOLD, "--all")
-    assert len(every.out.splitlines()) == 13
+    assert len(every.out.splitlines()) == 26
     assert "--all" not in every.err
 
 
@@ -130,6 +176,7 @@ RANGE = {
 }
 SPEED = {
     "gpus": {"type": "string", "pattern": r"^[\w-]+:[1248]$"},
+    "precision": {"enum": ["bf16", "fp8"]},
     "context": {"type": "integer", "minimum": 1},
     "at_once": {"type": "integer", "minimum": 1},
     "by": {"enum": ["estimate", "measured"]},
@@ -143,6 +190,7 @@ PRICE = {
     "machine": {"type": "string"},
     "usd_an_hour": {"type": "number", "exclusiveMinimum": 0},
     "spot_usd_an_hour": {"type": ["number", "null"], "exclusiveMinimum": 0},
+    "disk_usd_an_hour": {"type": ["number", "null"], "minimum": 0},
     "usd_per_1000_images": RANGE,
 }
 
@@ -166,7 +214,7 @@ DOCUMENT = {
     "spot": {"type": "boolean"},
     "options": rows(SPEED | PRICE),
     "unpriced": rows(SPEED),
-    "unfit": WORDS,
+    "unfit": rows({name: {"type": "string"} for name in ("gpus", "precision", "why")}),
     "clouds_left_out": WORDS,
 }
 SCHEMA = rows(DOCUMENT)["items"]
@@ -185,7 +233,9 @@ SCHEMA = rows(DOCUMENT)["items"]
 def test_json(run, arguments):
     document = json.loads(run(*arguments, "--json").out)
     jsonschema.validate(document, SCHEMA)
-    assert set(document["unfit"]) == {"L4:1", "A10G:1", "RTX4090:1", "RTX5090:1"}
+    assert [(each["gpus"], each["precision"]) for each in document["unfit"]] == [
+        *(("L4:1", "bf16"), ("A10G:1", "bf16"), ("RTX4090:1", "bf16"))
+    ]
     assert bool(document["options"]) == ("--no-prices" not in arguments)
     for row in document["options"] + document["unpriced"]:
         assert bool(row["replicas"]) == ("--qps" in arguments)
@@ -204,8 +254,10 @@ def test_the_request_in_json(run):
         "prompt_tokens": 3 * 51 * 38 + 200,
         "answer_tokens": 300,
     }
-    assert document["server"] == {"MAX_MODEL_LEN": 32_768, "MAX_IMAGES": 4}
-    assert [row["gpus"] for row in document["unpriced"]] == ["L40S:1", "L40S:2", "L40S:4", "L40S:8"]
+    assert document["server"] == {"MAX_MODEL_LEN": None, "MAX_IMAGES": 4}
+    assert [(row["gpus"], row["precision"]) for row in document["unpriced"]] == [
+        (f"L40S:{count}", precision) for count in (1, 2, 4, 8) for precision in ("bf16", "fp8")
+    ]
 
 
 # Measured
@@ -214,13 +266,17 @@ def test_the_request_in_json(run):
 def test_what_was_measured(run):
     Path("b.json").write_text(json.dumps(RESULT))
     Path("c.json").write_text(json.dumps({**RESULT, "request_throughput": 0.4}))
-    result = run("--no-prices", "--gpus", "L4", "--measured", "b.json", "--qps", 1)
+    Path("d.json").write_text(json.dumps({**RESULT, "precision": "fp8", "request_throughput": 0.8}))
+    result = run("--no-prices", "--gpus", "L4:2,L4:4", "--measured", "b.json", "--qps", 1)
     l4 = [line.split() for line in result.out.splitlines()[1:]]
-    assert l4[0] == ["L4:2", "59,952+", "11+", "0.50", "1.0", "2", "measured"]
-    assert [row[-1] for row in l4] == ["measured", "estimate", "estimate"]
-    # Several of the same GPUs are a range.
-    result = run("--no-prices", "--gpus", "L4:2", "--measured", "b.json", "--measured", "c.json")
-    assert result.out.splitlines()[1].split()[3:] == ["0.40-0.50", "0.80-1.0", "measured"]
+    assert l4[0] == ["L4:2", "bf16", "32,768", "12+", "0.50", "1.0", "2", "measured"]
+    assert [row[-1] for row in l4] == ["measured", "estimate", "estimate", "estimate"]
+    # Several of the same GPUs in the same precision are a range.
+    files = [word for name in "bcd" for word in ("--measured", f"{name}.json")]
+    result = run("--no-prices", "--gpus", "L4:2", *files)
+    bf16, fp8 = (line.split() for line in result.out.splitlines()[1:])
+    assert bf16[4:] == ["0.40-0.50", "0.80-1.0", "measured"]
+    assert fp8[4:] == ["0.80", "1.6", "measured"]
     assert "estimate from data sheets" not in result.err
 
 
@@ -237,7 +293,9 @@ def test_a_measurement_of_other_answers(run):
 
 
 @pytest.mark.parametrize("spot", [False, True])
-@pytest.mark.parametrize("more", [(), ("--images", 6, "--context", 40_000), ("--gpus", "L4:2")])
+@pytest.mark.parametrize(
+    "more", [("--precision", "bf16"), ("--images", 6, "--context", 40_000), ("--gpus", "L4:1,L4:2")]
+)
 def test_the_service_that_is_written(run, monkeypatch, spot, more):
     result = run(*SOLD, "--qps", 5, *["--spot"] * spot, *more, "--json", "--write", "mine.yaml")
     best = json.loads(result.out)["options"][0]
@@ -247,8 +305,11 @@ def test_the_service_that_is_written(run, monkeypatch, spot, more):
     config, before = yaml.safe_load(text), yaml.safe_load(shipped)
     changed = [line for line in text.splitlines() if line not in shipped.splitlines()]
     assert all("#" in line for line in changed)
-    assert len(changed) == 4 + 3 * spot + 2 * ("--images" in more)  # one is a comment
+    fp8 = best["precision"] == "fp8"
+    assert fp8 == ("bf16" not in more)
+    assert len(changed) == 3 + 3 * spot + 2 * ("--images" in more) + fp8
     assert "the cheapest that can be had is taken" not in text
+    assert "bf16 weights" not in text
 
     policy = config["service"]["replica_policy"]
     assert policy["min_replicas"] == before["service"]["replica_policy"]["min_replicas"] == 2
@@ -256,13 +317,14 @@ def test_the_service_that_is_written(run, monkeypatch, spot, more):
     low = best["requests_per_second"]["low"]
     assert 0.99 * low < policy["target_qps_per_replica"] <= low
     assert config["resources"]["accelerators"][0] == best["gpus"]
+    assert config["envs"]["PRECISION"] == best["precision"]
     if "--images" in more:
         assert (config["envs"]["MAX_IMAGES"], config["envs"]["MAX_MODEL_LEN"]) == (6, 40_000)
     # All else is as shipped.
     expected = copy.deepcopy(before)
     expected["service"]["replica_policy"] = policy
     expected["resources"]["accelerators"] = config["resources"]["accelerators"]
-    expected["envs"] |= {name: config["envs"][name] for name in ("MAX_IMAGES", "MAX_MODEL_LEN")}
+    expected["envs"] |= {name: config["envs"][name] for name in ("PRECISION", "MAX_IMAGES", "MAX_MODEL_LEN")}
     if spot:
         expected["resources"]["use_spot"] = True
         assert (policy["base_ondemand_fallback_replicas"], policy["dynamic_ondemand_fallback"]) == (1, True)
@@ -295,7 +357,8 @@ def test_a_service_for_one_replica_keeps_two(run):
 
 def test_a_measured_target_says_so(run):
     Path("b.json").write_text(json.dumps({**RESULT, "gpus": "L40S:1"}))
-    run(*SOLD, "--gpus", "L40S:1", "--qps", 1, "--measured", "b.json", "--write", "mine.yaml")
+    bf16 = ("--precision", "bf16")
+    run(*SOLD, "--gpus", "L40S:1", *bf16, "--qps", 1, "--measured", "b.json", "--write", "mine.yaml")
     assert "target_qps_per_replica: 0.5 # of L40S:1, measured\n" in Path("mine.yaml").read_text()
 
 
@@ -328,13 +391,15 @@ def test_without_matplotlib(run, monkeypatch):
     (["--prompt-tokens", 40_000], "A request is 44,680 tokens with an answer of 300, and the context is 32,768. For example: --context 56940"),
     (["--context", 99, "--images", 1], "1 picture can be 4,160 tokens, and the context is 99. For example: --context 4660"),
     (["--gpus", "T4"], "The GPU 'T4' is not known here. These are: L4, A10G, L40S, A100, A100-80GB, H100, H200, B200, RTX4090, RTX5090, RTX6000-Ada, RTXPRO6000"),
-    (["--gpus", "L4:1,A10G:1"], "None of these GPUs holds it: A10G:1 has 20.2 GiB for vLLM, and the weights alone are 23.6 GiB. Larger --gpus, or a smaller --context"),
+    (["--gpus", "L4:1", "--precision", "bf16"], "None of these GPUs holds it: L4:1 has 20.2 GiB for vLLM, and the bf16 weights alone are 23.6 GiB. With --precision fp8 it holds a context of about 26,592 tokens. Larger --gpus, or a smaller --context"),
+    (["--gpus", "L4:1", "--context", "32768"], "None of these GPUs holds it: L4:1 has 20.2 GiB for vLLM; beside 13.5 GiB of fp8 weights that is a context of about 26,592 tokens, not 32,768. Larger --gpus, or a smaller --context"),
+    (["--precision", "int8"], "--precision is bf16, fp8 or both, not 'int8'."),
     (["--no-prices", "--spot"], "--clouds, --spot, --plot and --write are about prices. Leave out --no-prices"),
     (["--write", "mine.yaml"], "--write needs to know the requests a second. For example: --qps 5"),
     (["--qps", 1, "--write", "there.yaml"], "there.yaml is there already. Give --write another name."),
     (["--plot", "plan"], "plan is no name of a picture that can be drawn. For example: --plot plan.png"),
     (["--measured", "gone.json"], "gone.json cannot be read: No such file or directory."),
-    (["--measured", "there.yaml"], "there.yaml is not one JSON object. Run vllm bench serve with: --save-result --metadata gpus=L4:2 images=2"),
+    (["--measured", "there.yaml"], "there.yaml is not one JSON object. Run vllm bench serve with: --save-result --metadata gpus=L4:2 images=2 precision=bf16"),
 ])  # fmt: skip
 def test_what_is_refused(run, arguments, says):
     Path("there.yaml").write_text("mine")

@@ -158,6 +158,39 @@ def test_all_clouds_are_skypilots(catalog):
     assert set(CLOUDS) == {offer.cloud for offer in found.offers}
 
 
+@pytest.mark.parametrize(
+    ("cloud", "gb", "month"),
+    [
+        ("aws", 200, 200 * 0.08 + 500 * 0.005 + 93 * 0.04),
+        ("gcp", 200, 20),
+        ("azure", 200, 38.01),  # a disk of 256 GB
+        ("azure", 256, 38.01),
+        ("azure", 257, 73.22),
+        ("azure", 2_000, None),
+        ("runpod", 200, 20),
+        ("lambda", 200, 0),
+        ("nebius", 200, None),
+        ("kubernetes", 200, None),
+    ],
+)
+def test_what_a_disk_costs(cloud, gb, month):
+    assert prices.disk_hourly(cloud, gb) == (month if month is None else pytest.approx(month / 730))
+
+
+def test_a_disk_is_what_skypilot_orders_on_aws():
+    with sky_sdk(silent=True) as sky:
+        specs = sky.AWS._get_disk_specs(None)
+    assert specs == {"disk_tier": "gp3", "disk_iops": 3_500, "disk_throughput": 218}
+
+
+def test_an_offer_has_its_disk(catalog):
+    found = prices.read(list(GPUS), COUNTS, 4, 32, ("aws", "nebius"), disk_gb=200)
+    assert {(offer.cloud, offer.disk) for offer in found.offers} == {
+        ("aws", prices.disk_hourly("aws", 200)),
+        ("nebius", None),
+    }
+
+
 def test_what_is_no_cloud(catalog):
     with pytest.raises(UsageError, match=r"SkyPilot has no prices of 'asw'\. It has: aws, azure, "):
         read("aws", "asw")

@@ -9,23 +9,24 @@ import pytest
 
 from pixtral_sky import fit, roofline
 from pixtral_sky.fit import GPUS, Workload
-from pixtral_sky.model import MAX_IMAGE_TOKENS, PARAMETERS
+from pixtral_sky.model import DECODER, MAX_IMAGE_TOKENS, OUTPUT, PARAMETERS
 from pixtral_sky.roofline import DECODE, PREFILL, STEP_SECONDS, Range, Speed
 
 FULL = Workload(images=1, width=1024, height=1024, text=75, answer=300)
 
 
-def speed(gpu: str, count: int = 1, workload: Workload = FULL) -> Speed:
-    return roofline.speed(fit.fits(gpu, count, workload=workload), workload)
+def speed(gpu: str, count: int = 1, workload: Workload = FULL, precision: str = "bf16") -> Speed:
+    return roofline.speed(fit.fits(gpu, count, workload=workload, precision=precision), workload)
 
 
 def test_the_weights_are_all_of_them():
     norms = 81 * 5120 + 49 * 1024
     looked_up, biases = 131_072 * 5120, 2 * 5120
-    counted = roofline.DECODER + roofline.OUTPUT + roofline.VISION
+    counted = DECODER + OUTPUT + roofline.VISION
     assert counted + looked_up + biases + norms == PARAMETERS
-    assert roofline.DECODER == 10_905_190_400
-    assert roofline.STEP_BYTES == 23_152_558_080
+    assert DECODER == 10_905_190_400
+    assert roofline.step_bytes("bf16") == 23_152_558_080
+    assert roofline.step_bytes("fp8") == 23_152_558_080 - 10_905_190_400
 
 
 def test_operations_by_hand():
@@ -49,6 +50,26 @@ def test_one_h100_by_hand():
     assert estimate.alone.high == pytest.approx(1 / (step / (0.92 * 3350e9) + 0.001), rel=1e-3)
 
 
+def test_one_h100_in_fp8_by_hand():
+    estimate = speed("H100", precision="fp8")
+    # At best the 92.36e12 operations of the decoder's weights take half as long; at worst no less.
+    assert pytest.approx(92.36e12, rel=1e-3) == 4_235 * 2 * DECODER
+    best = (103.4e12 - 92.36e12 / 2) / (0.75 * 989e12)
+    assert estimate.first_token.low == pytest.approx(best + 0.001, rel=2e-3)
+    assert estimate.first_token.high == speed("H100").first_token.high
+    step = 12.247e9 + 4_385 * 163_840
+    assert estimate.alone.low == pytest.approx(1 / (step / (0.5 * 3350e9) + 0.005), rel=1e-3)
+
+
+@pytest.mark.parametrize("gpu", ["A10G", "A100", "A100-80GB"])
+def test_without_fp8_units_only_reading_is_faster(gpu):
+    count = 2 if gpu == "A10G" else 1
+    bf16, fp8 = (speed(gpu, count, precision=each) for each in fit.PRECISIONS)
+    assert fp8.first_token == bf16.first_token
+    assert fp8.alone.low > 1.5 * bf16.alone.low
+    assert fp8.requests.low > bf16.requests.low
+
+
 def test_what_was_measured_of_another_model_is_within_the_method():
     """29.8 tokens/s of 9.25 GB on an L4, by vLLM 0.29: the time of a step is that of reading, and a little."""
     seconds = [9.25e9 / (GPUS["L4"].bandwidth * 1e9 * DECODE[best]) + STEP_SECONDS[best] for best in (1, 0)]
@@ -69,7 +90,7 @@ def test_low_is_below_high_and_neither_is_above_the_data_sheet(gpu, count):
     # Nobody computes or reads faster than the data sheet.
     ideal = roofline.prompt_operations(FULL.prompt) / (GPUS[gpu].tflops * 1e12 * count)
     assert estimate.first_token.low > ideal / max(PREFILL)
-    assert estimate.alone.high < GPUS[gpu].bandwidth * 1e9 * count / roofline.STEP_BYTES
+    assert estimate.alone.high < GPUS[gpu].bandwidth * 1e9 * count / roofline.step_bytes("bf16")
     assert estimate.alone.high < 1 / min(STEP_SECONDS)
     assert estimate.images.high < 1 / ideal
     assert estimate.images == estimate.requests

@@ -204,7 +204,7 @@ def test_the_shipped_one_is_well(examine: Examine) -> None:
     (broken("environment_variables.hf_access_key", None), "secret", "would be the text 'None'"),
     (command("mkdir", "cat /secrets/other && mkdir"), "secret", "/secrets/other, which is not among the secrets"),
     (broken("weights.0.auth", remove=True), "secret", "No secret opens the licence gate"),
-    (broken("resources.accelerator", "L4"), "GPU", "L4:1 has 20.2 GiB for vLLM, and the weights alone are 23.6 GiB."),
+    (broken("resources.accelerator", "L4"), "GPU", "With --quantization fp8_per_channel it holds a context of about 26,592 tokens."),
     (broken("resources.accelerator", "T4"), "GPU", "T4 cannot compute in bf16"),
     (broken("resources.accelerator", "A1000"), "GPU", "Truss knows no accelerator A1000"),
     (broken("resources.accelerator", "L4:2"), "GPU", "is 2 GPUs, and vLLM uses 1. Write --tensor-parallel-size 2"),
@@ -222,6 +222,12 @@ def test_a_trap(examine: Examine, config: dict[str, Any], subject: str, text: st
     assert state == "failed"
     assert text in said
     assert "\n" not in said
+
+
+def test_one_l4_in_fp8(examine: Examine) -> None:
+    config = command("--max-model-len 32768", "--max-model-len 20480 --quantization fp8_per_channel")
+    config["resources"]["accelerator"] = "L4"
+    assert examine(config)["GPU"] == ("ok", "L4:1 holds it, with 20,480 tokens and 4 pictures a prompt")
 
 
 @pytest.mark.parametrize(("readme", "text"), [

@@ -60,7 +60,7 @@ def flags() -> list[str]:
     command = script[script.index('vllm serve "$MODEL"') :].partition(" &\n")[0]
     envs = re.findall(r'^(\w+): "?(.*?)"?(?: #.*)?$', (TEMPLATES / "envs.yaml").read_text(), re.MULTILINE)
     stand_ins = (
-        'nvidia-smi() { echo "NVIDIA A100-SXM4-80GB, 81920"; }; vllm() { shift 2; printf "%s\\n" "$@"; }'
+        'nvidia-smi() { echo "NVIDIA A100-SXM4-80GB, 81920, 8.0"; }; vllm() { shift 2; printf "%s\\n" "$@"; }'
     )
     environ = {
         **dict(envs),

@@ -51,8 +51,8 @@ def plan(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="A result of `vllm bench serve --save-result --metadata gpus=L4:2 images=2 precision=fp8`, in place"
-            " of the estimate; again for more.",
+            help="A result of `vllm bench serve --save-result --metadata gpus=L4:2 images=2 precision=fp8`,"
+            " in place of the estimate; again for more.",
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help=f"All rows, not the best {ROWS}.")] = False,
@@ -148,7 +148,7 @@ def plan(
 
 
 def _measured(files: Sequence[Path], workload: Workload) -> dict[tuple[str, str], Range]:
-    """Requests a second by GPUs and precision; from the least to the most where several files are of the same."""
+    """Requests a second by GPUs and precision; a range where several files are of the same."""
     from pixtral_sky import plan as planning
     from pixtral_sky.errors import UsageError
     from pixtral_sky.roofline import Range
@@ -313,6 +313,11 @@ def _explain(ask: Ask, machines: Sequence[Machine], unfit: Sequence[Unfit], spot
     if spot:
         output.say(
             "Spot machines are taken away at any moment; the time and cost to begin again are not in it."
+        )
+    if any(machine.precision == "fp8" for machine in machines):
+        output.say(
+            "What FP8 does to the answers was not measured here: pixtral-sky doctor --answers compares, and\n"
+            "--precision bf16 leaves it out."
         )
     for reason in dict.fromkeys(each.why for each in unfit):
         output.say(f"Does not fit: {reason}")
