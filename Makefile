@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check prove e2e serve truss docs render clean
+.PHONY: demo test check prove e2e serve truss gpu docs render clean
 
 demo: .venv/demo  ## the script of pixtral.yaml on this machine, asked about two pictures
 	$(BIN)/pixtral-sky rehearse
@@ -32,6 +32,9 @@ serve: .venv/dev  ## SkyServe's real balancer and controller on service.yaml: re
 truss: .venv/dev  ## the real Truss and its proxy before the real vLLM, on examples/truss; as root, on Debian
 	XDG_CACHE_HOME=$(CURDIR)/.cache bash tests/truss/install.sh
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m truss tests/truss
+
+gpu: .venv/demo  ## the script of pixtral.yaml on this machine's GPUs, with random weights of full size: does it start and fit?
+	$(BIN)/python -m benchmarks.gpu
 
 docs: .venv/dev  ## draw and measure again what docs/ shows
 	$(BIN)/python tools/autoscaling.py

@@ -272,6 +272,8 @@ def _too_dear(limit: _Limit, candidates: Iterable[Any], failed: Mapping[str, str
         )
     other = _cost(best.copy(use_spot=not best.use_spot))
     beside = "" if other == math.inf else f" ({'on demand' if best.use_spot else 'spot'} ${other:.2f})"
+    if best.use_spot and limit.fallback:
+        beside = f" (spot ${_cost(best):.2f}, but ordinary machines stand in for those)"
     ((gpu, count),) = best.accelerators.items()
     return UsageError(
         f"Nothing that holds it costs ${limit.most:.2f} an hour or less. The cheapest is {best.instance_type}"
@@ -285,7 +287,8 @@ def _said(most: float, number: int, kept: Sequence[Any]) -> str:
     disks = {(str(each.cloud).lower(), each.disk_size) for each in kept if not each.disk_tier}
     costs = sorted({f"{cost:.2f}" for each in disks if (cost := prices.disk_hourly(*each)) is not None})
     disk = f", by list price ${' to $'.join([costs[0], *costs[1:][-1:]])} an hour," if costs else ""
-    few = f"the {MOST} cheapest of {number} candidates" if number > MOST else f"{number} candidates"
+    few = f"{number} candidate{'s' * (number != 1)}"
+    few = f"the {MOST} cheapest of {few}" if number > MOST else few
     return (
         f"At most ${most:.2f} an hour for a machine with its GPUs: {few}."
         f" Its disk{disk} and traffic are not in it."

@@ -285,10 +285,12 @@ def _keep_to_price(name: str, handle: Any, hourly: float, max_price: float) -> N
     if hourly <= max_price + CENT:
         return
     down(name)
+    machine = handle.launched_resources
+    cloud = str(machine.cloud).lower()
     raise SkyError(
-        f"SkyPilot has made {handle.launched_resources}, which costs ${hourly:.2f} an hour and not"
-        f" ${max_price:.2f}: it was taken down at once.",
-        "Prices as SkyPilot's server has them: pixtral-sky plan",
+        f"SkyPilot has made {machine.instance_type} in {cloud}/{machine.region}, at ${hourly:.2f} an hour"
+        f" and not ${max_price:.2f}: it was taken down at once.",
+        f"What SkyPilot knows of prices: pixtral-sky plan --clouds {cloud}",
     )
 
 

@@ -13,7 +13,7 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -27,6 +27,13 @@ from pixtral_sky.task import Task, number
 
 # What a CPU needs: no compiling and profiling for a GPU.
 CPU_ARGS = "--enforce-eager --skip-mm-profiling --distributed-executor-backend uni"
+CPU_ENVIRON = {
+    "SKYPILOT_NUM_GPUS_PER_NODE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    # The worker lives in the engine's process. As a third busy process it would, on two cores, keep the
+    # server from sending what is there: streams would come in bursts, and the start take longer.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
 READY_SECONDS = 300.0
 STOP_SECONDS = 15.0  # to end in order; then it is killed
 KILL_SECONDS = 10.0
@@ -35,10 +42,19 @@ KILL_SECONDS = 10.0
 _started: list[subprocess.Popen[bytes]] = []
 
 
-def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Rehearsal:
+def start(
+    task: Task,
+    venv: Path,
+    checkpoint: Path,
+    name: str,
+    port: int,
+    args: str = CPU_ARGS,
+    machine: Mapping[str, str] = CPU_ENVIRON,
+) -> Rehearsal:
     """Start the task's script on 127.0.0.1:``port`` with a new key, and remember it under ``name``.
 
-    ``venv`` is the engine, ``checkpoint`` the model's directory. It returns at once.
+    ``venv`` is the engine, ``checkpoint`` the model's directory. ``args`` are more arguments for vLLM, and
+    ``machine`` more of its environment: those of a machine without a GPU. It returns at once.
     """
     state.check_name(name)
     max_images, max_model_len = task.number("MAX_IMAGES"), number(task.envs, "MAX_MODEL_LEN", -1)
@@ -53,15 +69,11 @@ def start(task: Task, venv: Path, checkpoint: Path, name: str, port: int) -> Reh
         "HF_TOKEN": "",
         "MODEL": str(checkpoint),
         "VENV": str(venv),
-        "EXTRA_ARGS": f"{task.envs.get('EXTRA_ARGS', '')} {CPU_ARGS}",
+        "EXTRA_ARGS": f"{task.envs.get('EXTRA_ARGS', '')} {args}",
         "LISTEN": "127.0.0.1",
         "PORT": str(port),
-        "SKYPILOT_NUM_GPUS_PER_NODE": "1",
         "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-        # The worker lives in the engine's process. As a third busy process it would, on two cores, keep
-        # the server from sending what is there: streams would come in bursts, and the start take longer.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        **machine,
     }
     log = state.home() / f"{name}.log"
     with _private(log) as out:

@@ -124,7 +124,7 @@ def _no_machine(error: Any, what: str) -> NoMachine:
     later = any(isinstance(each, exceptions.ResourcesUnavailableError) for each in history)
     tried = tuple(dict.fromkeys(_tried(str(error)) or map(_reason, map(str, history))))
     tried = tuple(filter(None, tried))
-    why = tried[0] if len(tried) == 1 else f"{len(tried)} places were tried" if tried else what
+    why = f"{len(tried)} places were tried, the last: " * (len(tried) > 1) + (tried[-1] if tried else what)
     return NoMachine(
         f"Nobody gives this machine now: {why}.", "Other GPUs: --gpus; elsewhere: --infra", tried, later
     )
@@ -142,10 +142,8 @@ def _tried(text: str) -> list[str]:
 
 def _reason(text: str) -> str:
     """The cloud's own reason if there is one, else SkyPilot's words without their list of candidates."""
-    text = shown(plain(text)).strip()
-    words = text.rpartition("Reason: ")[2]
-    line = next((line.strip() for line in words.splitlines() if line.strip()), "")
-    return re.sub(r" for [{\[].*", "", line).rstrip(". ")[:300]
+    words = " ".join(shown(plain(text)).rpartition("Reason: ")[2].split())
+    return re.sub(r" for [{\[].*", "", words)[:300].rstrip(". ")
 
 
 def plain(text: str) -> str:

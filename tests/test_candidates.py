@@ -14,6 +14,7 @@ from pixtral_sky import candidates, task
 from pixtral_sky.errors import UsageError
 from pixtral_sky.sdk import sky_sdk
 from tests import fake_catalog
+from tests.conftest import ROOT
 
 CLOUDS = ("aws", "gcp", "lambda", "nebius")
 ENVS = task.load().envs
@@ -355,3 +356,41 @@ def test_where_azure_is_not_enabled_nothing_changes(sky):
     found = chosen(sky, the_task, None, CLOUDS)
     assert {id(each) for each in found.resources} == {id(each) for each in the_task.resources}
     assert found.warned == ()
+
+
+# What the files ask for ------------------------------------------------------------------------------------
+
+# Where the README says that it runs; Slurm opens no ports.
+NAMED = ("aws", "gcp", "azure", "kubernetes", "lambda", "runpod", "nebius", "vast", "slurm")
+
+
+def unfit(sky: Any, file: str, **resources: Any) -> set[str]:
+    """The clouds on which SkyPilot would launch none of a file's candidates, for what it asks for beside GPUs."""
+    from sky import clouds, exceptions
+
+    config = task.read(ROOT / file) | {"setup": "", "run": "serve"}
+    config["resources"] |= resources
+    the_task = sky.Task.from_yaml_config(config)
+    left_out = set()
+    for there in candidates.per_cloud(sky, the_task.resources, NAMED):
+        name = str(there.cloud).lower()
+        wanted = there.copy(ports=None) if name == "slurm" else there
+        features = wanted.get_required_cloud_features()
+        if any(each.autostop_config for each in the_task.resources):
+            features.add(clouds.CloudImplementationFeatures.AUTODOWN)
+        if name == "kubernetes":  # the rest of the check asks the cluster
+            if features & set(clouds.Kubernetes._CLOUD_UNSUPPORTED_FEATURES):
+                left_out.add(name)
+            continue
+        try:
+            there.cloud.check_features_are_supported(wanted, features)
+        except exceptions.NotSupportedError:
+            left_out.add(name)
+    return left_out
+
+
+@pytest.mark.parametrize("file", ["pixtral.yaml", "service.yaml"])
+def test_no_cloud_is_left_out_by_what_a_file_asks_for(sky, file):
+    """SkyPilot says nothing of those that it leaves out."""
+    assert unfit(sky, file) == set()
+    assert unfit(sky, file, disk_tier="medium") == {"kubernetes", "lambda", "runpod", "vast"}

@@ -20,9 +20,10 @@ import pytest
 
 from pixtral_sky import deployment, output, sdk, state
 from pixtral_sky.errors import NoEndpoint, SkyError, Unreachable, UsageError
+from pixtral_sky.sdk import NoMachine
 from pixtral_sky.state import Cluster
 from pixtral_sky.tunnel import Tunnel
-from tests import fake_sky
+from tests import fake_catalog, fake_sky
 from tests.command_line import KEY
 from tests.fake_endpoint import FakeEndpoint
 from tests.fake_sky import SETUP, STARTING, FakeSky
@@ -186,9 +187,49 @@ def test_a_history_of_failures(server: FakeSky, history: list[Any]) -> None:
         "Sold out.", failover_history=history
     )
     with pytest.raises(
-        SkyError, match=r"^Nobody gives this machine now: (Sold out|a string|one)\. Other GPUs"
-    ):
+        NoMachine, match=r"^Nobody gives this machine now: (Sold out|a string|one)\. Other GPUs"
+    ) as raised:
         deployment.records()
+    assert not raised.value.later, "nobody was asked for a machine"
+
+
+def unavailable(server: FakeSky, *places: tuple[str, str, str]) -> Exception:
+    """What SkyPilot raises when each place (infra, machine, the cloud's reason) has been tried."""
+    from sky.backends import cloud_vm_ray_backend
+
+    errors, provisioner = {}, cloud_vm_ray_backend.RetryingVmProvisioner
+    for infra, machine, reason in places:
+        resources = server.sky.Resources(infra=infra, instance_type=machine, accelerators={"L4": 4})
+        words = provisioner._insufficient_resources_msg(None, resources, {resources}, None, reason)
+        errors[resources] = server.sky.exceptions.ResourcesUnavailableError(words)
+    return server.sky.exceptions.ResourcesUnavailableError(
+        "\x1b[31mFailed to provision all possible launchable resources.\x1b[0m Relax the task's requirements.\n"
+        + f"{cloud_vm_ray_backend._RESOURCES_UNAVAILABLE_LOG}\n"
+        + cloud_vm_ray_backend._format_provision_failure_blocks(errors),
+        failover_history=list(errors.values()),
+    )
+
+
+def test_what_was_tried_where(server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is when it has come through SkyPilot's server."""
+    fake_catalog.install(monkeypatch)
+    prepared()
+    server.errors["status"] = unavailable(
+        server,
+        ("aws/us-east-1", "g6.12xlarge", ""),
+        ("gcp/us-central1/us-central1-a", "g2-standard-48", f"Quota\x1b[0m of {KEY} is 0.\n  More of that."),
+    )
+    with pytest.raises(NoMachine) as raised:
+        deployment.records()
+    assert raised.value.tried == (
+        "AWS (us-east-1), gpus=L4:4, g6.12xlarge: Failed to acquire resources in all zones in us-east-1",
+        "GCP (us-central1-a), gpus=L4:4, g2-standard-48: Quota of *** is 0. More of that",
+    )
+    assert raised.value.later
+    assert raised.value.what == (
+        "Nobody gives this machine now: 2 places were tried, the last: GCP (us-central1-a), gpus=L4:4,"
+        " g2-standard-48: Quota of *** is 0. More of that."
+    )
 
 
 # What it says ----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from pixtral_sky import deployment, hub, output, sdk, state, task
 from pixtral_sky.errors import HubError
 from pixtral_sky.extras import install_skypilot
 from pixtral_sky.state import Cluster
-from tests import fake_sky
+from tests import fake_catalog, fake_sky
 from tests.command_line import KEY, Result, run_main
 from tests.conftest import ROOT
 from tests.fake_endpoint import FakeEndpoint
@@ -102,7 +103,10 @@ def test_launch(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
     assert "Considered resources" in result.err
     assert "Running on cluster: pixtral" in result.err
     assert "It opens port 8081, in plain HTTP, behind a key." in result.err
-    assert "It costs $1.40 an hour, and ends after 30 minutes without a request." in result.err
+    assert (
+        "It costs $1.40 an hour, and about $0.03 for its disk of 200 GB (list price, November 2026), and ends after "
+        "30 minutes without a request." in result.err
+    )
     assert (
         "pixtral-sky ask picture.jpg   |   pixtral-sky endpoint --env   |   pixtral-sky down\n" in result.err
     )
@@ -117,7 +121,7 @@ def test_launch(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
     known = state.recall()
     assert isinstance(known, Cluster)
     assert (known.url, known.key, known.private, known.port) == (machine.url, KEY, False, 8081)
-    assert (known.max_model_len, known.max_images) == (32768, 4)
+    assert (known.max_model_len, known.max_images) == (-1, 4)
     assert known.request in [each.request_id for each in server.api_status()]
     assert machine.requests[-1].headers["authorization"] == f"Bearer {KEY}"
 
@@ -433,6 +437,235 @@ def test_options_are_passed_on(run: Run, server: FakeSky, machine: FakeEndpoint)
     assert (known.port, known.max_images, known.max_model_len) == (9000, 8, -1)
 
 
+def test_precision(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
+    """One L4 holds it in FP8 only."""
+    result = run("-q", "launch", "--yes", "--gpus", "L4:1")
+    assert result.code == 2
+    assert result.error.startswith(
+        "L4:1 has 20.2 GiB for vLLM, and the bf16 weights alone are 23.6 GiB. With --precision fp8"
+    )
+    assert run("launch", "--yes", "--gpus", "L4:1", "--precision", "fp8").code == 0
+    (sent,) = server.tasks
+    assert sent.envs["PRECISION"] == "fp8"
+    assert sent.envs["MAX_MODEL_LEN"] == ""
+    assert state.recall().max_model_len == -1, "the server tells"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--precision", "int4"], "--precision is bf16 or fp8, not 'int4'."),
+        (["--env", "PRECISION=int4"], "PRECISION=int4 is neither bf16 nor fp8."),
+        (["--env", "MAX_IMAGE=8"], "short.yaml has no env MAX_IMAGE. Did you mean MAX_IMAGES?"),
+        (["--env", "idle_minutes=8"], "short.yaml has no env idle_minutes. Did you mean IDLE_MINUTES?"),
+        (["--env", "FRUIT=8"], "short.yaml has no env FRUIT. It has: MODEL, MODEL_REVISION, PRECISION, "),
+        (["--env", "START_MINUTES=1h"], "START_MINUTES=1h is no whole number of minutes."),
+        (["--env", "MAX_IMAGES="], "MAX_IMAGES= is no number of pictures."),
+        (["--env", "MAX_MODEL_LEN=-2"], "MAX_MODEL_LEN=-2 is no number of tokens (nor -1: all that fit)."),
+        (["--gpus", "H100:3"], "Pixtral splits over 1, 2, 4 or 8 GPUs, not 3."),
+        (["--max-price", "0"], "--max-price 0 is no price. For example: --max-price 2.50"),
+        (["--max-price", "nan"], "--max-price nan is no price."),
+    ],
+)
+def test_what_the_machine_would_refuse(run: Run, server: FakeSky, words: list[str], says: str) -> None:
+    """Before anybody is asked: SkyPilot, or the Hub."""
+    result = run("-q", "launch", "--yes", *words)
+    assert result.code == 2
+    assert result.error.startswith(says)
+    assert server.calls == []
+
+
+def test_a_file_without_the_env_of_an_option(run: Run, server: FakeSky, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "resources: {accelerators: 'L4:2'}\nenvs: {A: 1}\nsetup: echo ${HF_ENDPOINT:-none}\nrun: serve\n"
+    )
+    for option in (["--precision", "fp8"], ["--idle", "5"], ["--env", "IDLE_MINUTE=5"]):
+        assert run("-q", "launch", "--yes", "--file", path, *option).error.startswith("own.yaml has no env ")
+    assert run("launch", "--dry-run", "--file", path, "--env", "HF_ENDPOINT=x").code == 0, (
+        "its setup reads it"
+    )
+
+
+# A price ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def catalogs(monkeypatch: pytest.MonkeyPatch, server: FakeSky) -> None:
+    """SkyPilot's, here and at its server."""
+    fake_catalog.install(monkeypatch)
+
+
+def test_a_price(run: Run, server: FakeSky, machine: FakeEndpoint, catalogs: None) -> None:
+    server.clouds = ["AWS", "GCP", "Azure", "kubernetes/ctx"]
+    result = run("launch", "--yes", "--gpus", "L4:4", "--max-price", "4.80")
+    assert result.code == 0
+    assert (
+        "At most $4.80 an hour for a machine with its GPUs: 1 candidate. Its disk, by list price $0.03 an hour, and "
+        "traffic are not in it.\nWithout a price, and candidates all the same: kubernetes.\n" in result.err
+    )
+    assert result.err.count("Warning: ") == 1
+    assert "Warning: Azure is left out: " in result.err
+    (sent,) = server.tasks
+    assert {(str(each.cloud), each.region) for each in sent.resources} == {
+        ("AWS", "us-east-1"),
+        ("Kubernetes", None),
+    }
+
+
+def test_nothing_under_the_price(run: Run, server: FakeSky, catalogs: None) -> None:
+    result = run("-q", "launch", "--yes", "--gpus", "L4:4", "--infra", "aws", "--max-price", "2")
+    assert result.code == 2
+    assert result.error == (
+        "Nothing that holds it costs $2.00 an hour or less. The cheapest is g6.12xlarge (L4:4) in aws/us-east-1 at "
+        "$4.60 (spot $1.70). Raise --max-price, or take --spot"
+    )
+    assert not launched(server)
+    assert state.known() == []
+
+
+def test_skypilots_server_has_other_prices(run: Run, server: FakeSky, catalogs: None) -> None:
+    """What it has made is taken down before anything is downloaded."""
+    server.lands = {"instance_type": "g6.12xlarge", "region": "eu-west-1"}
+    result = run("launch", "--yes", "--gpus", "L4:4", "--infra", "aws", "--max-price", "4.80")
+    assert result.code == 1
+    assert result.err.splitlines()[-1] == (
+        "Error: SkyPilot has made g6.12xlarge in aws/eu-west-1, at $5.20 an hour and not $4.80: it was taken "
+        "down at once. Nothing is left that costs money. What SkyPilot knows of prices: pixtral-sky plan --clouds aws"
+    )
+    assert server.machines == {}
+    assert state.known() == []
+    assert "logs" not in [name for name, _ in server.calls]
+
+
+def test_one_that_is_too_dear_and_stays(run: Run, server: FakeSky, catalogs: None) -> None:
+    server.lands, server.stays = {"instance_type": "g6.12xlarge", "region": "eu-west-1"}, True
+    result = run("launch", "--yes", "--gpus", "L4:4", "--infra", "aws", "--max-price", "4.80")
+    assert result.code == 1
+    assert "Its machine may cost money until: pixtral-sky down pixtral." in result.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("price", "code"), [("1.40", 0), ("1.39", 2)])
+def test_the_price_of_what_runs_already(
+    run: Run, server: FakeSky, machine: FakeEndpoint, price: str, code: int
+) -> None:
+    """No place is looked for: an update stays on its machine."""
+    server.cluster()
+    remember()
+    result = run("launch", "--yes", "--max-price", price)
+    assert result.code == code
+    if code:
+        assert result.err.endswith(
+            "Error: 'pixtral' is there already, at $1.40 an hour, not $1.39. "
+            "Take it down first: pixtral-sky down pixtral\n"
+        )
+        assert not launched(server)
+    else:
+        assert "At most" not in result.err
+
+
+def test_azure(run: Run, server: FakeSky) -> None:
+    result = run("-q", "launch", "--yes", "--infra", "azure/eastus")
+    assert result.code == 2
+    assert "driver 580" in result.error
+    assert result.error.endswith("Name another in your file (resources.image_id), or go elsewhere: --infra")
+    assert not launched(server)
+
+
+def test_what_runs_on_azure_is_updated(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
+    """Its image is another, or it would not run."""
+    server.cluster(infra="azure/eastus", gpus={"A100-80GB": 1})
+    remember()
+    assert run("launch", "--yes").code == 0
+
+
+# While nobody gives a machine ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the waiting has taken; no time passes."""
+    waited: list[float] = []
+    now = time.monotonic
+    fake = SimpleNamespace(**vars(time))
+    fake.sleep = lambda seconds: waited.append(seconds) if seconds >= 60 else time.sleep(seconds)
+    fake.monotonic = lambda: now() + sum(waited)
+    monkeypatch.setattr(deployment, "time", fake)
+    return waited
+
+
+def sold_out(server: FakeSky) -> Exception:
+    exceptions = server.sky.exceptions
+    return exceptions.ResourcesUnavailableError(
+        "Sold out.",
+        failover_history=[
+            exceptions.ResourcesUnavailableError("No L4 in us-east-1."),
+            RuntimeError("No H100."),
+        ],
+    )
+
+
+def test_it_is_asked_again(run: Run, server: FakeSky, machine: FakeEndpoint, clock: list[float]) -> None:
+    server.errors["launch"] = [sold_out(server), sold_out(server)]
+    result = run("launch", "--yes", "--retry-until-up")
+    assert (result.code, result.out) == (0, f"{machine.url}\n")
+    assert clock == [60, 60]
+    assert result.err.count("  No L4 in us-east-1\n  No H100\n") == 1, (
+        "it is not said again while it is the same"
+    )
+    assert (
+        result.err.count(
+            "Nobody gives this machine now: 2 places were tried, the last: No H100. It is tried again in a"
+        )
+        == 2
+    )
+    assert "in a minute, for 59 min at most; nothing runs meanwhile, and Ctrl-C ends the wait." in result.err
+    assert len(server.requests("launch")) == 3
+
+
+def test_it_is_asked_for_so_long(run: Run, server: FakeSky, clock: list[float]) -> None:
+    server.errors["launch"] = sold_out(server)
+    result = run("launch", "--yes", "--retry-minutes", "2.5")
+    assert result.code == 1
+    assert clock == [60, 60]
+    assert result.err.splitlines()[-1] == (
+        "Error: Nobody gives this machine now: 2 places were tried, the last: No H100. Nothing is left that costs money. "
+        "Other GPUs: --gpus; elsewhere: --infra"
+    )
+    assert state.known() == []
+
+
+def test_without_asking_again(run: Run, server: FakeSky, clock: list[float]) -> None:
+    server.errors["launch"] = sold_out(server)
+    result = run("launch", "--yes")
+    assert clock == []
+    assert "  No L4 in us-east-1\n  No H100\n" in result.err
+    assert result.err.endswith("elsewhere: --infra; until one is given: --retry-until-up\n")
+
+
+def test_what_is_nowhere_to_be_had_is_not_asked_for_again(
+    run: Run, server: FakeSky, clock: list[float]
+) -> None:
+    server.errors["launch"] = server.sky.exceptions.ResourcesUnavailableError("Catalog does not contain it.")
+    result = run("launch", "--yes", "--retry-until-up")
+    assert result.code == 1
+    assert clock == []
+
+
+def test_ctrl_c_while_it_waits(
+    run: Run, server: FakeSky, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deployment.time, "sleep", interrupted)
+    server.errors["launch"] = sold_out(server)
+    result = run("launch", "--yes", "--retry-until-up")
+    assert result.code == 130
+    assert result.err.endswith("Warning: No machine was to be had. Nothing is left that costs money.\n")
+    assert state.known() == []
+
+
 # Private ---------------------------------------------------------------------------------------------------
 
 
@@ -729,8 +962,8 @@ def test_nobody_gives_the_machine(run: Run, server: FakeSky) -> None:
     result = run("launch", "--yes")
     assert result.code == 1
     assert result.err.splitlines()[-1] == (
-        "Error: Nobody gives this machine now: VcpuLimitExceeded: you have 0 of L-DB2E81BA. Nothing is left that "
-        "costs money. Other GPUs: --gpus; elsewhere: --infra"
+        "Error: Nobody gives this machine now: 2 places were tried, the last: Quotas are too low: "
+        "VcpuLimitExceeded: you have 0 of L-DB2E81BA. Nothing is left that costs money. Other GPUs: --gpus; elsewhere: --infra"
     )
     assert state.known() == []
 
@@ -738,13 +971,13 @@ def test_nobody_gives_the_machine(run: Run, server: FakeSky) -> None:
 def test_nobody_has_such_a_machine(run: Run, server: FakeSky) -> None:
     """The optimizer's own refusal has no history."""
     server.errors["optimize"] = server.sky.exceptions.ResourcesUnavailableError(
-        "\x1b[31mCatalog does not contain any instances satisfying the request:\x1b[0m 1x['T4:99'].\nTo fix: relax."
+        "\x1b[31mCatalog does not contain any instances satisfying the request:\x1b[0m 1x['H200:8'].\nTo fix: relax."
     )
-    result = run("-q", "launch", "--gpus", "T4:99")
+    result = run("-q", "launch", "--gpus", "H200:8")
     assert result.code == 1
     assert result.error == (
         "Nobody gives this machine now: Catalog does not contain any instances satisfying the request: "
-        "1x['T4:99']. Other GPUs: --gpus; elsewhere: --infra"
+        "1x['H200:8']. Other GPUs: --gpus; elsewhere: --infra"
     )
 
 

@@ -26,7 +26,7 @@ from pixtral_sky import deployment, hub, output, sdk, serving, state, task
 from pixtral_sky.endpoint import Endpoint
 from pixtral_sky.errors import Busy, HubError, SkyError
 from pixtral_sky.state import Cluster, Rehearsal, Service
-from tests import fake_sky
+from tests import fake_catalog, fake_sky
 from tests.command_line import KEY, Result, run_main
 from tests.conftest import ROOT
 from tests.fake_endpoint import FakeEndpoint
@@ -196,7 +196,7 @@ def test_up(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     assert len(sent.resources) == 7
     known = recalled()
     assert (known.url, known.key) == (balancer.url, KEY)
-    assert (known.max_model_len, known.max_images) == (32768, 4)
+    assert (known.max_model_len, known.max_images) == (-1, 4)
     assert known.request in [each.request_id for each in server.api_status()]
     assert balancer.requests[-1].headers["authorization"] == f"Bearer {KEY}"
 
@@ -379,6 +379,10 @@ def test_no_token_of_hugging_face(run: Run, server: FakeSky, monkeypatch: pytest
         (["--env", "PIXTRAL_API_KEY=SENTINEL"], "PIXTRAL_API_KEY is a secret, and others can see arguments."),
         (["--env", "MAX_IMAGES"], "--env takes NAME=VALUE."),
         (["--env", "MAX_IMAGES=many"], "MAX_IMAGES=many is not a whole number."),
+        (["--env", "MAX_IMAGE=8"], "service.yaml has no env MAX_IMAGE. Did you mean MAX_IMAGES?"),
+        (["--precision", "int8"], "--precision is bf16 or fp8, not 'int8'."),
+        (["--max-price", "-1"], "--max-price -1 is no price."),
+        (["--infra", "azure"], "SkyPilot's own image for Azure is not known to have the NVIDIA driver 580"),
         (["--gpus", "L4:1"], "L4"),
         (["--name", "a*"], "'a*' is no name for a deployment"),
         (["--file", "/nonexistent.yaml"], "/nonexistent.yaml cannot be read"),
@@ -395,6 +399,63 @@ def test_what_cannot_be_brought_up(run: Run, server: FakeSky, options: list[obje
     assert says in result.error
     assert not begun(server)
     assert state.known() == []
+
+
+@pytest.fixture
+def catalogs(monkeypatch: pytest.MonkeyPatch, server: FakeSky) -> None:
+    """SkyPilot's, here and at its server."""
+    fake_catalog.install(monkeypatch)
+    server.clouds = ["AWS", "GCP", "Azure"]
+
+
+def test_a_price(run: Run, server: FakeSky, balancer: FakeEndpoint, catalogs: None) -> None:
+    result = run("serve", "up", "--yes", "--gpus", "L4:2", "--precision", "fp8", "--max-price", "2.02")
+    assert (result.code, result.out) == (0, f"{balancer.url}\n")
+    assert "At most $2.02 an hour for a machine with its GPUs: 1 candidate. Its disk" in result.err
+    assert "That is for each replica; the controller is not in it.\n" in result.err
+    assert "Warning: Azure is left out: " in result.err
+    (sent,) = server.tasks
+    assert [(str(each.cloud), each.region) for each in sent.resources] == [("GCP", "us-central1")]
+    assert sent.envs["PRECISION"] == "fp8"
+
+
+def test_the_price_of_what_stands_in_for_spot_machines(run: Run, server: FakeSky, catalogs: None) -> None:
+    result = run(
+        "-q", "serve", "up", "--yes", "--spot", "--gpus", "L4:2", "--infra", "gcp", "--max-price", "1"
+    )
+    assert result.code == 2
+    assert result.err.endswith(
+        "Error: Nothing that holds it costs $1.00 an hour or less. The cheapest is g2-standard-24 (L4:2) in "
+        "gcp/us-central1 at $2.00 (spot $0.70, but ordinary machines stand in for those). Raise --max-price\n"
+    )
+    assert not begun(server)
+
+
+def test_skypilots_server_has_other_prices(
+    run: Run, server: FakeSky, balancer: FakeEndpoint, catalogs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new service is taken down; one that serves already stays, and it is said."""
+    server.clouds = ["GCP"]
+    monkeypatch.setitem(fake_sky.PRICES, "L4:2", 2.5)
+    result = run("serve", "up", "--yes", "--gpus", "L4:2", "--max-price", "2.02")
+    assert result.code == 1
+    assert last(result) == (
+        "Error: Replica 1 of 'pixtral' (g2-standard-24, gcp/us-central1) costs $2.50 an hour, not $2.02. The service was "
+        "taken down. Nothing of it is left that costs money."
+    )
+    assert server.serve.services == {}
+    assert state.known() == []
+    monkeypatch.setitem(fake_sky.PRICES, "L4:2", 2.0)
+    assert run("serve", "up", "--yes", "--gpus", "L4:2", "--max-price", "2.02").code == 0
+    monkeypatch.setitem(fake_sky.PRICES, "L4:2", 2.5)
+    server.serve.update_course = [{3: "READY", 1: None, 2: None}]
+    result = run("serve", "update", "--yes", "--gpus", "L4:2", "--max-price", "2.02", "--env", "MAX_IMAGES=2")
+    assert result.code == 1
+    assert last(result) == (
+        "Error: Replica 3 of 'pixtral' (g2-standard-24, gcp/us-central1) costs $2.50 an hour, not $2.02. "
+        "Take it down: pixtral-sky serve down pixtral"
+    )
+    assert list(server.serve.services) == ["pixtral"]
 
 
 @pytest.mark.parametrize(

@@ -177,8 +177,25 @@ def _launched(plan: Plan, minutes: float) -> Cluster:
     from pixtral_sky.sdk import NoMachine
 
     name, then = plan.cluster.name, time.monotonic()
+    told: list[tuple[str, ...]] = []
+
+    def tell(error: NoMachine) -> None:
+        if error.tried not in told and len(error.tried) > 1:
+            told.append(error.tried)
+            for place in error.tried[:TRIED]:
+                output.say(f"  {place}")
+            if len(error.tried) > TRIED:
+                output.say(f"  and {len(error.tried) - TRIED} more")
+
+    def wait(error: NoMachine, left: float) -> None:
+        tell(error)
+        output.say(
+            f"{error.what} It is tried again in a minute, for {common.minutes(left)} at most; nothing runs"
+            " meanwhile, and Ctrl-C ends the wait."
+        )
+
     try:
-        cluster, job = deployment.launch_patiently(plan, minutes * 60, _wait)
+        cluster, job = deployment.launch_patiently(plan, minutes * 60, wait)
         output.done("machine", time.monotonic() - then)
         output.phases(deployment.follow(cluster, job))
     except deployment.StoppedWaiting:
@@ -191,28 +208,12 @@ def _launched(plan: Plan, minutes: float) -> Cluster:
         )
         raise
     except NoMachine as error:
-        _say_tried(error)
+        tell(error)
         again = "; until one is given: --retry-until-up" if error.later and not minutes else ""
         raise NoMachine(f"{error.what} {_left(plan)}", f"{error.hint}{again}") from error
     except PixtralSkyError as error:
         raise type(error)(f"{error.what} {_left(plan)}", error.hint) from error
     return deployment.located(cluster)
-
-
-def _wait(error: NoMachine, left: float) -> None:
-    _say_tried(error)
-    output.say(
-        f"{error.what} It is tried again in a minute, for {common.minutes(left)} at most; nothing runs"
-        " meanwhile, and Ctrl-C ends the wait."
-    )
-
-
-def _say_tried(error: NoMachine) -> None:
-    if len(error.tried) > 1:
-        for place in error.tried[:TRIED]:
-            output.say(f"  {place}")
-        if len(error.tried) > TRIED:
-            output.say(f"  and {len(error.tried) - TRIED} more")
 
 
 def _cost(record: Record | None) -> str:
