@@ -18,7 +18,8 @@ def install(extra: str) -> str:
 
 def install_skypilot() -> str:
     """The command that installs SkyPilot with the SDK of a cloud."""
-    return f"pip install 'skypilot[aws]=={skypilot()}' (or [gcp], [azure], [kubernetes], [slurm]: your cloud)"
+    version = f"=={skypilot()}" if skypilot() else ""
+    return f"pip install 'skypilot[aws]{version}' (or [gcp], [azure], [kubernetes], [slurm]: your cloud)"
 
 
 def skypilot() -> str:

@@ -57,6 +57,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         "GIT_CONFIG_VALUE_0": "https://github.com/pixtral-sky/pixtral-sky",
         "SKYPILOT_API_SERVER_LOCAL_PORT": str(port),
         "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+        "AWS_EC2_METADATA_DISABLED": "true",  # nobody answers there, which takes long
     }
     (tmp_path / "home").mkdir()
     yield environment
@@ -118,6 +119,7 @@ def test_without_an_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "requires", missing)
     assert extras.install("heic") == 'pip install -e ".[heic]"'
     assert extras.skypilot() == ""
+    assert extras.install_skypilot().startswith("pip install 'skypilot[aws]' (or ")
 
 
 def test_the_page_about_answers_has_the_questions() -> None:
