@@ -33,8 +33,8 @@ export VLLM_MAX_IMAGE_PIXELS=64000000                  # a 50-megapixel phone pa
 export VLLM_MAX_N_SEQUENCES=16                         # n=16384, the default, holds up all others for half a minute
 export VLLM_RPC_BASE_PATH="$door"                      # its sockets are in a folder of this user alone, and go with it
 export GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo     # its processes find each other on this machine only
-# Without what FlashInfer and DeepGEMM compile with nvcc, which many machines lack: for sampling, and for two GPUs and more
-# on Hopper. The flags below leave out the rest of it.
+# Without what would be compiled with nvcc, which many machines lack (docs/gpus.md): FlashInfer's sampler and all-reduce,
+# and DeepGEMM. Two flags below leave out the rest.
 export VLLM_USE_FLASHINFER_SAMPLER=0 VLLM_ALLREDUCE_USE_FLASHINFER=0 VLLM_USE_DEEP_GEMM=0
 export VLLM_ENGINE_READY_TIMEOUT_S=$((START_MINUTES * 60)) # not its own 10 minutes, wherever it has such a limit
 
@@ -62,10 +62,10 @@ memory=0.92
 # It quantizes while it loads, and all but the decoder stays bf16. By channel is closer, and needs the FP8 units that GPUs
 # have since Ada (8.9); an Ampere GPU has none, and unpacks the weights.
 fp8=fp8_per_channel
-[ "${capability//[ .]/}" -ge 89 ] || fp8=fp8_per_tensor
+[ "${capability//[!0-9]/}" -ge 89 ] || fp8=fp8_per_tensor
 [ "$PRECISION" = bf16 ] || gpu_args+=(--quantization "$fp8")
-# Without a number vLLM takes all that fits (-1), and here not more than this.
-context=$((prompt_of_images < 28672 ? 32768 : prompt_of_images + 4096))
+# Without a number vLLM takes all that fits (-1), and here not more than this. Pixtral knows 128,000.
+context=$((prompt_of_images < 28672 ? 32768 : prompt_of_images < 123904 ? prompt_of_images + 4096 : 128000))
 [ -n "$MAX_MODEL_LEN" ] || gpu_args+=(--hf-overrides "{\"text_config\": {\"max_position_embeddings\": $context}}")
 echo "On $gpus x $gpu: $PRECISION, ${MAX_MODEL_LEN:-at most $context} tokens of context, $step_tokens a step," \
   "$memory of the memory ${gpu_args[*]}"
@@ -114,6 +114,7 @@ wait_until_up() {
 trap 'asked_to_end=1; kill -TERM "$server" 2>/dev/null' TERM INT
 
 # A server that dies when it was up (out of memory: exit code 137) is started again, three times in an hour at most.
+give_up() { echo "pixtral: the server died (exit code $status), $1." >&2; exit "$status"; }
 step "starting the server"
 restarts=()
 while :; do
@@ -129,10 +130,9 @@ while :; do
   [ "$status" -ne 0 ] || status=1 # vLLM ends with 0 also when its engine has died
   [ -n "$is_up" ] || exit "$status"
   while [ "${#restarts[@]}" -gt 0 ] && [ "${restarts[0]}" -lt $((SECONDS - 3600)) ]; do restarts=("${restarts[@]:1}"); done
-  [ "${#restarts[@]}" -lt 3 ] || { echo "pixtral: the server died again (exit code $status), after 3 restarts in an hour." >&2; exit "$status"; }
+  [ "${#restarts[@]}" -lt 3 ] || give_up "after 3 restarts in an hour"
   # SkyServe replaces a replica that is not ready for 180 seconds: to end at once is faster then.
-  [ -z "$SKYPILOT_SERVE_REPLICA_ID" ] || [ $((starting - before)) -lt 150 ] ||
-    { echo "pixtral: the server died (exit code $status), and a start takes longer than SkyServe waits." >&2; exit "$status"; }
+  [ -z "$SKYPILOT_SERVE_REPLICA_ID" ] || [ $((starting - before)) -lt 150 ] || give_up "and a start takes longer than SkyServe waits"
   restarts+=("$SECONDS")
   step "the server died (exit code $status), and is started again: ${#restarts[@]} of 3 times in an hour"
 done

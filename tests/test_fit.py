@@ -82,7 +82,7 @@ ONE_L4 = (
 SMI = """#!/bin/sh
 case "$*" in
 *topo*) echo "GPU0 X {link}" ;;
-*) for _ in $(seq {count}); do echo "{name}, {mib}"; done ;;
+*) for _ in $(seq {count}); do echo "{name}, {mib}, {capability}"; done ;;
 esac
 """
 
@@ -93,7 +93,8 @@ def words(folder: Path, name: str, mib: int, count: int, nvlink: bool, **envs: s
     choice = script[script.index("# What the GPUs decide") : script.index("start() {")]
     command = script[script.index('vllm serve "$MODEL"') :].partition(" &\n")[0]
     smi = folder / "nvidia-smi"
-    smi.write_text(SMI.format(name=name, mib=mib, count=count, link="NV12" if nvlink else "SYS"))
+    link = "NV12" if nvlink else "SYS"
+    smi.write_text(SMI.format(name=name, mib=mib, capability=CAPABILITY[name], count=count, link=link))
     smi.chmod(0o755)
     check = (ROOT / "templates" / "check.sh").read_text()
     stand_in = 'vllm() { shift 2; printf "%s\\n" "$@"; }'
@@ -118,6 +119,10 @@ def chosen(*arguments, **envs: str) -> dict[str, str]:
     }
 
 
+CAPABILITY = {  # NVIDIA's list of GPUs by compute capability
+    "NVIDIA A100-SXM4-40GB": "8.0", "NVIDIA A100 80GB PCIe": "8.0", "NVIDIA A10G": "8.6", "NVIDIA L4": "8.9",
+    "NVIDIA L40S": "8.9", "NVIDIA H100 80GB HBM3": "9.0", "NVIDIA GeForce RTX 5090": "12.0",
+}  # fmt: skip
 # As nvidia-smi says it: MiB that are more than a program gets.
 SEEN = {
     "L4": ("NVIDIA L4", 23_034), "A10G": ("NVIDIA A10G", 23_028), "L40S": ("NVIDIA L40S", 46_068),
@@ -160,11 +165,11 @@ def test_the_context_is_that_of_the_script(tmp_path, images):
     assert (given["--max-model-len"], "--hf-overrides" in given) == ("20480", False)
 
 
-@pytest.mark.parametrize("gpu", ["L4", "A10G", "L40S", "A100", "H100"])
+@pytest.mark.parametrize("gpu", ["L4", "A10G", "L40S", "A100", "H100", "RTX5090"])
 def test_the_quantization_is_that_of_the_script(tmp_path, gpu):
     flags = chosen(tmp_path, *SEEN[gpu], 1, False, PRECISION="fp8")
     assert flags["--quantization"] == fit.quantization(gpu)
-    assert GPUS[gpu].fp8 == (gpu in ("L4", "L40S", "H100"))
+    assert GPUS[gpu].fp8 == (gpu not in ("A10G", "A100"))
     assert "--kv-cache-dtype" not in flags
 
 
