@@ -187,7 +187,7 @@ def says(text: str, wanted: str) -> bool:
 
 def _words(text: str) -> list[str]:
     """The words and numbers of ``text``, each in one form."""
-    found = re.findall(r"\d+(?:[.,]\d+)*|[^\W\d_]+", unicodedata.normalize("NFKC", text).casefold())
+    found = re.findall(r"[0-9]+(?:[.,][0-9]+)*|[^\W\d_]+", unicodedata.normalize("NFKC", text).casefold())
     words: list[str] = []
     units, tens = _UNITS.split(), _TENS.split()
     for number, word in enumerate(found):

@@ -210,6 +210,7 @@ def test_what_is_said(text: str, wanted: str) -> None:
         ("16:45", "6:45"),
         ("45:6", "6:45"),
         ("6", "6:45"),
+        ("\u09eb", "5"),  # Bengali, which random weights speak
         ("bored", "red"),
         ("starfish", "star"),
         ("", "7"),
