@@ -8,7 +8,7 @@ demo: .venv/demo  ## the script of pixtral.yaml on this machine, asked about two
 	$(BIN)/pixtral-sky rehearse
 
 test: .venv/dev  ## the fast tests
-	$(BIN)/pytest -n 2 --dist loadfile -m "not engine and not e2e and not serve and not truss"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not engine and not install and not e2e and not serve and not truss"
 
 check: .venv/dev  ## lint, types, and what is rendered or drawn against what it is made from
 	$(BIN)/ruff check .
@@ -19,8 +19,8 @@ check: .venv/dev  ## lint, types, and what is rendered or drawn against what it 
 	$(BIN)/python tools/capacity.py --check
 	$(BIN)/python tools/gpus.py --check
 
-prove: .venv/dev  ## the tests on the real vLLM; its engine is made in .cache
-	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m "engine and not serve"
+prove: .venv/dev  ## the tests on the real vLLM, whose engine is made in .cache; the README's way to a cloud
+	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m "(engine and not serve) or install"
 
 e2e: .venv/dev  ## the real SkyPilot launches pixtral.yaml on a real Slurm here; as root, on Debian, whose packages it installs
 	bash tests/e2e/install.sh
@@ -50,14 +50,14 @@ render:  ## write pixtral.yaml, service.yaml and the files of examples/ that com
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade "pip>=25.1"  # the first that knows dependency groups
 
 .venv/demo: .venv/bin/pip pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[rehearse]"
 	@touch $@
 
 .venv/dev: .venv/bin/pip pyproject.toml
-	$(BIN)/pip install --quiet --editable ".[rehearse,heic]" --group dev
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"  # the first that knows dependency groups
+	$(BIN)/pip install --quiet --editable ".[rehearse,heic,slurm]" --group dev
 	@touch $@
 
 clean:

@@ -29,6 +29,8 @@ OLD_IMAGE = (
     "SkyPilot's own image for Azure is not known to have the NVIDIA driver 580 that this vLLM needs, as those"
     " for AWS and GCP have"
 )
+# Microsoft's own, for A100 and newer, has 580 since February 2026 (Azure/azhpc-images#488). It was not tried.
+NEW_IMAGE = "microsoft-dsvm:ubuntu-hpc:2204:latest"
 
 
 # GPUs ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixtral_sky.errors import UsageError
+from pixtral_sky.extras import install
 
 if TYPE_CHECKING:
     from pixtral_sky.policies import Comparison, Load, Result, Terms
@@ -22,7 +23,7 @@ HOUR, DAY = 3600.0, 86_400.0
 def check() -> None:
     """Raises UsageError where there is no matplotlib, without the second that its import takes."""
     if not importlib.util.find_spec("matplotlib"):
-        raise UsageError("matplotlib is not installed here.", 'Run: pip install "pixtral-sky[plot]"')
+        raise UsageError("matplotlib is not installed here.", f"Run: {install('plot')}")
 
 
 def draw(path: Path, found: Comparison, load: Load, terms: Terms, title: str, name: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pixtral_sky.errors import UsageError
+from pixtral_sky.extras import install
 from pixtral_sky.plan import Ask, Option, usd
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -19,7 +20,7 @@ def check(path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{path} is no name of a picture that can be drawn.", "For example: --plot plan.png")
     if not importlib.util.find_spec("matplotlib"):
-        raise UsageError("A picture needs matplotlib.", 'Run: pip install "pixtral-sky[plot]"')
+        raise UsageError("A picture needs matplotlib.", f"Run: {install('plot')}")
 
 
 def draw(path: Path, ask: Ask, on_demand: Sequence[Option], spot: Sequence[Option], by_spot: bool) -> None:

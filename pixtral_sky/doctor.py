@@ -7,7 +7,6 @@ server is started where there is none. The picture counts as use: an idle server
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import re
@@ -15,15 +14,15 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
 
-from pixtral_sky import __version__, hub, images, sdk, state, task
+from pixtral_sky import __version__, candidates, extras, hub, images, model, sdk, state, task
 from pixtral_sky.asking import learn, messages, printable
 from pixtral_sky.client import Client
 from pixtral_sky.endpoint import Endpoint, find
@@ -68,10 +67,12 @@ class _Absent(PixtralSkyError):
 
 
 class _Examination:
-    """Each check is a method that returns what is well, and raises what is not."""
+    """Each check is a method that returns what is well, and raises what is not. Nothing: it needs no line."""
 
     the_task: task.Task
     endpoint: Endpoint
+    resources: Any = None  # of the task file, as it stands
+    enabled: Sequence[str] = ()
 
     def __init__(self, name: str | None, file: Path | None) -> None:
         self.name = name
@@ -87,7 +88,9 @@ class _Examination:
             ("SkyPilot", self.skypilot, ()),
             ("SkyPilot server", sdk.server, ("SkyPilot",)),
             ("SkyPilot infra", self.infra, ("SkyPilot server",)),
+            ("Azure", self.azure, ()),
             ("SkyPilot task", self.sky_task, ("SkyPilot", "task file")),
+            ("GPUs", self.gpus, ("task file",)),
             ("ssh", self.ssh, ()),
             ("Hugging Face", self.hugging_face, ("task file",)),
             ("key", self.key, ()),
@@ -107,7 +110,8 @@ class _Examination:
             else:
                 check = self.tried(subject, step)
             found[subject] = check.state
-            yield check
+            if check.text:
+                yield check
 
     def tried(self, subject: str, step: Callable[[], str]) -> Check:
         result: State = "ok"
@@ -137,23 +141,47 @@ class _Examination:
 
     def task_file(self) -> str:
         self.the_task = task.load(self.file)
+        self.the_task.check({})
+        self.resources = task.read(self.file).get("resources")
         return f"{self.the_task.path}, with vLLM {self.the_task.vllm_version}"
 
     def skypilot(self) -> str:
-        version, made_for = sdk.installed(), _made_for()
+        version, made_for = sdk.installed(), extras.skypilot()
         if not version:
-            raise PixtralSkyError("It is not installed; a launch needs it.", 'pip install "pixtral-sky[sky]"')
+            raise PixtralSkyError("It is not installed; a launch needs it.", extras.install_skypilot())
         return version if made_for in ("", version) else f"{version}; {made_for} is what was tested"
 
     def infra(self) -> str:
-        names = sdk.enabled()
-        if not names:
+        self.enabled = sdk.enabled()
+        if not self.enabled:
             raise PixtralSkyError("No cloud, Kubernetes or Slurm is enabled.", "sky check")
-        return ", ".join(names)
+        return ", ".join(self.enabled)
+
+    def azure(self) -> str:
+        """For those who have it: setup would find an old driver on a machine that is paid for by then."""
+        if "azure" not in self.enabled or not _on_azures_default_image(self.resources):
+            return ""
+        others = len(self.enabled) > 1
+        raise (_Unchecked if others else PixtralSkyError)(
+            f"{candidates.OLD_IMAGE}{', and a launch goes elsewhere' if others else ''}.",
+            f"Under resources: of a file of yours, infra: azure, image_id: {candidates.NEW_IMAGE}",
+        )
 
     def sky_task(self) -> str:
         sdk.check_file(self.file)
         return "SkyPilot takes the task file"
+
+    def gpus(self) -> str:
+        envs = self.the_task.envs
+        names = ", ".join(candidates.accelerators(self.resources))
+        if not names:
+            raise _Absent("The task file names none.", "pixtral-sky launch --gpus L4:2")
+        said = candidates.check_gpus(None, {"resources": self.resources}, envs)
+        if envs.get("MODEL") != model.MODEL or envs.get("EXTRA_ARGS"):
+            said.append("With a MODEL or EXTRA_ARGS of one's own, what they hold shows when it starts.")
+        if said:
+            raise _Unchecked(f"{names}: {' '.join(said)}")
+        return f"{names}: each holds the model in {envs.get('PRECISION') or 'bf16'}"
 
     def ssh(self) -> str:
         program = shutil.which("ssh")
@@ -177,7 +205,7 @@ class _Examination:
             return f"{model} is a directory on the machine: no token is needed"
         token = hub.token()
         self.secrets.add(token)
-        if why := hub.check(model, token):
+        if why := hub.check(model, token, self.the_task.envs.get("MODEL_REVISION") or "main"):
             raise _Unchecked(why, "" if token else "There is no token here: export HF_TOKEN=...")
         return f"the token opens {model}" if token else f"{model} is open to all"
 
@@ -333,11 +361,15 @@ def _is_this_machine(url: str) -> bool:
     return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
-def _made_for() -> str:
-    """The version of SkyPilot that this package asks for; empty when it was not installed as one."""
-    try:
-        wanted = importlib.metadata.requires("pixtral-sky") or []
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-    found = (re.match(r"skypilot(?:\[[^\]]*\])?==([\w.]+)", each) for each in wanted)
-    return next((match[1] for match in found if match), "")
+def _on_azures_default_image(resources: Any) -> bool:
+    """Whether a file's ``resources:`` let SkyPilot take a machine of Azure, with its own image for it."""
+    given = resources if isinstance(resources, dict) else {}
+    for each in given.get("any_of") or given.get("ordered") or [{}]:
+        wanted = {**given, **(each if isinstance(each, dict) else {})}
+        place = str(wanted.get("infra") or wanted.get("cloud") or "azure").lower()
+        # A container's image is on that of the machine.
+        if place.partition("/")[0] == "azure" and str(wanted.get("image_id") or "docker:").startswith(
+            "docker:"
+        ):
+            return True
+    return False

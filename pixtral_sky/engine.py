@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pixtral_sky import output
+from pixtral_sky import extras, output
 from pixtral_sky.errors import RehearsalError
 
 DISK_BYTES = 7 * 10**9  # 2.5 GB of engine, and what uv keeps of the download
@@ -214,9 +214,7 @@ def _uv() -> str:
     except (ImportError, FileNotFoundError):
         found = shutil.which("uv")
     if not found:
-        raise RehearsalError(
-            "A rehearsal's engine is installed with uv.", "pip install 'pixtral-sky[rehearse]'"
-        )
+        raise RehearsalError("A rehearsal's engine is installed with uv.", extras.install("rehearse"))
     return found
 
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pixtral_sky import __version__
 from pixtral_sky.errors import HubError
@@ -51,8 +51,10 @@ def is_directory(model: str) -> bool:
     return model.startswith(("/", ".", "~"))
 
 
-def check(model: str, token: str) -> str:
+def check(model: str, token: str, revision: str = "main") -> str:
     """Ask the Hub, as the setup of a machine will, whether ``token`` (may be empty) opens ``model``.
+
+    ``revision`` is a branch, a tag or a commit of it.
 
     Returns an empty string when it does, or a sentence on why that could not be found out: the network's
     trouble, not the user's. Raises HubError when it does not.
@@ -61,6 +63,11 @@ def check(model: str, token: str) -> str:
         return ""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", model, re.ASCII):
         raise HubError(f"{model[:100]!r} is neither a model on the Hub nor a directory.", "Check MODEL.")
+    if not re.fullmatch(r"[A-Za-z0-9][\w./-]*", revision, re.ASCII):
+        raise HubError(
+            f"{revision[:100]!r} is no revision of a model.",
+            "Check MODEL_REVISION: a branch, a tag or a commit.",
+        )
     # Refused before it is sent, as the errors of the libraries below would quote it.
     if not re.fullmatch(r"[A-Za-z0-9_-]*", token):
         raise HubError("The Hugging Face token has characters that a token cannot have.", "Look at HF_TOKEN.")
@@ -70,7 +77,7 @@ def check(model: str, token: str) -> str:
     unknown = f"Whether {model} opens {'to this token' if token else 'without a token'} could not be checked"
     if _is_true(os.environ.get("HF_HUB_OFFLINE", "")):
         return f"{unknown}: HF_HUB_OFFLINE is set."
-    status, why = _head(f"{hub}/{model}/resolve/main/params.json", token)
+    status, why = _head(f"{hub}/{model}/resolve/{quote(revision, safe='')}/params.json", token)
     if not status:
         return f"{unknown}: {hub} cannot be reached ({why})."
 
@@ -92,7 +99,10 @@ def check(model: str, token: str) -> str:
             f"read access to gated repositories ({settings}).",
         )
     if status == 404:
-        raise HubError(f"There is no {model} in Mistral's format (no params.json) at {hub}.", "Check MODEL.")
+        at, check = ("", "") if revision == "main" else (f" at revision {revision}", " and MODEL_REVISION")
+        raise HubError(
+            f"There is no {model} in Mistral's format (no params.json{at}) at {hub}.", f"Check MODEL{check}."
+        )
     return "" if status == 200 else f"{unknown}: {hub} answers {status}."
 
 

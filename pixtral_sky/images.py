@@ -20,6 +20,7 @@ from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
 from pixtral_sky import __version__, model
 from pixtral_sky.errors import PictureError
+from pixtral_sky.extras import install
 
 MIB = 2**20
 MAX_FILE = 512 * MIB
@@ -153,7 +154,7 @@ def _formats(data: bytes, name: str) -> tuple[str, ...]:
     try:
         import pillow_heif
     except ImportError as error:
-        raise PictureError(f"{name} is a HEIC picture.", "pip install 'pixtral-sky[heic]'") from error
+        raise PictureError(f"{name} is a HEIC picture.", install("heic")) from error
     pillow_heif.register_heif_opener()
     return ("HEIF",)
 

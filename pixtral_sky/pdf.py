@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixtral_sky import model
 from pixtral_sky.errors import PictureError
+from pixtral_sky.extras import install
 from pixtral_sky.images import Picture, shown
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _document(path: str) -> Iterator[Any]:
     try:
         import pypdfium2
     except ImportError as error:
-        raise PictureError(f"{name} is a PDF.", "pip install 'pixtral-sky[pdf]'") from error
+        raise PictureError(f"{name} is a PDF.", install("pdf")) from error
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):  # to open a pipe may wait forever
             raise PictureError(f"{name} is not a regular file.")

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from pixtral_sky import output, task
+from pixtral_sky import extras, output, task
 from pixtral_sky.errors import PixtralSkyError, SkyError
 
 
@@ -75,7 +75,7 @@ def was_used() -> bool:
 def sky_sdk(silent: bool = False) -> Iterator[Any]:
     """The module ``sky``. Raises SkyError for all that it raises."""
     if not installed():
-        raise SkyError("SkyPilot is not installed here.", 'Run: pip install "pixtral-sky[sky]"')
+        raise SkyError("SkyPilot is not installed here.", f"Run: {extras.install_skypilot()}")
     before, voice.silent = voice.silent, silent or output.quiet
     try:
         # Its logger keeps the stdout that it meets when it is imported.

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from pixtral_sky import capacity, output, policies, service, task
+from pixtral_sky.extras import install
 from tests.command_line import Result, run_main
 from tests.conftest import ROOT
 
@@ -309,7 +310,7 @@ def test_without_matplotlib(run, monkeypatch):
     result = run("capacity", "even.csv", "--plot", "day.png")
     assert (result.code, result.error) == (
         2,
-        'matplotlib is not installed here. Run: pip install "pixtral-sky[plot]"',
+        f"matplotlib is not installed here. Run: {install('plot')}",
     )
 
 

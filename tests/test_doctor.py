@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 import pytest
 import uvicorn
+import yaml
 
-from pixtral_sky import __version__, doctor, sdk, state, task, tunnel
+from pixtral_sky import __version__, candidates, doctor, sdk, state, task, tunnel
 from pixtral_sky.errors import SkyError, Unreachable, UsageError
 from pixtral_sky.front_door import FrontDoor
 from pixtral_sky.model import MODEL
@@ -28,8 +29,8 @@ from tests.test_hub import GATED, OPENS, VARIABLES, FakeHub
 CHART_TOKENS = 2795
 ANSWERS = says("A chart.", usage={"prompt_tokens": 2803, "completion_tokens": 8, "total_tokens": 2811})
 SUBJECTS = [
-    *("pixtral-sky", "task file", "SkyPilot", "SkyPilot server", "SkyPilot infra", "SkyPilot task", "ssh"),
-    *("Hugging Face", "key", "endpoint", "models", "door", "picture"),
+    *("pixtral-sky", "task file", "SkyPilot", "SkyPilot server", "SkyPilot infra", "SkyPilot task"),
+    *("GPUs", "ssh", "Hugging Face", "key", "endpoint", "models", "door", "picture"),
 ]
 
 
@@ -153,6 +154,7 @@ def test_all_is_well(examine: Examine, served: Callable[..., Served]) -> None:
     assert texts["SkyPilot"] == "0.14.1"
     assert texts["SkyPilot server"] == "0.14.1, on this machine"
     assert texts["SkyPilot infra"] == "aws, slurm/e2e"
+    assert texts["GPUs"].endswith("A100-80GB:1, H100:1: each holds the model in bf16")
     assert texts["ssh"] == "OpenSSH_9.9p1 Debian-3"
     assert texts["Hugging Face"] == f"the token opens {MODEL}"
     assert texts["key"] == "the one of 'pixtral' is remembered"
@@ -197,7 +199,7 @@ def test_json(
     assert result.code == 1
     assert [check["subject"] for check in checks] == SUBJECTS
     assert {check["state"] for check in checks} == {"ok", "failed"}
-    assert checks[4] == {
+    assert checks[SUBJECTS.index("SkyPilot infra")] == {
         "state": "failed",
         "subject": "SkyPilot infra",
         "text": "No cloud, Kubernetes or Slurm is enabled.",
@@ -314,6 +316,7 @@ def test_a_bad_task_file(examine: Examine, tmp_path: Path, content: str | None, 
     assert result.not_ok == {
         "task file": "FAIL",
         "SkyPilot task": "?",
+        "GPUs": "?",
         "Hugging Face": "?",
         "key": "-",
         "endpoint": "-",
@@ -331,8 +334,9 @@ def test_no_skypilot(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sdk, "installed", lambda: "")
     result = examine()
     assert result.code == 1
-    assert (
-        result.texts["SkyPilot"] == 'It is not installed; a launch needs it. pip install "pixtral-sky[sky]"'
+    assert result.texts["SkyPilot"] == (
+        "It is not installed; a launch needs it. "
+        "pip install 'skypilot[aws]==0.14.1' (or [gcp], [azure], [kubernetes], [slurm]: your cloud)"
     )
     assert {subject: mark for subject, mark in result.not_ok.items() if "Sky" in subject} == {
         "SkyPilot": "FAIL",
@@ -395,6 +399,88 @@ def fails(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
+# What would fail on a machine that costs money ---------------------------------------------------------------
+
+
+@pytest.fixture
+def on(examine: Examine, tmp_path: Path) -> Callable[..., Examined]:
+    """The doctor on the shipped file with other ``resources:`` and envs."""
+
+    def on(resources: dict[str, Any], **envs: str) -> Examined:
+        config = task.read()
+        config["resources"] = resources
+        config["envs"].update(envs)
+        file = tmp_path / "mine.yaml"
+        file.write_text(yaml.safe_dump(config))
+        return examine("--file", file)
+
+    return on
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "envs", "mark", "why"),
+    [
+        ("L4:1", {}, "FAIL", "the bf16 weights alone are 23.6 GiB"),
+        ("L4:1", {"PRECISION": "fp8"}, "ok", "L4:1: each holds the model in fp8"),
+        (["H100", "L4:3"], {}, "FAIL", "Pixtral splits over 1, 2, 4 or 8 GPUs, not 3."),
+        ("H10:1", {}, "FAIL", "There is no GPU 'H10' in SkyPilot's catalogs. Did you mean H100?"),
+        ("T4:4", {}, "?", "T4:4: T4 is not known here: whether it holds the model shows when it starts."),
+        ("L4:1", {"EXTRA_ARGS": "--cpu-offload-gb 10"}, "?", "EXTRA_ARGS of one's own"),
+        (None, {}, "-", "The task file names none. pixtral-sky launch --gpus L4:2"),
+    ],
+)
+def test_gpus(
+    on: Callable[..., Examined],
+    monkeypatch: pytest.MonkeyPatch,
+    accelerators: Any,
+    envs: dict[str, str],
+    mark: str,
+    why: str,
+) -> None:
+    monkeypatch.setattr(candidates, "_skypilots_gpus", lambda: ["L4", "T4", "H100"])
+    result = on({"accelerators": accelerators} if accelerators else {}, **envs)
+    assert result.marks["GPUs"] == mark
+    assert why in result.texts["GPUs"]
+    assert result.code == (mark == "FAIL")
+
+
+def test_a_value_that_the_script_refuses(on: Callable[..., Examined]) -> None:
+    assert "PRECISION=int4 is neither bf16 nor fp8." in on({}, PRECISION="int4").texts["task file"]
+
+
+IMAGE = {"infra": "azure", "image_id": "microsoft-dsvm:ubuntu-hpc:2204:latest"}
+
+
+@pytest.mark.parametrize(
+    ("enabled", "resources", "mark"),
+    [
+        (["aws", "azure"], {}, "?"),
+        (["azure"], {}, "FAIL"),
+        (["azure"], {"infra": "azure/westeurope"}, "FAIL"),
+        (["azure"], {"any_of": [IMAGE, {"cloud": "Azure"}]}, "FAIL"),
+        (["azure"], {"infra": "azure", "image_id": "docker:vllm/vllm-openai"}, "FAIL"),
+        (["azure"], IMAGE, None),
+        (["aws", "azure"], {"any_of": [IMAGE, {"infra": "aws"}]}, None),
+        (["aws"], {}, None),
+    ],
+)
+def test_azures_old_image(
+    on: Callable[..., Examined],
+    monkeypatch: pytest.MonkeyPatch,
+    enabled: list[str],
+    resources: dict[str, Any],
+    mark: str | None,
+) -> None:
+    monkeypatch.setattr(sdk, "enabled", lambda: enabled)
+    result = on({"accelerators": "H100:1", **resources})
+    assert result.marks.get("Azure") == mark
+    assert result.code == (mark == "FAIL")
+    if mark:
+        assert "is not known to have the NVIDIA driver 580" in result.texts["Azure"]
+        assert ("a launch goes elsewhere" in result.texts["Azure"]) is (mark == "?")
+        assert result.texts["Azure"].endswith(f"infra: azure, image_id: {IMAGE['image_id']}")
+
+
 # ssh, the token and the key --------------------------------------------------------------------------------
 
 
@@ -429,6 +515,14 @@ def test_a_model_that_is_open_to_all(examine: Examine, monkeypatch: pytest.Monke
     with FakeHub(lambda path, token: (200, {})) as fake:
         monkeypatch.setenv("HF_ENDPOINT", fake.url)
         assert examine().texts["Hugging Face"] == f"{MODEL} is open to all"
+
+
+def test_the_revision_of_the_task_file(examine: Examine, fake_hub: FakeHub, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"setup: vllm==0.1.2\nrun: vllm serve\nenvs: {{MODEL: {MODEL}, MODEL_REVISION: v2}}\n")
+    result = examine("--file", file)
+    assert result.texts["Hugging Face"].endswith("Check MODEL and MODEL_REVISION.")
+    assert fake_hub.seen == [(f"/{MODEL}/resolve/v2/params.json", OPENS)]
 
 
 @pytest.mark.parametrize("token", [OPENS, ""])

@@ -26,7 +26,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from pixtral_sky import checkpoint, engine, images, rehearsal, state, task
+from pixtral_sky import answers, checkpoint, engine, images, rehearsal, state, task
 from pixtral_sky.asking import Schema, messages
 from pixtral_sky.cli import app
 from pixtral_sky.cli.rehearse import QUESTION
@@ -176,6 +176,13 @@ def test_an_answer_streams(client):
     assert answer.seconds_to_first < answer.seconds / 2  # it was not held back and sent at once
     assert answer.usage["completion_tokens"] == 200
     assert "".join(pieces) == answer.text
+
+
+def test_random_weights_know_no_answer(client):
+    """All pictures of `doctor --answers` are taken, two in a request as well; right is none."""
+    answered = list(answers.ask(client))
+    assert [each.question for each in answered] == list(answers.QUESTIONS)
+    assert not [str(each) for each in answered if each.right]
 
 
 @pytest.mark.parametrize("model", ["pixtral", MODEL])

@@ -182,8 +182,31 @@ def test_a_gate_that_is_closed(fake: FakeHub) -> None:
 
 
 def test_no_such_model(fake: FakeHub) -> None:
-    with pytest.raises(HubError, match="There is no mistralai/Pixtral-13B in Mistral's format"):
+    with pytest.raises(HubError) as caught:
         hub.check("mistralai/Pixtral-13B", OPENS)
+    assert str(caught.value) == (
+        f"There is no mistralai/Pixtral-13B in Mistral's format (no params.json) at {fake.url}. Check MODEL."
+    )
+
+
+def test_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeHub(lambda path, token: (200 if "/v1.0/" in path else 404, {})) as fake:
+        monkeypatch.setenv("HF_ENDPOINT", fake.url)
+        assert hub.check(MODEL, OPENS, "v1.0") == ""
+        with pytest.raises(HubError) as caught:
+            hub.check(MODEL, OPENS, "refs/pr/7")
+    assert [path for path, _ in fake.seen] == [
+        f"/{MODEL}/resolve/{revision}/params.json" for revision in ("v1.0", "refs%2Fpr%2F7")
+    ]
+    assert caught.value.what.endswith(f"(no params.json at revision refs/pr/7) at {fake.url}.")
+    assert caught.value.hint == "Check MODEL and MODEL_REVISION."
+
+
+@pytest.mark.parametrize("revision", ["", "a b", "../main", "main?x", "main\n", "é"])
+def test_what_is_no_revision_is_not_asked_for(fake: FakeHub, revision: str) -> None:
+    with pytest.raises(HubError, match="is no revision of a model"):
+        hub.check(MODEL, OPENS, revision)
+    assert not fake.seen
 
 
 def test_a_model_that_is_open_to_all(monkeypatch: pytest.MonkeyPatch) -> None:

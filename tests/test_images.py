@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from pixtral_sky import images, model, pixels
 from pixtral_sky.errors import PictureError
+from pixtral_sky.extras import install
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RED, GREEN, BLUE, YELLOW = (220, 20, 30), (20, 200, 40), (30, 40, 220), (230, 220, 10)
@@ -171,7 +172,7 @@ def test_heic_without_its_plugin_names_the_command(brands: bytes, monkeypatch: p
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     error = refused(struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(99), "IMG_1.HEIC")
     assert "HEIC" in error.what
-    assert error.hint == "pip install 'pixtral-sky[heic]'"
+    assert error.hint == install("heic")
 
 
 def test_avif_needs_no_heic_plugin(monkeypatch: pytest.MonkeyPatch) -> None:

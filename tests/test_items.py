@@ -27,6 +27,7 @@ from PIL import Image
 
 from pixtral_sky import images, jsonl, model
 from pixtral_sky.errors import PictureError, UsageError
+from pixtral_sky.extras import install
 from pixtral_sky.items import Bad, Defaults, Item, failure, is_openai, result, walk
 from tests import pdfs
 
@@ -471,7 +472,7 @@ def test_pdfs_without_what_reads_them(monkeypatch):
     make("p/a.pdf", data=pdfs.made(b""))
     make("p/b.png")
     monkeypatch.setitem(sys.modules, "pypdfium2", None)
-    assert bad("p") == [Bad("p/a.pdf", "p/a.pdf is a PDF. pip install 'pixtral-sky[pdf]'")]
+    assert bad("p") == [Bad("p/a.pdf", f"p/a.pdf is a PDF. {install('pdf')}")]
 
 
 def test_several_pictures_in_a_request():

@@ -20,6 +20,7 @@ import pytest
 
 from pixtral_sky import deployment, hub, output, sdk, state, task
 from pixtral_sky.errors import HubError
+from pixtral_sky.extras import install_skypilot
 from pixtral_sky.state import Cluster
 from tests import fake_catalog, fake_sky
 from tests.command_line import KEY, Result, run_main
@@ -1142,7 +1143,7 @@ def test_skypilot_is_missing(run: Run, server: FakeSky, monkeypatch: pytest.Monk
     monkeypatch.setattr(sdk, "installed", lambda: "")
     result = run("-q", "launch", "--yes")
     assert result.code == 1
-    assert result.error == 'SkyPilot is not installed here. Run: pip install "pixtral-sky[sky]"'
+    assert result.error == f"SkyPilot is not installed here. Run: {install_skypilot()}"
 
 
 @pytest.mark.parametrize(

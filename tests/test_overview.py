@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from pixtral_sky import deployment, output, rehearsal, sdk, state
+from pixtral_sky.extras import install_skypilot
 from pixtral_sky.state import Cluster, Rehearsal
 from tests import fake_sky
 from tests.command_line import KEY, Result, run_main
@@ -763,7 +764,7 @@ def test_down_without_skypilot(run: Run, server: FakeSky, monkeypatch: pytest.Mo
     monkeypatch.setattr(sdk, "installed", lambda: "")
     result = run("down")
     assert result.code == 1
-    assert result.error == 'SkyPilot is not installed here. Run: pip install "pixtral-sky[sky]"'
+    assert result.error == f"SkyPilot is not installed here. Run: {install_skypilot()}"
     assert state.known() == ["pixtral"], "it may be there"
 
 

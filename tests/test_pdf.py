@@ -13,6 +13,7 @@ from PIL import Image
 
 from pixtral_sky import model, pdf
 from pixtral_sky.errors import PictureError
+from pixtral_sky.extras import install
 from pixtral_sky.images import Picture
 from tests import pdfs
 
@@ -170,4 +171,4 @@ def test_a_name_that_is_not_utf8(tmp_path):
 
 def test_without_pypdfium2(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "pypdfium2", None)
-    assert fails(pdf.pages, str(file)) == f"{file} is a PDF. pip install 'pixtral-sky[pdf]'"
+    assert fails(pdf.pages, str(file)) == f"{file} is a PDF. {install('pdf')}"

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from pixtral_sky import output, prices, service, task
+from pixtral_sky.extras import install
 from pixtral_sky.sdk import sky_sdk
 from tests import fake_catalog
 from tests.command_line import Result, imports, run_main, seconds
@@ -376,7 +377,7 @@ def test_without_matplotlib(run, monkeypatch):
     result = run(*SOLD, "--plot", "plan.png")
     assert (result.code, result.error) == (
         2,
-        'A picture needs matplotlib. Run: pip install "pixtral-sky[plot]"',
+        f"A picture needs matplotlib. Run: {install('plot')}",
     )
 
 

@@ -27,11 +27,15 @@ def doctor(
             "--truss", metavar="DIR", help="Check that Truss instead: its config.yaml and README.md."
         ),
     ] = None,
+    answers: Annotated[
+        bool,
+        typer.Option("--answers", help="Check what it answers instead: ten questions about drawn pictures."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Check what a launch needs, and what is running: that it answers, and nobody without the key.
 
-    Exit code 0 when nothing failed.
+    Exit code 0 when nothing failed. With --answers: when seven of the ten are right.
 
     \b
     ok    it is well
@@ -44,6 +48,11 @@ def doctor(
     from pixtral_sky import doctor, state
     from pixtral_sky.errors import UsageError
 
+    if answers:
+        if truss or file:
+            raise UsageError("--answers asks what is running.", "pixtral-sky doctor --answers")
+        _check_answers(name, as_json)
+        return
     if truss:
         from pixtral_sky.truss import examine
 
@@ -62,4 +71,29 @@ def doctor(
     if as_json:
         output.data(json.dumps([asdict(check) for check in checks], indent=1))
     if any(check.state == "failed" for check in checks):
+        raise typer.Exit(1)
+
+
+def _check_answers(name: str | None, as_json: bool) -> None:
+    from pixtral_sky import __version__, answers
+    from pixtral_sky.asking import learn
+    from pixtral_sky.client import Client
+    from pixtral_sky.endpoint import find
+
+    answered = []
+    with Client(find(name=name), notify=output.say) as client:
+        model = learn(client).model
+        for each in answers.ask(client):
+            answered.append(each)
+            if not as_json:
+                output.data(str(each))
+    right = sum(each.right for each in answered)
+    passes = right >= answers.ENOUGH
+    if as_json:  # without times, and what else differs from run to run: two of them are compared
+        document = {"pixtral_sky": __version__, "model": model, "right": right, "passes": passes}
+        output.data(json.dumps({**document, "answers": [each.document() for each in answered]}, indent=1))
+    else:
+        few = f"Fewer than {answers.ENOUGH}: it does not see, or its weights are damaged or random."
+        output.data(f"{right} of {len(answered)} are right." + ("" if passes else f" {few}"))
+    if not passes:
         raise typer.Exit(1)
