@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pixtral_sky import __version__, client, endpoint, engine, output, rehearsal, state
+from pixtral_sky import __version__, checkpoint, client, endpoint, engine, output, rehearsal, state
 from pixtral_sky.state import Rehearsal
 from tests.command_line import KEY, Result, run_main
 from tests.fake_endpoint import FakeEndpoint
@@ -443,7 +443,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """No engine is made; the versions that one was asked for."""
     asked: list[str] = []
     monkeypatch.setattr(engine, "ensure", lambda version: asked.append(version) or Path("/engine"))
-    monkeypatch.setattr(engine, "checkpoint", lambda _: Path("/checkpoint"))
+    monkeypatch.setattr(checkpoint, "tiny", lambda _: Path("/checkpoint"))
     monkeypatch.setattr(rehearsal, "STOP_SECONDS", 0.1)
     return asked
 
@@ -488,7 +488,7 @@ def test_a_task_whose_numbers_are_none(
     """Said before 2.5 GB are downloaded."""
     result = run("-q", "rehearse", "--file", task_file(head=TASK.replace("32768", "many")))
     assert result.code == 2
-    assert "envs.MAX_MODEL_LEN is 'many'" in result.error
+    assert "MAX_MODEL_LEN=many is not a whole number" in result.error
     assert not no_engine
 
 
@@ -632,7 +632,8 @@ def test_a_rehearsal_that_is_interrupted(
         "lib/python3/site-packages/mistral_common/data/tekken_240911.json",
     ):
         (theirs / name).parent.mkdir(parents=True, exist_ok=True)
-        (theirs / name).touch()
+        (theirs / name).touch(mode=0o755)
+    (theirs / "bin/python").write_text('#!/bin/sh\ncp "$3" "$4"\n')  # it makes the weights
     path = task_file("echo $$ > pid; exec sleep 60")
     # What is started in the background may ignore SIGINT, and so would all that it starts.
     program = (

@@ -39,7 +39,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]
     """With a user who has a key and a token, and whom the Hub gives the weights."""
     monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(hub, "check", lambda model, token: "")
+    monkeypatch.setattr(hub, "check", lambda model, token, revision: "")
     path = tmp_path / "short.yaml"
     path.write_text(short())
     monkeypatch.setattr(task, "shipped", lambda _: path)
@@ -305,15 +305,15 @@ def test_no_token_of_hugging_face(run: Run, server: FakeSky, monkeypatch: pytest
     monkeypatch.delenv("HF_TOKEN")
     asked = []
 
-    def check(model: str, token: str) -> str:
-        asked.append((model, token))
+    def check(*given: str) -> str:
+        asked.append(given)
         raise HubError("It opens only to a token.", "Make one at https://huggingface.co/settings/tokens")
 
     monkeypatch.setattr(hub, "check", check)
     result = run("-q", "launch", "--yes")
     assert result.code == 1
     assert result.error == "It opens only to a token. Make one at https://huggingface.co/settings/tokens"
-    assert asked == [("mistralai/Pixtral-12B-2409", "")]
+    assert asked == [("mistralai/Pixtral-12B-2409", "", "main")]
     assert server.calls == []
     assert state.known() == []
 
@@ -323,8 +323,8 @@ def test_the_licence_of_the_model_that_is_served(
 ) -> None:
     asked = []
     monkeypatch.setattr(hub, "check", lambda *given: asked.append(given) or "The Hub cannot be reached.")
-    result = run("launch", "--dry-run", "--env", "MODEL=me/other")
-    assert asked == [("me/other", TOKEN)]
+    result = run("launch", "--dry-run", "--env", "MODEL=me/other", "--env", "MODEL_REVISION=v2")
+    assert asked == [("me/other", TOKEN, "v2")]
     assert "Warning: The Hub cannot be reached." in result.err
     assert result.code == 0
 

@@ -44,7 +44,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]
     """With a user who has a key and a token, and whom the Hub gives the weights."""
     monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(hub, "check", lambda model, token: "")
+    monkeypatch.setattr(hub, "check", lambda model, token, revision: "")
     for name in ("service.yaml", "pixtral.yaml"):
         (tmp_path / name).write_text(short(name))
     monkeypatch.setattr(task, "shipped", lambda name: tmp_path / name)
@@ -356,14 +356,14 @@ def test_somebody_says_no(run: Run, server: FakeSky) -> None:
 def test_no_token_of_hugging_face(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def check(model: str, token: str) -> str:
-        asked.append((model, token))
+    def check(*given: str) -> str:
+        asked.append(given)
         raise HubError("It opens only to a token.", "Make one.")
 
     monkeypatch.setattr(hub, "check", check)
-    result = run("-q", "serve", "up", "--yes", "--env", "MODEL=me/other")
+    result = run("-q", "serve", "up", "--yes", "--env", "MODEL=me/other", "--env", "MODEL_REVISION=v2")
     assert (result.code, result.error) == (1, "It opens only to a token. Make one.")
-    assert asked == [("me/other", TOKEN)]
+    assert asked == [("me/other", TOKEN, "v2")]
     assert server.calls == []
 
 

@@ -35,7 +35,7 @@ ALL = ("pixtral.yaml", *SERVICES)
 # What the examples say of where replicas run, and no other file does.
 PLACES = {
     "examples/kubernetes.yaml": {"Kubernetes"},
-    "examples/regions.yaml": {"GCP/europe-west4", "AWS/eu-central-1", "Azure/westeurope", "Nebius/eu-north1"},
+    "examples/regions.yaml": {"GCP/europe-west4", "AWS/eu-central-1", "Nebius/eu-north1"},
 }
 
 

@@ -130,7 +130,7 @@ def _plan(
     for warning in candidates.check_gpus(gpus, task.read(the_task.path), final, infra):
         output.warn(warning)
     with output.phase("licence of the weights"):
-        unchecked = hub.check(final.get("MODEL", ""), token)
+        unchecked = hub.check(final.get("MODEL", ""), token, final.get("MODEL_REVISION") or "main")
     if unchecked:
         output.warn(unchecked)
     with output.phase("SkyPilot's view"):

@@ -349,7 +349,8 @@ def _plan(
     for warning in candidates.check_gpus(gpus, config, config["envs"], infra):
         output.warn(warning)
     with output.phase("licence of the weights"):
-        unchecked = hub.check(str(config["envs"].get("MODEL", "")), token)
+        of = {name: str(config["envs"].get(name) or "") for name in ("MODEL", "MODEL_REVISION")}
+        unchecked = hub.check(of["MODEL"], token, of["MODEL_REVISION"] or "main")
     if unchecked:
         output.warn(unchecked)
     with output.phase("SkyPilot's view"):
