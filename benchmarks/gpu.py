@@ -13,6 +13,7 @@ shown. It takes some 5 minutes a case, 12 at most.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -70,11 +71,13 @@ class Row:
 def gpus_here() -> Gpus:
     """Raises SystemExit where there are none."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        raise SystemExit("There is no NVIDIA GPU on this machine. Without one: make prove") from None
-    name, driver = (word.strip() for word in lines[0].split(","))
+    lines = []
+    with contextlib.suppress(OSError):
+        said = subprocess.run(command, capture_output=True, text=True).stdout
+        lines = [line for line in said.splitlines() if "," in line]
+    if not lines:
+        raise SystemExit("There is no NVIDIA GPU on this machine. Without one: make prove")
+    name, driver = (word.strip() for word in lines[0].split(",", 1))
     count = max(each for each in TENSOR_PARALLEL if each <= len(lines))
     return Gpus(name, known(name), count, driver)
 
@@ -82,16 +85,32 @@ def gpus_here() -> Gpus:
 def known(name: str) -> str:
     """fit's name of what nvidia-smi calls "NVIDIA A100-SXM4-80GB"; empty: it knows none."""
     words = re.split(r"[\s-]+", name.upper())
+    if {"MIG", "LAPTOP"} & set(words):  # less of it
+        return ""
     if "A100" in words:
         return "A100-80GB" if "80GB" in words else "A100"
-    found = [gpu for gpu in fit.GPUS if gpu.upper().replace("-", "") in "".join(words)]
-    return max(found, key=len, default="")
+    # RTX 4090 is in two words, RTX6000-Ada in three.
+    joined = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+    return next((gpu for gpu in fit.GPUS if gpu.upper().replace("-", "") in joined), "")
 
 
-def without_nvcc(environ: Mapping[str, str]) -> dict[str, str]:
-    """PATH without folders that have nvcc, and no variable that leads to one."""
-    folders = [each for each in environ.get("PATH", "").split(":") if not Path(each, "nvcc").exists()]
-    return {"PATH": ":".join(folders), "CUDA_HOME": "", "CUDA_PATH": ""}
+def without_nvcc(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """PATH without nvcc, and no variable that leads to one.
+
+    Of a folder that has it, all else stays, by links in ``folder``: Debian's nvcc is in /usr/bin.
+    """
+    path = []
+    for number, each in enumerate(environ.get("PATH", "").split(":")):
+        if not Path(each, "nvcc").exists():
+            path.append(each)
+            continue
+        rest = folder / str(number)
+        rest.mkdir(parents=True, exist_ok=True)
+        for program in Path(each).iterdir():
+            if program.name != "nvcc" and not (rest / program.name).is_symlink():
+                (rest / program.name).symlink_to(program)
+        path.append(str(rest))
+    return {"PATH": ":".join(path), "CUDA_HOME": "", "CUDA_PATH": ""}
 
 
 def with_nvcc(environ: Mapping[str, str]) -> dict[str, str] | None:
@@ -101,10 +120,10 @@ def with_nvcc(environ: Mapping[str, str]) -> dict[str, str] | None:
     return {"PATH": f"{Path(found).parent}:{path}"} if found else None
 
 
-def cases(tiny: bool) -> Iterator[tuple[str, bool, dict[str, str]]]:
+def cases(tiny: bool, folder: Path) -> Iterator[tuple[str, bool, dict[str, str]]]:
     """Precision, whether there is an nvcc, and the environment for it."""
     for precision in fit.PRECISIONS:
-        yield precision, False, without_nvcc(os.environ)
+        yield precision, False, without_nvcc(os.environ, folder)
         if not tiny and (found := with_nvcc(os.environ)):
             yield precision, True, found
 
@@ -229,7 +248,7 @@ def main() -> int:
             venv = installed(Path(home))
             model, args = checkpoint.full(venv), "--load-format dummy --dtype bfloat16"
             machine = {"SKYPILOT_NUM_GPUS_PER_NODE": str(gpus.count)}
-        for precision, nvcc, environ in cases(tiny):
+        for precision, nvcc, environ in cases(tiny, Path(home) / "without-nvcc"):
             print(f"{precision}, {'with' if nvcc else 'without'} nvcc ...", file=sys.stderr, flush=True)
             rows.append(measured(precision, nvcc, venv, model, args, {**machine, **environ}))
         print("\n".join(table(rows, gpus, versions(venv))))

@@ -9,9 +9,9 @@ step() { echo "== $*"; }
 [[ $MODEL_REVISION =~ ^[A-Za-z0-9][A-Za-z0-9._/-]*$ ]] || fail "MODEL_REVISION=$MODEL_REVISION is no branch, tag or commit."
 [[ $PACKAGES_AS_OF =~ ^([0-9]{4}-[0-9]{2}-[0-9]{2})?$ ]] || fail "PACKAGES_AS_OF=$PACKAGES_AS_OF is no date. It looks like 2026-11-15."
 [[ $IDLE_MINUTES =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "IDLE_MINUTES=$IDLE_MINUTES is no number of minutes (0: never)."
-[[ $START_MINUTES =~ ^[0-9]+$ ]] || fail "START_MINUTES=$START_MINUTES is no whole number of minutes."
+[[ $START_MINUTES =~ ^[1-9][0-9]*$ ]] || fail "START_MINUTES=$START_MINUTES is no whole number of minutes from 1 on."
 [[ $MAX_BODY_MIB =~ ^[1-9][0-9]*$ ]] || fail "MAX_BODY_MIB=$MAX_BODY_MIB is no number of MiB."
-[[ $PORT =~ ^[1-9][0-9]{0,4}$ ]] || fail "PORT=$PORT is no port."
+[[ $PORT =~ ^([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$ ]] || fail "PORT=$PORT is no port: 1 to 65535."
 # Other characters change on their way through YAML, JSON and a header.
 [[ $PIXTRAL_API_KEY =~ ^[A-Za-z0-9._~+/=-]*$ ]] || fail "PIXTRAL_API_KEY has characters that a key cannot have. Make one: openssl rand -hex 32"
 if [ -n "$SKYPILOT_SERVE_REPLICA_ID" ] && [ -z "$PIXTRAL_API_KEY" ]; then # it would never be ready

@@ -14,7 +14,9 @@ fi
 # The front door, an ASGI guard before all of vLLM: a short list of routes, the key, the size of a request,
 # and the clock that ends an idle server. In /tmp, as a socket's path has 107 characters at most.
 door=$(mktemp -d /tmp/pixtral.XXXXXX)
-trap 'rm -rf "$door"' EXIT
+# However this script ends, no server stays behind: it would keep the GPU.
+server="" asked_to_end=""
+trap '[ -z "$server" ] || kill -KILL -- "-$server" 2>/dev/null; rm -rf "$door"' EXIT
 cat > "$door/front_door.py" <<'FRONT_DOOR'
 # include: ../pixtral_sky/front_door.py
 FRONT_DOOR
@@ -48,7 +50,8 @@ read -ra media_hosts <<< "${ALLOWED_MEDIA_HOSTS:-/}" # '/' is the name of no hos
 
 # What the GPUs decide. Where there are none (a rehearsal), it is as on small ones.
 gpus=$SKYPILOT_NUM_GPUS_PER_NODE gpu_args=()
-found=$(nvidia-smi --query-gpu=name,memory.total,compute_cap --format=csv,noheader,nounits 2>/dev/null) || found="CPU, 0, 9.0"
+found=$(nvidia-smi --query-gpu=name,memory.total,compute_cap --format=csv,noheader,nounits 2>/dev/null |
+  grep -E '^[^,]+, *[0-9]+, *[0-9.]+$') || found="CPU, 0, 9.0"
 IFS=, read -r gpu mib capability <<< "$found" # the first of a line each: NVIDIA L4, 23034, 8.9
 # Tokens that are computed in one step: a full picture is 4,160, and has to fit. While a step lasts no other answer goes
 # on, and on slow GPUs a large one takes seconds; on an A100 it is no faster.
@@ -94,45 +97,51 @@ start() {
   set +m
 }
 
+listens() { (: < "/dev/tcp/$host/$PORT") 2>/dev/null; }
+
 # Returns when the server listens, or has ended. One that hangs on its way up would cost money for ever: the clock of the
-# front door begins when it is up. START_MINUTES are for all starts together.
-starting=0
+# front door begins when it is up. START_MINUTES are for all starts of an hour together.
 wait_until_up() {
-  until (: < "/dev/tcp/$host/$PORT") 2>/dev/null; do
+  until listens; do
     kill -0 "$server" 2>/dev/null || return 0
     if [ "$starting" -gt $((START_MINUTES * 60)) ]; then
       { kill -KILL -- "-$server"; wait "$server"; } 2>/dev/null || true
       fail "the server is not up after START_MINUTES=$START_MINUTES, and was ended. Its last words are above."
     fi
-    sleep 1
+    sleep 1 || true # a signal for all of us
     starting=$((starting + 1))
   done
   is_up=1
 }
 
 # Who ends this script ends the server.
-trap 'asked_to_end=1; kill -TERM "$server" 2>/dev/null' TERM INT
+trap 'asked_to_end=1; kill -TERM "$server" 2>/dev/null' TERM INT HUP
 
 # A server that dies when it was up (out of memory: exit code 137) is started again, three times in an hour at most.
 give_up() { echo "pixtral: the server died (exit code $status), $1." >&2; exit "$status"; }
 step "starting the server"
-restarts=()
+restarts=() starting=0
 while :; do
+  # The one before may take a moment to let go.
+  for _ in {1..60}; do listens && sleep 1 || break; done
+  ! listens || fail "port $PORT is in use on this machine, by something else."
   is_up="" before=$starting
   start
   wait_until_up
-  status=0
+  took=$((starting - before)) status=0
   wait "$server" 2>/dev/null || status=$?
   # The first wait returns when a signal comes, the second with the server's end.
   [ -z "$asked_to_end" ] || { status=0; wait "$server" || status=$?; }
   kill -KILL -- "-$server" 2>/dev/null || true # an engine whose server was killed would keep the GPU
+  server=""
   [ -z "$asked_to_end" ] && [ ! -e "$door/idle" ] || exit "$status"
   [ "$status" -ne 0 ] || status=1 # vLLM ends with 0 also when its engine has died
   [ -n "$is_up" ] || exit "$status"
   while [ "${#restarts[@]}" -gt 0 ] && [ "${restarts[0]}" -lt $((SECONDS - 3600)) ]; do restarts=("${restarts[@]:1}"); done
+  [ "${#restarts[@]}" -gt 0 ] || starting=$took
   [ "${#restarts[@]}" -lt 3 ] || give_up "after 3 restarts in an hour"
   # SkyServe replaces a replica that is not ready for 180 seconds: to end at once is faster then.
-  [ -z "$SKYPILOT_SERVE_REPLICA_ID" ] || [ $((starting - before)) -lt 150 ] || give_up "and a start takes longer than SkyServe waits"
+  [ -z "$SKYPILOT_SERVE_REPLICA_ID" ] || [ "$took" -lt 150 ] || give_up "and a start takes longer than SkyServe waits"
   restarts+=("$SECONDS")
   step "the server died (exit code $status), and is started again: ${#restarts[@]} of 3 times in an hour"
 done

@@ -1,6 +1,8 @@
 # include: check.sh
 
 venv="${VENV:-$HOME/.pixtral-sky/venv}"
+# What is installed has no business with the keys.
+without_secrets() { env -u HF_TOKEN -u PIXTRAL_API_KEY "$@"; }
 
 # vLLM's wheels are built for CUDA 13, and CUDA 13 needs driver 580 or newer.
 if command -v nvidia-smi >/dev/null; then
@@ -15,7 +17,7 @@ fi
 # Triton, with which vLLM makes kernels, has a C compiler build the code that starts them.
 if [ -z "$VENV" ] && [ -z "$CC" ] && ! command -v gcc >/dev/null && ! command -v clang >/dev/null; then
   as_root=$([ "$(id -u)" -eq 0 ] || echo sudo -n)
-  { $as_root apt-get update && $as_root apt-get install -y gcc libc6-dev; } >/dev/null 2>&1 ||
+  { without_secrets $as_root apt-get update && without_secrets $as_root apt-get install -y gcc libc6-dev; } >/dev/null 2>&1 ||
     fail "there is no C compiler on this machine (gcc), and apt-get cannot install one. Install it, or choose another image."
 fi
 
@@ -39,13 +41,12 @@ if [ ! -d "$MODEL" ]; then
   esac
 fi
 
-# What is installed has no business with the keys.
-without_secrets() { env -u HF_TOKEN -u PIXTRAL_API_KEY "$@"; }
 if [ -z "$VENV" ]; then
   step "installing vLLM"
   # include: uv.sh
   # Python of uv's own has the headers that Triton compiles with; where it cannot be fetched, another one may do.
-  [ -x "$venv/bin/python" ] || "$uv" venv --managed-python --python 3.12 "$venv" || "$uv" venv --python 3.12 "$venv"
+  [ -x "$venv/bin/python" ] || without_secrets "$uv" venv --managed-python --python 3.12 "$venv" ||
+    without_secrets "$uv" venv --python 3.12 "$venv"
   # Compiled now, while nobody waits for an answer: the server then starts twice as fast.
   without_secrets "$uv" pip install --python "$venv/bin/python" --compile-bytecode \
     ${PACKAGES_AS_OF:+--exclude-newer "$PACKAGES_AS_OF"} "vllm==0.32.0"

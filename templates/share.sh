@@ -29,6 +29,7 @@ done
 serve &
 server=$!
 finish() {
+  trap '' TERM INT # what is here is saved first
   kill -TERM $saver "$server" 2>/dev/null || true
   wait $saver || true # or its last copy, an older one, would come after this
   save
@@ -50,6 +51,6 @@ echo "== share $rank of $shares"
 PIXTRAL_ENDPOINT="http://127.0.0.1:$PORT" "$HOME/.pixtral-sky/batch/bin/pixtral-sky" batch "/bucket/$INPUT" \
   -o "$work/$part.jsonl" --shard "$rank/$shares" -p "$PROMPT" "${batch_args[@]}" &
 batch=$!
-trap 'kill -TERM "$batch" 2>/dev/null' TERM INT
+trap 'kill -TERM "$batch" 2>/dev/null || true' TERM INT
 # The first wait returns when a signal comes, the second with its end.
 wait "$batch" || wait "$batch"

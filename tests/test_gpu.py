@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from tests.conftest import ROOT
     ("NVIDIA L4", "L4"), ("NVIDIA L40S", "L40S"), ("NVIDIA A10G", "A10G"), ("NVIDIA A100-SXM4-40GB", "A100"),
     ("NVIDIA A100 80GB PCIe", "A100-80GB"), ("NVIDIA A100-SXM4-80GB", "A100-80GB"), ("NVIDIA H100 80GB HBM3", "H100"),
     ("NVIDIA H200", "H200"), ("NVIDIA B200", "B200"), ("NVIDIA GeForce RTX 4090", "RTX4090"), ("Tesla T4", ""),
+    ("NVIDIA RTX 6000 Ada Generation", "RTX6000-Ada"), ("NVIDIA L40", ""), ("NVIDIA GH200 480GB", ""),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", ""), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", ""), ("NVIDIA A10", ""),
 ])  # fmt: skip
 def test_the_names_of_gpus(name, known):
     assert gpu.known(name) == known
@@ -26,13 +29,18 @@ def test_the_names_of_gpus(name, known):
 def test_nvcc_is_put_on_the_path_and_taken_from_it(tmp_path):
     cuda = tmp_path / "cuda" / "bin"
     cuda.mkdir(parents=True)
-    (cuda / "nvcc").touch(mode=0o755)
-    environ = {"PATH": f"/usr/bin:{cuda}:/bin", "CUDA_HOME": str(cuda.parent)}
-    assert gpu.without_nvcc(environ) == {"PATH": "/usr/bin:/bin", "CUDA_HOME": "", "CUDA_PATH": ""}
+    for name in ("nvcc", "bash"):
+        (cuda / name).touch(mode=0o755)
+    environ = {"PATH": f"/nowhere:{cuda}:/bin", "CUDA_HOME": str(cuda.parent)}
+    without = gpu.without_nvcc(environ, tmp_path / "links")
+    assert (without["CUDA_HOME"], without["CUDA_PATH"]) == ("", "")
+    assert not shutil.which("nvcc", path=without["PATH"].removesuffix(":/bin"))
+    # Debian has it in /usr/bin: the rest of that folder stays.
+    assert Path(shutil.which("bash", path=without["PATH"]) or "").resolve() == (cuda / "bash").resolve()
     found = gpu.with_nvcc(environ)
     assert found
     assert found["PATH"].startswith(f"{cuda}:")
-    assert [precision for precision, _, _ in gpu.cases(tiny=True)] == list(fit.PRECISIONS)
+    assert [precision for precision, _, _ in gpu.cases(True, tmp_path)] == list(fit.PRECISIONS)
 
 
 def test_estimates_stand_beside_what_was_measured():
