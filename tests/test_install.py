@@ -30,7 +30,8 @@ def block(heading: str) -> list[str]:
 
 def way_to_a_cloud() -> list[str]:
     """From `git clone` to `pixtral-sky doctor`."""
-    lines = block("Install") + block("On GPUs")
+    lines = block("Two commands")[:1] + block("Install") + block("On GPUs")
+    assert lines[0].startswith("git clone ")
     last = next(number for number, line in enumerate(lines) if line.startswith("pixtral-sky doctor"))
     assert lines[last + 1].startswith("pixtral-sky launch")
     return lines[: last + 1]
