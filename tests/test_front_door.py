@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -98,15 +99,22 @@ class Server:
                 pass
             received = b""
             connection.settimeout(timeout)
-            while b"\r\n\r\n" not in received or (
-                b"chunked" in received and not received.endswith(b"0\r\n\r\n")
-            ):
+            while not self.whole(received):
                 part = connection.recv(65536)
                 if not part:
                     break
                 received += part
         status, _, rest = received.partition(b"\r\n")
         return int(status.split()[1]) if status else 0, rest
+
+    @staticmethod
+    def whole(received: bytes) -> bool:
+        """Whether an answer is there with its body: head and body may come apart."""
+        head, end, body = received.partition(b"\r\n\r\n")
+        if b"chunked" in head:
+            return body.endswith(b"0\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        return bool(end) and len(body) >= int(length[1] if length else 0)
 
     def get(self, line: str, headers: str = AUTH, **options) -> tuple[int, bytes]:
         return self.raw(f"{line} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode(), **options)

@@ -459,7 +459,7 @@ def test_precision(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
         (["--env", "MAX_IMAGE=8"], "short.yaml has no env MAX_IMAGE. Did you mean MAX_IMAGES?"),
         (["--env", "idle_minutes=8"], "short.yaml has no env idle_minutes. Did you mean IDLE_MINUTES?"),
         (["--env", "FRUIT=8"], "short.yaml has no env FRUIT. It has: MODEL, MODEL_REVISION, PRECISION, "),
-        (["--env", "START_MINUTES=1h"], "START_MINUTES=1h is no whole number of minutes."),
+        (["--env", "START_MINUTES=1h"], "START_MINUTES=1h is no whole number of minutes from 1 on."),
         (["--env", "MAX_IMAGES="], "MAX_IMAGES= is no number of pictures."),
         (["--env", "MAX_MODEL_LEN=-2"], "MAX_MODEL_LEN=-2 is no number of tokens (nor -1: all that fit)."),
         (["--gpus", "H100:3"], "Pixtral splits over 1, 2, 4 or 8 GPUs, not 3."),

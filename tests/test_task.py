@@ -516,8 +516,9 @@ def test_a_signal_for_the_whole_group_ends_the_server_in_order(machine, number):
     )
     (machine.folder / "script.sh").write_text(task.load(ROOT / "pixtral.yaml").run)
     process = subprocess.Popen(
-        ["bash", machine.folder / "script.sh"], env=machine.env, cwd=machine.folder, start_new_session=True
-    )
+        ["bash", machine.folder / "script.sh"], env=machine.env, cwd=machine.folder, start_new_session=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup ignores HUP, and so would the script
+    )  # fmt: skip
     pid = machine.folder / "pid"
     while not (pid.exists() and pid.read_text()):
         time.sleep(0.02)
