@@ -57,7 +57,20 @@ def parse(arguments: Sequence[str]) -> list[Words | Source]:
     return parts
 
 
-def _parse(argument: str) -> Sequence[Words | Source]:
+def sources(arguments: Sequence[str]) -> list[str]:
+    """Where the pictures are, in arguments that are nothing else. Raises as ``parse``, and for words."""
+    found = []
+    for argument in arguments:
+        for part in _parse(argument, may_be_words=False):
+            if isinstance(part, Words):
+                raise UsageError(f"{shown(argument)!r} is no picture.", "Give files, globs, URLs, or '-'.")
+            found.append(part.source)
+    if found.count("-") > 1:
+        raise UsageError("Standard input ('-') can be one picture only.")
+    return found
+
+
+def _parse(argument: str, may_be_words: bool = True) -> Sequence[Words | Source]:
     if not argument.strip():
         raise UsageError("An empty argument is neither words nor a picture.")
     one_word = not re.search(r"\s", argument)
@@ -94,7 +107,10 @@ def _parse(argument: str) -> Sequence[Words | Source]:
         reason = "nothing matches"
 
     if looks_like_path:
-        raise PictureError(f"{shown(argument)}: {reason}.", "If these are words, add a space at the end.")
+        # Nobody asks in one word that ends like a picture.
+        may_be_words = may_be_words and not (one_word and _is_picture(argument))
+        hint = "If these are words, add a space at the end." if may_be_words else ""
+        raise PictureError(f"{shown(argument)}: {reason}.", hint)
     try:
         argument.encode()
     except UnicodeEncodeError as error:

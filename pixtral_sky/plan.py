@@ -8,10 +8,12 @@ other way round, the high end decides.
 from __future__ import annotations
 
 import decimal
+import difflib
 import itertools
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +34,8 @@ class Ask:
     """What is asked for: requests like ``workload``, and how many.
 
     ``context`` and ``max_images`` are MAX_MODEL_LEN and MAX_IMAGES of the server; a context of None is the
-    script's choice. ``qps``: so many requests a second, at the busiest. ``total``: so many pictures.
+    script's choice. ``qps``: so many requests a second, at the busiest, with ``least`` replicas at all times.
+    ``total``: so many pictures.
     """
 
     workload: Workload
@@ -40,6 +43,7 @@ class Ask:
     max_images: int
     qps: float | None = None
     total: int | None = None
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,8 @@ class Option:
     """A machine at a price: what the work costs on it.
 
     ``hourly`` are USD an hour of one, and ``whole`` those with its disk, where its price is known. ``cost``
-    are USD for 1,000 pictures, by ``whole``. ``replicas`` are those that carry Ask.qps, ``seconds`` what one
-    of them takes for Ask.total; (0, 0) where that is not asked for.
+    are USD for 1,000 pictures, by ``whole``. ``replicas`` are those that carry Ask.qps, ``together`` USD an
+    hour of them all, ``seconds`` what one of them takes for Ask.total; (0, 0) where that is not asked for.
     """
 
     machine: Machine
@@ -84,15 +88,19 @@ class Option:
     whole: float
     cost: Range
     replicas: tuple[int, int]
+    together: Range
     seconds: Range
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What ``vllm bench serve`` has measured: requests a second on GPUs (L4:2), and tokens of an answer."""
+    """What ``vllm bench serve`` has measured: requests a second on GPUs (L4:2), and tokens of an answer.
+
+    A precision of None is one that it does not say.
+    """
 
     gpus: str
-    precision: str
+    precision: str | None
     rate: float
     answer: float | None
 
@@ -106,6 +114,7 @@ def asked(
     max_images: int,
     qps: float | None = None,
     total: int | None = None,
+    least: int = 1,
 ) -> Ask:
     """The question, checked. ``max_images`` is that of the file: another one is taken where it must be.
 
@@ -117,13 +126,13 @@ def asked(
         raise UsageError(f"--qps is a number of requests a second above 0, not {qps:g}.")
     if total is not None and total < 1:
         raise UsageError(f"--total is a number of pictures from 1 on, not {total}.")
-    for name, value, least in (
+    for name, value, lowest in (
         ("--images", workload.images, 1),
         ("--prompt-tokens", workload.text, 0),
         ("--answer-tokens", workload.answer, 1),
     ):
-        if value < least:
-            raise UsageError(f"{name} is a whole number from {least} on, not {value}.")
+        if value < lowest:
+            raise UsageError(f"{name} is a whole number from {lowest} on, not {value}.")
     if context not in (None, -1) and not 1 <= context <= MODEL_CONTEXT:
         raise UsageError(
             f"--context is a number of tokens from 1 to {MODEL_CONTEXT:,}, or -1 for all, not {context}."
@@ -146,7 +155,7 @@ def asked(
             f"is {limit:,}.",
             more,
         )
-    return Ask(workload, context, max_images, qps, total)
+    return Ask(workload, context, max_images, qps, total, least)
 
 
 def _limit(context: int | None, max_images: int) -> int:
@@ -176,7 +185,11 @@ def gpus(text: str | None) -> list[tuple[str, int]]:
     for word in text.split(","):
         name, sign, count = word.strip().partition(":")
         if not (gpu := known.get(name.lower())):
-            raise UsageError(f"The GPU {name!r} is not known here.", f"These are: {', '.join(GPUS)}")
+            close = difflib.get_close_matches(name.lower(), known, 1)
+            raise UsageError(
+                f"The GPU {name!r} is not known here.",
+                (f"Did you mean {known[close[0]]}? " if close else "") + f"These are: {', '.join(GPUS)}",
+            )
         if sign and count not in map(str, TENSOR_PARALLEL):
             raise UsageError(f"Pixtral splits over 1, 2, 4 or 8 GPUs, not {count or 'none'}.")
         found |= dict.fromkeys((gpu, each) for each in ([int(count)] if sign else TENSOR_PARALLEL))
@@ -185,11 +198,12 @@ def gpus(text: str | None) -> list[tuple[str, int]]:
 
 def precisions(text: str) -> tuple[str, ...]:
     """Those of ``bf16``, ``fp8`` or ``both``. Raises UsageError."""
-    if text == "both":
+    word = text.lower()
+    if word == "both":
         return PRECISIONS
-    if text not in PRECISIONS:
+    if word not in PRECISIONS:
         raise UsageError(f"--precision is bf16, fp8 or both, not {text!r}.")
-    return (text,)
+    return (word,)
 
 
 def measurement(text: str, name: str, images: int) -> Measurement:
@@ -226,8 +240,8 @@ def measurement(text: str, name: str, images: int) -> Measurement:
             f"{name} sent {sent} requests a second: whether more could be answered is not known.",
             "Run vllm bench serve with: --request-rate inf",
         )
-    precision = str(found.get("precision", "bf16"))
-    if precision not in PRECISIONS:
+    precision = found.get("precision")
+    if precision not in (None, *PRECISIONS):
         raise UsageError(f"{name} was measured in {precision!r}, which is neither bf16 nor fp8.", again)
     done, tokens = found.get("completed"), found.get("total_output_tokens")
     return Measurement(f"{gpu}:{count}", precision, float(rate), tokens / done if done and tokens else None)
@@ -291,7 +305,7 @@ def options(ask: Ask, machines: Iterable[Machine], offers: Iterable[Offer], spot
         if key not in cheapest or (hourly, offer.region) < (cheapest[key][0], cheapest[key][1].region):
             cheapest[key] = (hourly, offer)
     found = [
-        _option(ask, machine, offer, hourly)
+        _option(ask, machine, offer, hourly, spot)
         for hourly, offer in cheapest.values()
         for machine in held[offer.gpu, offer.count]
     ]
@@ -312,7 +326,15 @@ def needed(ask: Ask, machine: Machine) -> tuple[int, int]:
     """The fewest and the most replicas of this kind that Ask.qps may need; the most are safe."""
     if ask.qps is None:
         return 0, 0
-    return replicas(ask.qps, machine.rate.high), replicas(ask.qps, machine.rate.low)
+    few, many = (replicas(ask.qps, rate) for rate in (machine.rate.high, machine.rate.low))
+    return max(few, ask.least), max(many, ask.least)
+
+
+def on_demand(ask: Ask) -> int:
+    """How many replicas of a service on spot machines are on ordinary ones, at all times."""
+    from pixtral_sky import service
+
+    return min(ask.least, service.ON_DEMAND)  # as in service.policy
 
 
 def seconds(ask: Ask, machine: Machine) -> Range:
@@ -328,17 +350,21 @@ def usd(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:#.2g}"
 
 
-def _option(ask: Ask, machine: Machine, offer: Offer, hourly: float) -> Option:
+def _option(ask: Ask, machine: Machine, offer: Offer, hourly: float, spot: bool) -> Option:
     count = needed(ask, machine)
     whole = hourly + (offer.disk or 0)
+    together = Range(0, 0)
     if ask.qps is not None:
+        # SkyServe's FallbackRequestRateAutoscaler has them among those that it wants, not besides.
+        more = on_demand(ask) * (offer.hourly - hourly) if spot else 0
+        together = Range(*(whole * each + more for each in count))
         # Replicas cost money whether they are busy or not: the pictures are those that come.
-        low, high = (whole * each / ask.qps for each in count)
+        low, high = together.low / ask.qps, together.high / ask.qps
     else:
         low, high = whole / machine.rate.high, whole / machine.rate.low
     thousand = 1_000 / 3_600 / ask.workload.images
     cost = Range(low * thousand, high * thousand)
-    return Option(machine, offer, hourly, whole, cost, count, seconds(ask, machine))
+    return Option(machine, offer, hourly, whole, cost, count, together, seconds(ask, machine))
 
 
 # As a service ---------------------------------------------------------------------------------------------
@@ -363,33 +389,38 @@ def accelerators(options: Sequence[Option]) -> list[str]:
 
 
 def service_file(
-    text: str, config: Mapping[str, Any], ask: Ask, options: Sequence[Option], spot: bool
+    text: str,
+    config: Mapping[str, Any],
+    ask: Ask,
+    options: Sequence[Option],
+    spot: bool,
+    name: str,
+    command: str,
 ) -> str:
     """The service file ``text`` (as data: ``config``) with what the plan says, and else to the letter.
 
-    Each line that is another says why.
+    Each line that is another says why. ``name`` is that of the file that it becomes, ``command`` makes it.
     """
     assert ask.qps is not None
     from pixtral_sky import service
 
     best = options[0]
     kind = "measured" if best.machine.measured else "the low end of an estimate: measure yours"
-    count = best.replicas[1]
-    least = config["service"]["replica_policy"]["min_replicas"]
-    most = max(count, least)
+    count, most = replicas(ask.qps, best.machine.rate.low), best.replicas[1]
     carry = f"{count} carr{'ies' if count == 1 else 'y'} {ask.qps:g} requests/s"
-    policy = service.policy(least, most, target(best.machine.rate.low), spot)
+    policy = service.policy(ask.least, most, target(best.machine.rate.low), spot)
     reasons = {
         "max_replicas": carry if count == most else f"{carry}; min_replicas are more",
         "target_qps_per_replica": f"of {best.machine.gpus}, {kind}",
         "base_ondemand_fallback_replicas": "never taken away",
         "dynamic_ondemand_fallback": "an ordinary replica in place of each spot replica that is not ready",
     }
+    text = _headed(text, name, command)
     after = "min_replicas"
-    for name, value in policy.items():
-        if name != "min_replicas":
-            text = _with(text, name, json.dumps(value), reasons[name], after)
-        after = name
+    for key, value in policy.items():
+        if key != "min_replicas":
+            text = _with(text, key, json.dumps(value), reasons[key], after)
+        after = key
     kinds = accelerators(options)
     # What stands above them is about the file's own.
     text = re.sub(r"(?m)(?:^ *#.*\n)+(?=^ *accelerators:)", "", text)
@@ -399,14 +430,12 @@ def service_file(
     )
     if spot:
         text = _with(text, "use_spot", "true", "the ordinary ones come from the policy above", "accelerators")
-    for name, wanted in server_envs(ask, best.machine.precision).items():
-        if config["envs"][name] != wanted:
-            why = (
-                "as planned; compare its answers: pixtral-sky doctor --answers"
-                if wanted == "fp8"
-                else "as planned"
-            )
-            text = _with(text, name, str(wanted), why)
+    for env, wanted in server_envs(ask, best.machine.precision).items():
+        if config["envs"][env] != wanted:
+            why = "as planned"
+            if wanted == "fp8":
+                why += "; to compare it with bf16, ask both with: pixtral-sky doctor --answers"
+            text = _with(text, env, str(wanted), why)
     return text
 
 
@@ -414,6 +443,15 @@ def server_envs(ask: Ask, precision: str) -> dict[str, str | int]:
     """The envs of a server that does it."""
     context = "" if ask.context is None else ask.context
     return {"PRECISION": precision, "MAX_IMAGES": ask.max_images, "MAX_MODEL_LEN": context}
+
+
+def _headed(text: str, name: str, command: str) -> str:
+    """With a header about the file ``name``, which ``command`` makes."""
+    head, _, rest = text.partition("# This file is rendered")
+    up = "sky serve up -n pixtral "
+    assert head.count(f"{up}service.yaml") == 1
+    head = head.replace(f"{up}service.yaml", up + shlex.quote(name))
+    return f"{head}# Written by: {command}\n" + rest.partition("\n")[2]
 
 
 def _with(text: str, name: str, value: str, why: str, after: str = "") -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pixtral_sky.errors import UsageError
+from pixtral_sky.errors import PixtralSkyError, UsageError
 from pixtral_sky.sdk import shown, sky_sdk
 
 OWN = ("kubernetes", "slurm", "ssh", "vsphere")  # of SkyPilot's clouds; machines of one's own have no price
@@ -85,10 +85,11 @@ def read(
 
     A machine has ``cpus`` vCPUs and ``memory`` GB at least, and a disk of ``disk_gb``. ``ports``: only of
     clouds that open ports. A cloud whose catalog cannot be had is left out. Raises UsageError for a cloud
-    that is none.
+    that is none, and PixtralSkyError where no catalog can be downloaded.
     """
     offers: list[Offer] = []
     left_out: dict[str, str] = {}
+    reached: list[bool] = []
     with sky_sdk(silent=True) as sky, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pandas' words to SkyPilot
         for cloud in _named(clouds):
@@ -112,6 +113,14 @@ def read(
                 ]
             except Exception as error:  # a broken catalog raises anything
                 left_out[cloud] = why(error)
+                reached.append(not _no_connection(error))
+            else:
+                reached.append(True)
+    if reached and not any(reached):
+        raise PixtralSkyError(
+            "SkyPilot's price catalogs cannot be downloaded (no network?).",
+            "Without prices: pixtral-sky plan --no-prices",
+        )
     return Prices(tuple(offers), left_out)
 
 
@@ -162,6 +171,12 @@ def _price(value: Any) -> float | None:
     """0.00, nothing and NaN are how a catalog says that there is no such price."""
     price = float(value)
     return price if math.isfinite(price) and price > 0 else None
+
+
+def _no_connection(error: Exception) -> bool:
+    from requests import exceptions  # what SkyPilot downloads with
+
+    return isinstance(error, (exceptions.ConnectionError, exceptions.Timeout))
 
 
 def why(error: Exception) -> str:

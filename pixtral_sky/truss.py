@@ -301,7 +301,7 @@ class _Truss:
         if not found.fits:
             # vLLM's own flag, in place of that of the commands here
             why = found.why_not.replace("--precision fp8", f"--quantization {fit.quantization(GPUS[name])}")
-            raise PixtralSkyError(why, "What does: pixtral-sky plan --no-prices")
+            raise PixtralSkyError(why, "What holds it: pixtral-sky plan --no-prices")
         return f"{name}:{count} holds it, with {found.context:,} tokens and {images} pictures a prompt"
 
     def image(self) -> str:

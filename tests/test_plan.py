@@ -88,6 +88,19 @@ def test_replicas_and_their_cost():
     assert ends(alone.cost) == pytest.approx((2 / 0.72, 2 / 0.72))
 
 
+def test_a_service_has_its_least_replicas_and_one_that_is_not_on_spot():
+    # One carries 0.5 requests/s, 3,600 pictures an hour; two run, for $4.
+    ask = plan.asked(WORKLOAD, None, 4, qps=0.5, least=2)
+    found = one(ask)
+    assert (found.replicas, ends(found.together)) == ((2, 2), (4, 4))
+    assert ends(found.cost) == pytest.approx((4 / 3.6, 4 / 3.6))
+    # Of 3 to 10 on spot, for $0.50 each, one is on demand, for $2; each has its disk, for $0.25.
+    pair = (machine("L4", 2, 0.5, 2), offer("L4", 2, 2.0, 0.5, disk=0.25))
+    (found,) = options(pair, ask=replace(ask, qps=5), spot=True)
+    assert ends(found.together) == pytest.approx((2 * 0.75 + 2.25, 9 * 0.75 + 2.25))
+    assert ends(found.cost) == pytest.approx((3.75 / 36, 9 / 36))
+
+
 @pytest.mark.parametrize(
     ("rate", "target"),
     [
@@ -282,6 +295,7 @@ def test_gpus():
     ]
     for word, says in (
         ("T4", "The GPU 'T4' is not known here. These are: L4, A10G, "),
+        ("H10:1", "The GPU 'H10' is not known here. Did you mean H100? These are: L4, "),
         ("", "The GPU '' is not known here."),
         ("L4:3", "Pixtral splits over 1, 2, 4 or 8 GPUs, not 3."),
         ("L4:", "Pixtral splits over 1, 2, 4 or 8 GPUs, not none."),
@@ -314,7 +328,7 @@ AGAIN = "Run vllm bench serve with: --save-result --metadata gpus=L4:2 images=2 
 
 
 def test_a_measurement():
-    assert plan.measurement(json.dumps(RESULT), "b.json", 2) == plan.Measurement("L4:2", "bf16", 0.5, 300)
+    assert plan.measurement(json.dumps(RESULT), "b.json", 2) == plan.Measurement("L4:2", None, 0.5, 300)
     fp8 = json.dumps({**RESULT, "precision": "fp8"})
     assert plan.measurement(fp8, "b.json", 2) == plan.Measurement("L4:2", "fp8", 0.5, 300)
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from pixtral_sky import output, prices, service, task
+from pixtral_sky.cli.plan import _rate
 from pixtral_sky.extras import install
 from pixtral_sky.sdk import sky_sdk
 from tests import fake_catalog
@@ -96,7 +97,8 @@ def test_the_table(run):
     said = result.err
     assert said.count("A range is an estimate from data sheets") == 1
     assert said.count("What FP8 does to the answers was not measured here") == 1
-    assert "Does not fit: L4:1 has 20.2 GiB for vLLM, and the bf16 weights alone are 23.6 GiB." in said
+    assert "\nIn fp8 only: L4:1\n" in said  # the other small ones are not offered there
+    assert "Does not fit" not in said
     assert (
         "Disks of 200 GB cost besides, in $/h: aws 0.030, gcp 0.027, lambda 0.000; not known: nebius, vast. "
         "List prices of November 2026; $/1,000 IMAGES is with them.\n"
@@ -112,8 +114,9 @@ def test_the_safe_end_is_the_order(run):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 def test_one_precision(run, precision):
-    result = run(*SOLD, "--precision", precision)
+    result = run(*SOLD, "--precision", precision.upper())
     assert {line.split()[1] for line in result.out.splitlines()[1:]} == {precision}
+    assert "In fp8 only" not in result.err
     assert ("What FP8 does" in result.err) == (precision == "fp8")
     # None of these is too small in FP8.
     assert ("Does not fit" in result.err) == (precision == "bf16")
@@ -139,10 +142,33 @@ def test_replicas_and_time(run):
     bf16 = run(*SOLD, "--total", 9, "--precision", "bf16").err
     assert bf16.endswith("launch --infra nebius --gpus H100:1\n")
     # The disk is in what all replicas cost: 0.030 each.
-    _, first, *_ = run(
-        "--clouds", "aws", "--gpus", "L4:4", "--precision", "bf16", "--qps", 1
-    ).out.splitlines()
-    assert first.split()[8:10] == ["1-3", f"{3 * (4.60 + 0.0304):.2f}"]
+    on_aws = ("--clouds", "aws", "--gpus", "L4:4", "--precision", "bf16", "--qps", 1)
+    _, first, *_ = run(*on_aws).out.splitlines()
+    assert first.split()[8:10] == ["2-3", f"{3 * (4.60 + 0.0304):.2f}"]
+    # On spot in eu-west-1, one of the three is not.
+    result = run(*on_aws, "--spot")
+    _, first, *_ = result.out.splitlines()
+    assert first.split()[8:10] == ["2-3", f"{2 * 1.50 + 5.20 + 3 * 0.0304:.2f}"]
+    said = (
+        "Replicas: 2 at least, as min_replicas of service.yaml says; 1 of them on demand, the others on spot."
+    )
+    assert said in result.err
+
+
+def test_what_fits_in_neither(run):
+    said = run("--no-prices", "--gpus", "L4:1,L4:2", "--context", 32_768).err
+    assert re.findall(r"(?m)^Does not fit: .*$", said) == [
+        "Does not fit: L4:1 has 20.2 GiB for vLLM; beside 13.5 GiB of fp8 weights that is a context of about "
+        "26,592 tokens, not 32,768."
+    ]
+    assert "In fp8 only" not in said
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(9.96, "10"), (9.94, "9.9"), (0.999, "1.0"), (0.996, "1.0"), (1_234.5, "1,234")]
+)
+def test_a_rate(value, shown):
+    assert _rate(value) == shown
 
 
 def test_what_launch_needs_besides(run):
@@ -157,6 +183,13 @@ def test_the_best_rows_and_all(run, monkeypatch):
     assert "22 more cost more: --all\n" in result.err
     every = run(*SOLD, "--all")
     assert len(every.out.splitlines()) == 26
+    assert "--all" not in every.err
+    # Without prices the smallest come first.
+    result = run("--no-prices", "--gpus", "L4,L40S")
+    assert [line.split()[0] for line in result.out.splitlines()[1:]] == ["L4:1", "L40S:1", "L40S:1"]
+    assert "12 more: --all\n" in result.err
+    every = run("--no-prices", "--gpus", "L4,L40S", "--all")
+    assert len(every.out.splitlines()) == 16
     assert "--all" not in every.err
 
 
@@ -268,6 +301,9 @@ def test_what_was_measured(run):
     Path("c.json").write_text(json.dumps({**RESULT, "request_throughput": 0.4}))
     Path("d.json").write_text(json.dumps({**RESULT, "precision": "fp8", "request_throughput": 0.8}))
     result = run("--no-prices", "--gpus", "L4:2,L4:4", "--measured", "b.json", "--qps", 1)
+    assert result.err.startswith(
+        "Warning: b.json does not say its precision, and counts as bf16: --metadata precision=bf16\n"
+    )
     l4 = [line.split() for line in result.out.splitlines()[1:]]
     assert l4[0] == ["L4:2", "bf16", "32,768", "12+", "0.50", "1.0", "2", "measured"]
     assert [row[-1] for row in l4] == ["measured", "estimate", "estimate", "estimate"]
@@ -277,6 +313,7 @@ def test_what_was_measured(run):
     bf16, fp8 = (line.split() for line in result.out.splitlines()[1:])
     assert bf16[4:] == ["0.40-0.50", "0.80-1.0", "measured"]
     assert fp8[4:] == ["0.80", "1.6", "measured"]
+    assert "d.json" not in result.err
     assert "estimate from data sheets" not in result.err
 
 
@@ -307,7 +344,11 @@ def test_the_service_that_is_written(run, monkeypatch, spot, more):
     assert all("#" in line for line in changed)
     fp8 = best["precision"] == "fp8"
     assert fp8 == ("bf16" not in more)
-    assert len(changed) == 3 + 3 * spot + 2 * ("--images" in more) + fp8
+    assert len(changed) == 5 + 3 * spot + 2 * ("--images" in more) + fp8
+    head = text.partition("\nname:")[0].splitlines()
+    assert "#   sky serve up -n pixtral mine.yaml --secret HF_TOKEN --secret PIXTRAL_API_KEY" in head
+    assert head[-1].startswith("# Written by: pixtral-sky plan --clouds aws,gcp,lambda,nebius,vast --qps 5 ")
+    assert head[-1].endswith(" --write mine.yaml")
     assert "the cheapest that can be had is taken" not in text
     assert "bf16 weights" not in text
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pixtral_sky import prices, task
-from pixtral_sky.errors import UsageError
+from pixtral_sky.errors import PixtralSkyError, UsageError
 from pixtral_sky.fit import GPUS
 from pixtral_sky.prices import Offer
 from pixtral_sky.sdk import sky_sdk
@@ -146,6 +146,17 @@ def test_a_broken_catalog_is_left_out(broken, text, why):
     found = read(*CLOUDS)
     assert found.left_out == {"lambda": why}
     assert {offer.cloud for offer in found.offers} == set(CLOUDS) - {"lambda"}
+
+
+def test_without_a_network(broken):
+    for file in broken.glob("*/*.csv"):
+        file.unlink()
+    with pytest.raises(PixtralSkyError) as error:
+        read(ports=True)
+    assert str(error.value) == (
+        "SkyPilot's price catalogs cannot be downloaded (no network?). "
+        "Without prices: pixtral-sky plan --no-prices"
+    )
 
 
 def test_all_clouds_are_skypilots(catalog):

@@ -23,6 +23,7 @@ from tests.command_line import Result, imports, run_main, seconds
 from tests.conftest import ROOT
 
 Run = Callable[..., Result]
+KINDS = "Pictures are JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF and HEIC files."
 
 
 @pytest.fixture
@@ -119,12 +120,14 @@ def test_a_url(run):
         (["What is this?"], b"", 2, "'What is this?' is no picture. Give files, globs, URLs, or '-'."),
         (["-", "-"], b"", 2, "Standard input ('-') can be one picture only."),
         ([""], b"", 2, "An empty argument is neither words nor a picture."),
-        (["gone.jpg"], b"", 1, "gone.jpg: no such file. If these are words, add a space at the end."),
-        (["*.png"], b"", 1, "*.png: nothing matches. If these are words, add a space at the end."),
+        (["gone.jpg"], b"", 1, "gone.jpg: no such file."),
+        (["my scan.png"], b"", 1, "my scan.png: no such file."),
+        (["words.txt"], b"", 1, f"words.txt is not a picture. {KINDS}"),
         (["."], b"", 1, ". is a directory. Give the pictures in it: './*.jpg'"),
     ],
 )
 def test_what_is_no_picture(run, arguments, stdin, code, says):
+    Path("words.txt").write_text("words")
     result = run(*arguments, stdin=stdin)
     assert (result.code, result.error) == (code, says)
 

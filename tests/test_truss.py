@@ -204,7 +204,7 @@ def test_the_shipped_one_is_well(examine: Examine) -> None:
     (broken("environment_variables.hf_access_key", None), "secret", "would be the text 'None'"),
     (command("mkdir", "cat /secrets/other && mkdir"), "secret", "/secrets/other, which is not among the secrets"),
     (broken("weights.0.auth", remove=True), "secret", "No secret opens the licence gate"),
-    (broken("resources.accelerator", "L4"), "GPU", "With --quantization fp8_per_channel it holds a context of about 26,592 tokens."),
+    (broken("resources.accelerator", "L4"), "GPU", "With --quantization fp8_per_channel it holds a context of about 26,592 tokens. What holds it: pixtral-sky plan"),
     (broken("resources.accelerator", "T4"), "GPU", "T4 cannot compute in bf16"),
     (broken("resources.accelerator", "A1000"), "GPU", "Truss knows no accelerator A1000"),
     (broken("resources.accelerator", "L4:2"), "GPU", "is 2 GPUs, and vLLM uses 1. Write --tensor-parallel-size 2"),

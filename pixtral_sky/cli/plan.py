@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +32,9 @@ def plan(
         int | None,
         typer.Option(help="MAX_MODEL_LEN; -1: all that fits. Without it, that of pixtral.yaml."),
     ] = None,
-    precision: Annotated[str, typer.Option(help="bf16, fp8 or both.")] = "both",
+    precision: Annotated[
+        str, typer.Option(metavar="bf16|fp8|both", help="Of the decoder's weights.")
+    ] = "both",
     qps: Annotated[
         float | None, typer.Option(help="Requests a second at the busiest: how many replicas carry them?")
     ] = None,
@@ -69,12 +73,13 @@ def plan(
 
     Nothing is launched, and no account is needed: the prices are in SkyPilot's catalogs. Speed is estimated
     from data sheets, as a range; its low end decides. FP8 halves the decoder's weights; what that does to
-    answers was not measured: compare them by `pixtral-sky doctor --answers`.
+    answers was not measured: ask both with `pixtral-sky doctor --answers`.
 
     \b
     $/H, SPOT $/H     of the machine, as SkyPilot has it; its disk is in what follows
     CONTEXT, AT ONCE  tokens of the longest request, and requests that are computed at once
-    REPLICAS, $/H ALL that carry --qps, and their price together
+    REPLICAS, $/H ALL that carry --qps, no fewer than min_replicas of service.yaml, and their price
+                      together; with --spot, one of them is on demand
     TIME              one machine's, for --total pictures
     $/1,000 IMAGES    on a machine that is busy all the time; with --qps, of the replicas for it
 
@@ -107,10 +112,12 @@ def plan(
         task.number(file["envs"], "MAX_IMAGES", 1),
         qps,
         total,
+        1 if qps is None else _least(),
     )
+    wanted = planning.gpus(gpus)
     machines, unfit = planning.machines(
         ask,
-        planning.gpus(gpus),
+        wanted,
         _measured(measured or [], ask.workload),
         planning.precisions(precision),
     )
@@ -119,7 +126,7 @@ def plan(
         raise UsageError(
             f"None of these GPUs holds it: {unfit[-1].why}", "Larger --gpus, or a smaller --context"
         )
-    prices = None if no_prices else _prices(machines, clouds, file["resources"], ports=qps is not None)
+    prices = None if no_prices else _prices(wanted, clouds, file["resources"], ports=qps is not None)
     options = planning.options(ask, machines, prices.offers, spot) if prices else []
     if prices and not options:
         what = "spot price" if spot else "price"
@@ -134,9 +141,15 @@ def plan(
             output.say(f"{len(options) - len(shown)} more cost more: --all")
         output.say(_disks(shown, int(file["resources"]["disk_size"])))
     else:
-        _show_unpriced(ask, machines)
+        # The smallest first: this has no order by cost.
+        fitting = sorted(machines, key=lambda each: each.fit.count)
+        few = fitting if everything else fitting[:ROWS]
+        _show_unpriced(ask, few)
+        if len(fitting) > len(few):
+            output.say(f"{len(fitting) - len(few)} more: --all")
     if not as_json:
-        _explain(ask, machines, unfit, spot)
+        offered = {f"{each.gpu}:{each.count}" for each in prices.offers} if prices else None
+        _explain(ask, machines, [each for each in unfit if not offered or each.gpus in offered], spot)
         if options and not write:
             output.say(f"Next:  {_next(ask, options[0], file['envs'], spot)}")
     if plot and prices:
@@ -145,6 +158,14 @@ def plan(
         output.say(f"Drawn: {plot}")
     if write:
         _write(write, ask, options, spot)
+
+
+def _least() -> int:
+    """How many replicas a service has at all times."""
+    from pixtral_sky import task
+
+    policy: dict[str, int] = task.read(task.shipped("service.yaml"))["service"]["replica_policy"]
+    return policy["min_replicas"]
 
 
 def _measured(files: Sequence[Path], workload: Workload) -> dict[tuple[str, str], Range]:
@@ -166,22 +187,23 @@ def _measured(files: Sequence[Path], workload: Workload) -> dict[tuple[str, str]
                 f"{file} was measured with answers of {one.answer:.0f} tokens, and this plan has "
                 f"{workload.answer}: --answer-tokens {one.answer:.0f}"
             )
-        key = (one.gpus, one.precision)
+        if one.precision is None:
+            output.warn(f"{file} does not say its precision, and counts as bf16: --metadata precision=bf16")
+        key = (one.gpus, one.precision or "bf16")
         before = found.get(key, Range(one.rate, one.rate))
         found[key] = Range(min(before.low, one.rate), max(before.high, one.rate))
     return found
 
 
 def _prices(
-    machines: Sequence[Machine], clouds: str | None, resources: dict[str, Any], ports: bool
+    wanted: Sequence[tuple[str, int]], clouds: str | None, resources: dict[str, Any], ports: bool
 ) -> Prices:
     from pixtral_sky import prices
 
     named = [word.strip().lower() for word in clouds.split(",")] if clouds else []
     # As launch wants them: 4+, 32+
     cpus, memory = (float(str(resources[name]).rstrip("+")) for name in ("cpus", "memory"))
-    kinds = dict.fromkeys(machine.fit.gpu for machine in machines)
-    counts = dict.fromkeys(machine.fit.count for machine in machines)
+    kinds, counts = (dict.fromkeys(each) for each in zip(*wanted, strict=True))
     with output.phase("prices, from SkyPilot's catalogs"):
         found = prices.read(
             list(kinds), list(counts), cpus, memory, named, ports, int(resources["disk_size"])
@@ -210,7 +232,7 @@ def _show(ask: Ask, options: Sequence[Option]) -> None:
             f"{each.offer.hourly:.2f}",
             "-" if each.offer.spot is None else f"{each.offer.spot:.2f}",
             *_held(each.machine),
-            *_wanted(ask, each.replicas, each.seconds, each.whole),
+            *_wanted(ask, each.replicas, each.seconds, each.together),
             _range(each.cost, planning.usd),
             "measured" if each.machine.measured else "estimate",
         )
@@ -265,14 +287,14 @@ def _disks(options: Sequence[Option], gb: int) -> str:
 
 
 def _wanted(
-    ask: Ask, replicas: tuple[int, int], seconds: Range, hourly: float | None
+    ask: Ask, replicas: tuple[int, int], seconds: Range, hourly: Range | None
 ) -> tuple[str, str, str]:
     few, many = replicas
     if ask.qps is None:
         count = together = "-"
     else:
         count = str(many) if few == many else f"{few}-{many}"
-        together = "-" if hourly is None else f"{many * hourly:.2f}"
+        together = "-" if hourly is None else f"{hourly.high:.2f}"
     if ask.total is None:
         return count, together, "-"
     unit, name = (86_400, "d") if seconds.high >= 48 * 3_600 else (3_600, "h")
@@ -287,12 +309,15 @@ def _range(value: Range, shown: Any) -> str:
 
 
 def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:#.2g}"
+    if value < 1:
+        return f"{value:#.2g}"
+    return f"{value:,.0f}" if round(value, 1) >= 10 else f"{value:.1f}"  # 9.96: 10, and not 10.0
 
 
 def _explain(ask: Ask, machines: Sequence[Machine], unfit: Sequence[Unfit], spot: bool) -> None:
     """What the table does not say, once."""
     from pixtral_sky import fit
+    from pixtral_sky import plan as planning
 
     workload = ask.workload
     pictures = f"{workload.images} picture{'s' * (workload.images != 1)}"
@@ -310,17 +335,25 @@ def _explain(ask: Ask, machines: Sequence[Machine], unfit: Sequence[Unfit], spot
             "safe, and decides the order and the replicas; --measured FILE replaces it. A + is an estimate\n"
             "too: at least so many."
         )
+    if ask.qps is not None:
+        alone = f"; {planning.on_demand(ask)} of them on demand, the others on spot" if spot else ""
+        output.say(f"Replicas: {ask.least} at least, as min_replicas of service.yaml says{alone}.")
     if spot:
         output.say(
             "Spot machines are taken away at any moment; the time and cost to begin again are not in it."
         )
     if any(machine.precision == "fp8" for machine in machines):
         output.say(
-            "What FP8 does to the answers was not measured here: pixtral-sky doctor --answers compares, and\n"
-            "--precision bf16 leaves it out."
+            "What FP8 does to the answers was not measured here: ask both with pixtral-sky doctor --answers,"
+            "\nor leave it out: --precision bf16"
         )
-    for reason in dict.fromkeys(each.why for each in unfit):
-        output.say(f"Does not fit: {reason}")
+    in_fp8 = {machine.gpus for machine in machines if machine.precision == "fp8"}
+    if only := dict.fromkeys(each.gpus for each in unfit if each.gpus in in_fp8):
+        output.say(f"In fp8 only: {', '.join(only)}")
+    # The last precision needs the least: what speaks against it, speaks against both.
+    for gpus, reason in {each.gpus: each.why for each in unfit}.items():
+        if gpus not in in_fp8:
+            output.say(f"Does not fit: {reason}")
 
 
 def _next(ask: Ask, best: Option, envs: dict[str, Any], spot: bool) -> str:
@@ -344,7 +377,10 @@ def _write(path: Path, ask: Ask, options: Sequence[Option], spot: bool) -> None:
     from pixtral_sky import service, task
 
     shipped = task.shipped("service.yaml")
-    text = planning.service_file(shipped.read_text(), task.read(shipped), ask, options, spot)
+    name, command = (" ".join(words.split()) for words in (path.name, shlex.join(sys.argv[1:])))
+    text = planning.service_file(
+        shipped.read_text(), task.read(shipped), ask, options, spot, name, f"pixtral-sky {command}"
+    )
     made = yaml.safe_load(text)
     for warning in service.check(made, "the one that `serve up` makes"):
         output.warn(warning)

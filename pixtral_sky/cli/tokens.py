@@ -9,7 +9,6 @@ import typer
 
 from pixtral_sky import output
 from pixtral_sky.cli.ask import _stdin
-from pixtral_sky.errors import UsageError
 
 if TYPE_CHECKING:
     from pixtral_sky.images import Picture
@@ -37,17 +36,17 @@ def tokens(
       pixtral-sky tokens photo.jpg
       pixtral-sky tokens 'scans/*.png' --json
     """
-    from pixtral_sky import fit, images, task
+    from pixtral_sky import fit, images, parts, task
 
-    sources = _sources(pictures)
+    sources = parts.sources(pictures)
     shipped = task.load()
     most = shipped.number("MAX_IMAGES")
     context = task.number(shipped.envs, "MAX_MODEL_LEN", fit.default_context(most))
-    rows = []
-    if not as_json:
-        output.data(_line("TOKENS", "FIT", "SENT", "", "PER PROMPT", "PICTURE"))
+    rows: list[dict[str, Any]] = []
     for source in sources:
         row = _row(images.read(source, stdin=_stdin), most, context)
+        if not as_json and not rows:
+            output.data(_line("TOKENS", "FIT", "SENT", "", "PER PROMPT", "PICTURE"))
         rows.append(row)
         if not as_json:
             output.data(
@@ -64,22 +63,6 @@ def tokens(
         output.data(json.dumps(rows, indent=1))
     elif len(rows) > 1:
         output.say(f"{len(rows)} pictures, {sum(row['tokens'] for row in rows):,} tokens in all")
-
-
-def _sources(arguments: list[str]) -> list[str]:
-    """Where the pictures are. Raises UsageError for words and for a second '-', PictureError as ``parse``."""
-    from pixtral_sky.images import shown
-    from pixtral_sky.parts import Source, parse
-
-    sources = []
-    for argument in arguments:
-        found = [part.source for part in parse([argument]) if isinstance(part, Source)]
-        if not found:
-            raise UsageError(f"{shown(argument)!r} is no picture.", "Give files, globs, URLs, or '-'.")
-        sources += found
-    if sources.count("-") > 1:
-        raise UsageError("Standard input ('-') can be one picture only.")
-    return sources
 
 
 def _row(picture: Picture, most: int, context: int) -> dict[str, Any]:
