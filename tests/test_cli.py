@@ -217,12 +217,6 @@ def test_endpoint_of_the_environment(run: Run, remember: Remember, monkeypatch: 
     assert run("endpoint").out == "http://10.0.0.7:8081\n"
 
 
-def test_no_command(run: Run) -> None:
-    result = run("serve")
-    assert (result.code, result.out) == (2, "")
-    assert re.match(r"Usage: .* serve \[OPTIONS\] COMMAND", result.err)
-
-
 def test_nothing_is_remembered(run: Run) -> None:
     result = run("endpoint")
     assert result.code == 2
