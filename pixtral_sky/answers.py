@@ -31,7 +31,7 @@ ENOUGH = 7
 
 BRIEFLY = "Answer with as few words as possible."
 ANSWER_TOKENS = 48
-SHOWN = 80  # characters of an answer
+COLUMNS = 120  # of a line about an answer
 
 _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -81,12 +81,10 @@ class Answered:
         }
 
     def __str__(self) -> str:
-        said = self.said if len(self.said) <= SHOWN else f"{self.said[: SHOWN - 3]}..."
         expected = " and ".join(self.question.expected)
         mark = "ok" if self.right else "FAIL"
-        return (
-            f"{mark:<4} {self.question.name:<9} {self.question.text} {expected}. It says: {said or 'nothing'}"
-        )
+        line = f"{mark:<4} {self.question.name:<9} expected {expected}, said: {self.said or 'nothing'}"
+        return line if len(line) <= COLUMNS else f"{line[: COLUMNS - 3]}..."
 
 
 def _without(words: tuple[str, ...], right: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import itertools
 import math
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ OLD_IMAGE = (
 )
 # Microsoft's own, for A100 and newer, has 580 since February 2026 (Azure/azhpc-images#488). It was not tried.
 NEW_IMAGE = "microsoft-dsvm:ubuntu-hpc:2204:latest"
+# Arguments of vLLM with which it needs other memory, or other GPUs, than is computed here.
+MEMORY_ARGS = re.compile(
+    r"(?:^|\s)(?:-q|-tp|-pp|--(?:quantization|max-model-len|gpu-memory-utilization|kv-cache|cpu-offload|load-format"
+    r"|tensor-parallel-size|pipeline-parallel-size|max-num-|hf-overrides|dtype|config))"
+)
 
 
 # GPUs ------------------------------------------------------------------------------------------------------
@@ -42,7 +48,7 @@ def check_gpus(
     """What a person must know of ``gpus``, or of those that the file ``config`` may get.
 
     Raises UsageError when one of them is none, or does not hold Pixtral. What is not known here is left to
-    SkyPilot, and to vLLM where it has EXTRA_ARGS.
+    SkyPilot, and to vLLM.
     """
     resources = config.get("resources")
     said = []
@@ -52,13 +58,20 @@ def check_gpus(
         if not gpu:
             place = infra or (resources.get("infra") if isinstance(resources, dict) else "")
             said.append(_unknown(given, str(place or "")))
-        if envs.get("MODEL") != model.MODEL or envs.get("EXTRA_ARGS") or not (count or "1").isdecimal():
+        if has_own_needs(envs) or not (count or "1").isdecimal():
             continue
         if gpu:
             _check_fit(gpu, int(count or 1), envs)
         elif int(count or 1) not in model.TENSOR_PARALLEL:
             raise UsageError(f"Pixtral splits over 1, 2, 4 or 8 GPUs, not {count}.")
     return list(dict.fromkeys(said))
+
+
+def has_own_needs(envs: Mapping[str, Any]) -> bool:
+    """Whether it is another model, or EXTRA_ARGS change the memory that it needs."""
+    # vLLM takes --max_model_len as well.
+    words = str(envs.get("EXTRA_ARGS") or "").replace("_", "-")
+    return envs.get("MODEL") != model.MODEL or bool(MEMORY_ARGS.search(words))
 
 
 def _check_fit(gpu: str, count: int, envs: Mapping[str, Any]) -> None:
@@ -70,21 +83,28 @@ def _check_fit(gpu: str, count: int, envs: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise UsageError(f"MAX_IMAGES={images}, MAX_MODEL_LEN={length or ''}: {error}.") from error
     if why:
-        raise UsageError(why, "What does: pixtral-sky plan --no-prices")
+        raise UsageError(why, "What holds it: pixtral-sky plan --no-prices")
 
 
 def _unknown(gpu: str, infra: str) -> str:
     """What to say of a GPU that is not known here. Raises UsageError when SkyPilot knows it neither."""
-    theirs = _skypilots_gpus()
     own = infra.partition("/")[0].lower() in (*prices.OWN, "k8s")  # whose nodes may call theirs anything
-    if theirs and not own and gpu.lower() not in [each.lower() for each in theirs]:
-        names = {each.lower(): each for each in (*theirs, *fit.GPUS)}
-        close = difflib.get_close_matches(gpu.lower(), names, 1)
+    theirs = [] if own else _skypilots_gpus()
+    if gpu.lower() in [each.lower() for each in theirs] or own:
+        return f"{gpu} is not known here: whether it holds the model shows when it starts."
+    close = _did_you_mean(gpu, (*theirs, *fit.GPUS))
+    if theirs:
         raise UsageError(
-            f"There is no GPU {gpu!r} in SkyPilot's catalogs.",
-            (f"Did you mean {names[close[0]]}? " if close else "") + "All there are: sky gpus list",
+            f"There is no GPU {gpu!r} in SkyPilot's catalogs.", f"{close}All there are: sky gpus list"
         )
-    return f"{gpu} is not known here: whether it holds the model shows when it starts."
+    return f"{gpu} is not known here: whether it holds the model shows when it starts. {close}".rstrip()
+
+
+def _did_you_mean(word: str, names: Iterable[str]) -> str:
+    """A question, with a space after it; empty where no name is like the word."""
+    known = {each.lower(): each for each in names}
+    close = difflib.get_close_matches(word.lower(), known, 1)
+    return f"Did you mean {known[close[0]]}? " if close else ""
 
 
 def _skypilots_gpus() -> list[str]:
@@ -93,6 +113,20 @@ def _skypilots_gpus() -> list[str]:
         catalog = sky.catalog.common.read_catalog("common/accelerators.csv")
         return [str(name) for name in catalog["AcceleratorName"]]
     return []
+
+
+def check_infra(infra: str | None) -> None:
+    """Raises UsageError when its first part is no cloud of SkyPilot's."""
+    cloud = (infra or "").strip("/ ").partition("/")[0].strip()
+    if cloud in ("", "*"):
+        return
+    with sky_sdk(silent=True):
+        from sky.skylet import constants
+
+        names = sorted({*constants.ALL_CLOUDS, "k8s"})
+    if cloud.lower() not in names:
+        close = _did_you_mean(cloud, names)
+        raise UsageError(f"There is no cloud {cloud!r}.", close.rstrip() or f"There are: {', '.join(names)}")
 
 
 def accelerators(resources: Any) -> Iterator[str]:

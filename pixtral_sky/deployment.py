@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pixtral_sky import candidates, prices, rehearsal, state, task
+from pixtral_sky import candidates, output, prices, rehearsal, state, task
 from pixtral_sky.endpoint import Endpoint
 from pixtral_sky.errors import EndpointError, NoEndpoint, SkyError, UsageError
 from pixtral_sky.sdk import NoMachine, Voice, enabled_by, hide, plain, shown, sky_sdk, voice
@@ -261,7 +261,7 @@ def launch(plan: Plan) -> tuple[Cluster, int]:
         if old and plan.running:  # what runs there goes on, with its own key
             state.remember(old)
         raise
-    if plan.max_price is not None and hourly is not None:
+    if plan.max_price is not None and not plan.running:
         _keep_to_price(name, handle, hourly, plan.max_price)
     with sky_sdk() as sky:
         older = [each.job_id for each in sky.get(sky.queue(name, skip_finished=True)) if each.job_id < job]
@@ -276,22 +276,29 @@ def launch(plan: Plan) -> tuple[Cluster, int]:
 def _hourly(sky: Any, name: str, handle: Any) -> float | None:
     """USD an hour, by the catalogs that are here, or else by the server's; None where neither says it."""
     with contextlib.suppress(Exception):
-        return float(handle.launched_resources.get_cost(3600))
+        if found := float(handle.launched_resources.get_cost(3600)):  # 0: the catalog has no price
+            return found
     with contextlib.suppress(Exception):
-        return _records(sky, [name])[0].hourly
+        return _records(sky, [name])[0].hourly or None
     return None
 
 
-def _keep_to_price(name: str, handle: Any, hourly: float, max_price: float) -> None:
+def _keep_to_price(name: str, handle: Any, hourly: float | None, max_price: float) -> None:
     """Take a new machine down, and raise SkyError, when it costs more: SkyPilot's server has other prices."""
-    if hourly <= max_price + CENT:
-        return
-    down(name)
     machine = handle.launched_resources
     cloud = str(machine.cloud).lower()
+    what = f"{machine.instance_type or 'a machine'} in {cloud}/{machine.region}"
+    if hourly is None and cloud not in prices.OWN:
+        output.warn(
+            f"SkyPilot has made {what}, and no price of it is known: it may be more than"
+            f" ${max_price:.2f} an hour. Look: pixtral-sky status {name}, pixtral-sky plan --clouds {cloud}"
+        )
+    if hourly is None or hourly <= max_price + CENT:
+        return
+    down(name)
     raise SkyError(
-        f"SkyPilot has made {machine.instance_type or 'a machine'} in {cloud}/{machine.region},"
-        f" at ${hourly:.2f} an hour and not ${max_price:.2f}: it was taken down at once.",
+        f"SkyPilot has made {what}, at ${hourly:.2f} an hour and not ${max_price:.2f}: it was taken down at"
+        " once.",
         f"What SkyPilot knows of prices: pixtral-sky plan --clouds {cloud}",
     )
 

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import time
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from pixtral_sky import __version__, candidates, extras, hub, images, model, sdk, state, task
+from pixtral_sky import __version__, candidates, extras, hub, images, sdk, state, task
 from pixtral_sky.asking import learn, messages, printable
 from pixtral_sky.client import Client
 from pixtral_sky.endpoint import Endpoint, find
@@ -71,6 +72,7 @@ class _Examination:
 
     the_task: task.Task
     endpoint: Endpoint
+    launch = "pixtral-sky launch"  # the command that launches it
     resources: Any = None  # of the task file, as it stands
     enabled: Sequence[str] = ()
 
@@ -142,19 +144,25 @@ class _Examination:
     def task_file(self) -> str:
         self.the_task = task.load(self.file)
         self.the_task.check({})
-        self.resources = task.read(self.file).get("resources")
+        file = task.read(self.file)
+        self.resources = file.get("resources")
+        if self.file:
+            command = "serve up" if "service" in file else "launch"
+            self.launch = f"pixtral-sky {command} --file {shlex.quote(str(self.file))}"
         return f"{self.the_task.path}, with vLLM {self.the_task.vllm_version}"
 
     def skypilot(self) -> str:
         version, made_for = sdk.installed(), extras.skypilot()
         if not version:
-            raise PixtralSkyError("It is not installed; a launch needs it.", extras.install_skypilot())
+            raise PixtralSkyError(
+                "It is not installed; a launch needs it.", f"Run: {extras.install_skypilot()}"
+            )
         return version if made_for in ("", version) else f"{version}; {made_for} is what was tested"
 
     def infra(self) -> str:
         self.enabled = sdk.enabled()
         if not self.enabled:
-            raise PixtralSkyError("No cloud, Kubernetes or Slurm is enabled.", "sky check")
+            raise PixtralSkyError("No cloud, Kubernetes or Slurm is enabled.", "Run: sky check")
         return ", ".join(self.enabled)
 
     def azure(self) -> str:
@@ -175,9 +183,9 @@ class _Examination:
         envs = self.the_task.envs
         names = ", ".join(candidates.accelerators(self.resources))
         if not names:
-            raise _Absent("The task file names none.", "pixtral-sky launch --gpus L4:2")
+            raise _Absent("The task file names none.", f"Run: {self.launch} --gpus L4:2")
         said = candidates.check_gpus(None, {"resources": self.resources}, envs)
-        if envs.get("MODEL") != model.MODEL or envs.get("EXTRA_ARGS"):
+        if candidates.has_own_needs(envs):
             said.append("With a MODEL or EXTRA_ARGS of one's own, what they hold shows when it starts.")
         if said:
             raise _Unchecked(f"{names}: {' '.join(said)}")
@@ -243,7 +251,7 @@ class _Examination:
             others = ", ".join(state.known())
             raise _Absent(
                 f"Nothing is deployed as {name!r}{f' (but {others})' if others else ''}.",
-                "pixtral-sky launch",
+                f"Run: {self.launch}",
             ) from error
         self.secrets.add(self.endpoint.key)
         began = time.monotonic()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 
 def install(extra: str) -> str:
@@ -19,7 +20,13 @@ def install(extra: str) -> str:
 def install_skypilot() -> str:
     """The command that installs SkyPilot with the SDK of a cloud."""
     version = f"=={skypilot()}" if skypilot() else ""
-    return f"pip install 'skypilot[aws]{version}' (or [gcp], [azure], [kubernetes], [slurm]: your cloud)"
+    wanted = '-e ".[aws]"' if _in_checkout() else f"'skypilot[aws]{version}'"
+    return f"pip install {wanted} (or [gcp], [azure], [kubernetes], [slurm]: your cloud)"
+
+
+def _in_checkout() -> bool:
+    """Whether this package runs from where it is made: there its own extras are at hand."""
+    return (Path(__file__).parent.parent / "pyproject.toml").is_file()
 
 
 def skypilot() -> str:

@@ -69,7 +69,7 @@ def rows(name: str | None = None) -> tuple[list[Row], list[str]]:
         if more:
             raise SkyError(more[0])
         raise NoEndpoint(
-            f"There is no deployment named {name!r}, here or at SkyPilot.",
+            f"There is no deployment named {name!r} here{' or at SkyPilot' * sdk.was_used()}.",
             "What there is: pixtral-sky status",
         )
     return found, more
@@ -79,9 +79,9 @@ def _clusters(name: str | None, remembered: Mapping[str, Deployment]) -> tuple[d
     """What SkyPilot has of ours. It is not asked where it cannot have anything."""
     if isinstance(remembered.get(name or ""), (Rehearsal, Service)):
         return {}, []
-    if not sdk.was_used() and not any(isinstance(one, Cluster) for one in remembered.values()):
-        return {}, []
     try:
+        if not sdk.was_used() and not any(isinstance(one, Cluster) for one in remembered.values()):
+            return {}, []
         records = deployment.records([name] if name else None)
     except SkyError as error:
         return {}, [str(error)]
@@ -100,9 +100,9 @@ def _services(
     """What SkyServe has of ours. It is not asked for what is known to be another thing."""
     if name and (name in clusters or isinstance(remembered.get(name), (Rehearsal, Cluster))):
         return {}, []
-    if not sdk.was_used() and not any(isinstance(one, Service) for one in remembered.values()):
-        return {}, []
     try:
+        if not sdk.was_used() and not any(isinstance(one, Service) for one in remembered.values()):
+            return {}, []
         found = serving.records([name] if name else None)
         ours = [each for each in found if serving.is_ours(each) and each.name not in clusters]
         return {each.name: each for each in serving.priced(ours)}, []

@@ -65,17 +65,29 @@ def installed() -> str:
 
 
 def was_used() -> bool:
-    """Whether SkyPilot was ever used from here: only then can it have anything running."""
-    return bool(installed()) and (
-        "SKYPILOT_API_SERVER_ENDPOINT" in os.environ or (Path.home() / ".sky").is_dir()
-    )
+    """Whether SkyPilot was ever used from here: only then can it have anything running.
+
+    Raises SkyError when it was, and is not installed: then it cannot be asked.
+    """
+    used = "SKYPILOT_API_SERVER_ENDPOINT" in os.environ or (Path.home() / ".sky").is_dir()
+    if used and not installed():
+        raise SkyError(
+            "SkyPilot was used here and is not installed in this environment: what it runs is not known.",
+            f"Run: {extras.install_skypilot()}",
+        )
+    return used
+
+
+def check_installed() -> None:
+    """Raises SkyError when SkyPilot is not."""
+    if not installed():
+        raise SkyError("SkyPilot is not installed here.", f"Run: {extras.install_skypilot()}")
 
 
 @contextlib.contextmanager
 def sky_sdk(silent: bool = False) -> Iterator[Any]:
     """The module ``sky``. Raises SkyError for all that it raises."""
-    if not installed():
-        raise SkyError("SkyPilot is not installed here.", f"Run: {extras.install_skypilot()}")
+    check_installed()
     before, voice.silent = voice.silent, silent or output.quiet
     try:
         # Its logger keeps the stdout that it meets when it is imported.

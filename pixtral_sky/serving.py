@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pixtral_sky import candidates, deployment, state, task
+from pixtral_sky import candidates, deployment, output, prices, state, task
 from pixtral_sky.endpoint import Endpoint
 from pixtral_sky.errors import (
     EndpointError,
@@ -437,6 +437,15 @@ def check_price(plan: Plan) -> None:
         return
     name = plan.service.name
     (record,) = priced(records([name]))
+    if unknown := [each for each in record.replicas if each.live and each.launched and each.hourly is None]:
+        places = dict.fromkeys(
+            each.infra for each in unknown if each.infra.partition("/")[0] not in prices.OWN
+        )
+        if places:
+            output.warn(
+                f"No price is known of replicas in {', '.join(places)}: they may be more than"
+                f" ${plan.max_price:.2f} an hour. Look: pixtral-sky serve status {name}"
+            )
     most = plan.max_price + deployment.CENT
     if dear := [each for each in record.replicas if each.live and each.hourly and each.hourly > most]:
         one = dear[0]

@@ -15,6 +15,13 @@ from pixtral_sky.errors import UsageError
 REFUSES = r'\[\[ \$(\w+) =~ (\S+) \]\]\s*\|\|\s*fail "([^"]*)"'
 
 
+# What the programs read that run there: uv, pip, the Hub's client, vLLM and what it stands on.
+THEIRS = (
+    r"(?:UV|PIP|HF|VLLM|NCCL|TORCH|PYTORCH|CUDA|TRITON|OMP|SSL_CERT)_\w+"
+    r"|\w+_(?:proxy|PROXY)|TMPDIR|LD_LIBRARY_PATH"
+)
+
+
 @dataclass(frozen=True)
 class Task:
     """What a rehearsal needs of a task file. ``run`` is the script, to the letter."""
@@ -41,12 +48,12 @@ class Task:
             raise UsageError(f"{self.path}: envs.{name} is {value!r}, not a whole number.") from None
 
     def check(self, given: Mapping[str, str]) -> None:
-        """Raise UsageError for envs that are not the file's, and for values that its script would refuse.
+        """Raise UsageError for envs that nothing there reads, and for values that its script would refuse.
 
-        The script would do nothing about the first, and say the second on a machine that costs money by then.
+        The first would do nothing, and the script says the second on a machine that costs money by then.
         """
         for name in given:
-            if name not in self.envs and not re.search(rf"\$\{{?{name}\b", self.setup + self.run):
+            if name not in self.envs and not self._reads(name):
                 close = difflib.get_close_matches(name.upper(), self.envs, 1)
                 raise UsageError(
                     f"{self.path.name} has no env {name}.",
@@ -58,6 +65,13 @@ class Task:
             if name in values and not re.search(re.sub(r"\$$", r"\\Z", pattern), values[name]):
                 value = " ".join(values[name].split())[:100]
                 raise UsageError(words.replace(f"${name}", value))
+
+    def _reads(self, name: str) -> bool:
+        """Whether the script has that word (lower case is what it sets itself), or its programs read it."""
+        if name.upper() in self.envs:
+            return False
+        word = re.search(rf"\b{name}\b", self.setup + self.run)
+        return bool((name.isupper() and word) or re.fullmatch(THEIRS, name))
 
 
 def shipped(name: str) -> Path:

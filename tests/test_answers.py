@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable, Iterator
 from io import BytesIO
 
+import psutil
 import pytest
 from PIL import Image
 
-from pixtral_sky import answers
+from pixtral_sky import answers, state
 from pixtral_sky.answers import QUESTIONS
+from pixtral_sky.state import Rehearsal
 from tests.command_line import KEY, Result, run_main
 from tests.fake_endpoint import Behaviour, Exchange, FakeEndpoint, says, vllm_error
 
@@ -53,7 +55,7 @@ def test_all_are_right(endpoint: FakeEndpoint, check: Answers) -> None:
     assert result.code == 0
     *lines, last = result.out.splitlines()
     assert [re.match(r"ok   (\w+) ", line)[1] for line in lines] == NAMES  # type: ignore[index]
-    assert lines[0] == "ok   number    Which number is on the sign? 7394. It says: It is 7394."
+    assert lines[0] == "ok   number    expected 7394, said: It is 7394."
     assert last == "10 of 10 are right."
     requests = [request.json for request in endpoint.asked]
     assert {(request["temperature"], request["max_tokens"]) for request in requests} == {(0, 48)}
@@ -81,12 +83,12 @@ def test_noise(endpoint: FakeEndpoint, check: Answers) -> None:
     assert result.out.splitlines()[-1].startswith("0 of 10 are right.")
     assert len(result.out.splitlines()) == 11
     assert "\x1b" not in result.out
-    assert max(map(len, result.out.splitlines())) < 200
+    assert max(map(len, result.out.splitlines())) == 120
 
 
 def test_nothing_said(endpoint: FakeEndpoint, check: Answers) -> None:
     endpoint._steps = [says("")]
-    assert "What colour is the triangle? red. It says: nothing" in check().out
+    assert "FAIL colour    expected red, said: nothing" in check().out
 
 
 def test_two_runs_can_be_compared(endpoint: FakeEndpoint, check: Answers) -> None:
@@ -114,18 +116,26 @@ def test_a_refusal_is_a_wrong_answer(endpoint: FakeEndpoint, check: Answers) -> 
     endpoint._steps = [vllm_error(400, "At most 1 image(s) may be provided in one prompt."), knows(*NAMES)]
     result = check()
     assert result.code == 0
-    assert "It says: At most 1 image(s) may be provided in one prompt." in result.out.splitlines()[0]
+    assert "said: At most 1 image(s) may be provided in one prompt." in result.out.splitlines()[0]
     assert result.out.splitlines()[-1] == "9 of 10 are right."
 
 
 def test_nobody_answers(check: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixtral_sky.client.RETRY_SECONDS", 0)
+    """Who waits for that is not to wait long."""
     with FakeEndpoint() as fake:
         pass
     monkeypatch.setenv("PIXTRAL_ENDPOINT", fake.url)
     result = check()
     assert result.code == 1
     assert f"Nothing answers at {fake.url}." in result.error
+
+
+def test_a_rehearsal(endpoint: FakeEndpoint, check: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIXTRAL_ENDPOINT")
+    ours = psutil.Process()
+    state.remember(Rehearsal("pixtral", endpoint.url, KEY, 32768, 4, 1.0, ours.pid, state.born(ours), "/log"))
+    endpoint._steps = [says("A star.")]
+    assert check().out.endswith("1 of 10 are right. This is a rehearsal: its weights are random.\n")
 
 
 def test_nothing_is_deployed(check: Answers) -> None:
@@ -136,7 +146,7 @@ def test_nothing_is_deployed(check: Answers) -> None:
 def test_it_goes_with_no_file(check: Answers, option: str) -> None:
     result = check(option, "x")
     assert result.code == 2
-    assert result.error == "--answers asks what is running. pixtral-sky doctor --answers"
+    assert result.error == "--answers asks what is running: leave out --file and --truss."
 
 
 # The questions ---------------------------------------------------------------------------------------------

@@ -117,11 +117,12 @@ def test_gpus_of_a_file(sky):
 
 def test_without_catalogs_no_gpu_is_refused(monkeypatch, tmp_path):
     fake_catalog.install(monkeypatch, tmp_path)
-    assert len(candidates.check_gpus("H10:1", {}, ENVS)) == 1
+    (said,) = candidates.check_gpus("H10:1", {}, ENVS)
+    assert said.endswith(" Did you mean H100?")
 
 
 def test_one_l4_in_fp8():
-    with pytest.raises(UsageError, match=r"^L4:1 .*What does: pixtral-sky plan"):
+    with pytest.raises(UsageError, match=r"^L4:1 .*What holds it: pixtral-sky plan"):
         candidates.check_gpus("L4:1", {}, {**ENVS, "PRECISION": "bf16"})
     assert candidates.check_gpus("L4:1", {}, {**ENVS, "PRECISION": "fp8", "MAX_MODEL_LEN": ""}) == []
 

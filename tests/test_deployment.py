@@ -81,7 +81,8 @@ def test_whether_it_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
     (Path.home() / ".sky").mkdir(parents=True)
     assert sdk.was_used()
     monkeypatch.setattr(sdk, "installed", lambda: "")
-    assert not sdk.was_used()
+    with pytest.raises(SkyError, match="SkyPilot was used here and is not installed"):
+        sdk.was_used()
 
 
 def test_its_server(server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,9 @@ def test_nothing_is_deployed_yet(examine: Examine) -> None:
     assert result.not_ok == {"key": "-", "endpoint": "-"}
     assert list(result.marks) == SUBJECTS[: SUBJECTS.index("endpoint") + 1]
     assert result.texts["key"] == "There is none yet: one is made at launch."
-    assert result.texts["endpoint"] == "Nothing is deployed as 'pixtral'. pixtral-sky launch"
+    assert result.texts["endpoint"] == "Nothing is deployed as 'pixtral'. Run: pixtral-sky launch"
+    file = task.shipped("service.yaml")
+    assert examine("--file", file).texts["endpoint"].endswith(f" Run: pixtral-sky serve up --file {file}")
 
 
 def test_each_line_is_there_as_soon_as_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +205,7 @@ def test_json(
         "state": "failed",
         "subject": "SkyPilot infra",
         "text": "No cloud, Kubernetes or Slurm is enabled.",
-        "hint": "sky check",
+        "hint": "Run: sky check",
     }
 
 
@@ -336,7 +338,7 @@ def test_no_skypilot(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.code == 1
     assert result.texts["SkyPilot"] == (
         "It is not installed; a launch needs it. "
-        "pip install 'skypilot[aws]==0.14.1' (or [gcp], [azure], [kubernetes], [slurm]: your cloud)"
+        'Run: pip install -e ".[aws]" (or [gcp], [azure], [kubernetes], [slurm]: your cloud)'
     )
     assert {subject: mark for subject, mark in result.not_ok.items() if "Sky" in subject} == {
         "SkyPilot": "FAIL",
@@ -368,7 +370,7 @@ def test_skypilot_has_nowhere_to_launch(examine: Examine, monkeypatch: pytest.Mo
     monkeypatch.setattr(sdk, "enabled", list)
     result = examine()
     assert result.code == 1
-    assert result.texts["SkyPilot infra"] == "No cloud, Kubernetes or Slurm is enabled. sky check"
+    assert result.texts["SkyPilot infra"] == "No cloud, Kubernetes or Slurm is enabled. Run: sky check"
 
 
 def test_skypilot_does_not_take_the_file(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,8 +427,9 @@ def on(examine: Examine, tmp_path: Path) -> Callable[..., Examined]:
         (["H100", "L4:3"], {}, "FAIL", "Pixtral splits over 1, 2, 4 or 8 GPUs, not 3."),
         ("H10:1", {}, "FAIL", "There is no GPU 'H10' in SkyPilot's catalogs. Did you mean H100?"),
         ("T4:4", {}, "?", "T4:4: T4 is not known here: whether it holds the model shows when it starts."),
+        ("L4:1", {"EXTRA_ARGS": "--seed 7"}, "FAIL", "the bf16 weights alone are 23.6 GiB"),
         ("L4:1", {"EXTRA_ARGS": "--cpu-offload-gb 10"}, "?", "EXTRA_ARGS of one's own"),
-        (None, {}, "-", "The task file names none. pixtral-sky launch --gpus L4:2"),
+        (None, {}, "-", "The task file names none. Run: pixtral-sky launch --file "),
     ],
 )
 def test_gpus(
@@ -572,7 +575,9 @@ def test_another_one_by_its_name(examine: Examine, served: Callable[..., Served]
     result = examine("other")
     assert result.code == 0
     assert fake.url in result.texts["endpoint"]
-    assert examine().texts["endpoint"] == "Nothing is deployed as 'pixtral' (but other). pixtral-sky launch"
+    assert (
+        examine().texts["endpoint"] == "Nothing is deployed as 'pixtral' (but other). Run: pixtral-sky launch"
+    )
 
 
 def test_pixtral_endpoint(

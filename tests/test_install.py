@@ -82,7 +82,7 @@ def test_the_way_to_a_cloud(environment: dict[str, str], tmp_path: Path) -> None
     assert run.returncode == 1
     assert said["SkyPilot"] == f"ok {extras.skypilot()}"
     assert said["SkyPilot server"].startswith("ok ")
-    assert said["SkyPilot infra"] == "FAIL No cloud, Kubernetes or Slurm is enabled. sky check"
+    assert said["SkyPilot infra"] == "FAIL No cloud, Kubernetes or Slurm is enabled. Run: sky check"
     assert said["SkyPilot task"].startswith("ok ")
     assert said["GPUs"].startswith("ok ")
     assert said["Hugging Face"].endswith("Look at HF_TOKEN.")  # it is "..."
@@ -106,10 +106,12 @@ def test_one_pin() -> None:
     assert f"SkyPilot {extras.skypilot()}, with the SDK of your cloud" in README
 
 
-def test_hints_name_what_is_on_an_index() -> None:
+def test_hints_name_what_is_on_an_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert extras.install("sky") == f"pip install skypilot=={extras.skypilot()}"
     assert extras.install("heic") == "pip install 'pillow-heif<2,>=1.0'"
     assert len(extras.install("fast").split()) == 4
+    assert extras.install_skypilot().startswith('pip install -e ".[aws]" (or ')
+    monkeypatch.setattr(extras, "__file__", str(tmp_path / "site-packages/pixtral_sky/extras.py"))
     assert extras.install_skypilot().startswith(f"pip install 'skypilot[aws]=={extras.skypilot()}'")
 
 
@@ -120,7 +122,6 @@ def test_without_an_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "requires", missing)
     assert extras.install("heic") == 'pip install -e ".[heic]"'
     assert extras.skypilot() == ""
-    assert extras.install_skypilot().startswith("pip install 'skypilot[aws]' (or ")
 
 
 def test_the_page_about_answers_has_the_questions() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pixtral_sky import deployment, hub, output, sdk, state, task
-from pixtral_sky.errors import HubError
+from pixtral_sky.errors import HubError, UsageError
 from pixtral_sky.extras import install_skypilot
 from pixtral_sky.state import Cluster
 from tests import fake_catalog, fake_sky
@@ -92,8 +92,8 @@ def test_launch(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
     result = run("launch", "--yes", "--file", ROOT / "pixtral.yaml")
     assert (result.code, result.out) == (0, f"{machine.url}\n")
     assert result.phases == [
-        "licence of the weights",
         "SkyPilot's view",
+        "licence of the weights",
         "machine",
         "waiting for the machine",
         "installing vLLM",
@@ -314,7 +314,7 @@ def test_no_token_of_hugging_face(run: Run, server: FakeSky, monkeypatch: pytest
     assert result.code == 1
     assert result.error == "It opens only to a token. Make one at https://huggingface.co/settings/tokens"
     assert asked == [("mistralai/Pixtral-12B-2409", "", "main")]
-    assert server.calls == []
+    assert not launched(server)
     assert state.known() == []
 
 
@@ -444,7 +444,7 @@ def test_precision(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
     assert result.error.startswith(
         "L4:1 has 20.2 GiB for vLLM, and the bf16 weights alone are 23.6 GiB. With --precision fp8"
     )
-    assert run("launch", "--yes", "--gpus", "L4:1", "--precision", "fp8").code == 0
+    assert run("launch", "--yes", "--gpus", "L4:1", "--precision", "FP8").code == 0
     (sent,) = server.tasks
     assert sent.envs["PRECISION"] == "fp8"
     assert sent.envs["MAX_MODEL_LEN"] == ""
@@ -455,6 +455,10 @@ def test_precision(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
     ("words", "says"),
     [
         (["--precision", "int4"], "--precision is bf16 or fp8, not 'int4'."),
+        (
+            ["--precision", "fp8", "--env", "PRECISION=bf16"],
+            "--precision fp8 and --env PRECISION=bf16 are not the same.",
+        ),
         (["--env", "PRECISION=int4"], "PRECISION=int4 is neither bf16 nor fp8."),
         (["--env", "MAX_IMAGE=8"], "short.yaml has no env MAX_IMAGE. Did you mean MAX_IMAGES?"),
         (["--env", "idle_minutes=8"], "short.yaml has no env idle_minutes. Did you mean IDLE_MINUTES?"),
@@ -482,9 +486,24 @@ def test_a_file_without_the_env_of_an_option(run: Run, server: FakeSky, tmp_path
     )
     for option in (["--precision", "fp8"], ["--idle", "5"], ["--env", "IDLE_MINUTE=5"]):
         assert run("-q", "launch", "--yes", "--file", path, *option).error.startswith("own.yaml has no env ")
-    assert run("launch", "--dry-run", "--file", path, "--env", "HF_ENDPOINT=x").code == 0, (
-        "its setup reads it"
+
+
+def test_envs_that_programs_read(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("envs: {PORT: 1}\nsetup: 'fail \"set a MIRROR\"; port=1'\nrun: serve\n")
+    read = (
+        "MIRROR",
+        "UV_DEFAULT_INDEX",
+        "HF_HUB_DISABLE_XET",
+        "NCCL_DEBUG",
+        "https_proxy",
+        "NO_PROXY",
+        "TMPDIR",
     )
+    task.load(path).check(dict.fromkeys(read, "1"))
+    for name in ("port", "fail", "MIRRORS", "VLLM", "FRUIT"):
+        with pytest.raises(UsageError, match=f"own.yaml has no env {name}."):
+            task.load(path).check({name: "1"})
 
 
 # A price ---------------------------------------------------------------------------------------------------
@@ -545,6 +564,18 @@ def test_a_machine_whose_price_only_the_server_knows(
     result = run("launch", "--yes", "--gpus", "L4:4", "--infra", "aws", "--max-price", "4.80")
     assert "SkyPilot has made a machine in aws/us-east-1, at $5.30 an hour and not $4.80" in result.err
     assert server.machines == {}
+
+
+def test_a_machine_whose_price_nobody_knows(
+    run: Run, server: FakeSky, machine: FakeEndpoint, catalogs: None
+) -> None:
+    server.errors["cost_report"] = RuntimeError("no costs")
+    result = run("launch", "--yes", "--gpus", "L4:4", "--infra", "aws", "--max-price", "4.80")
+    assert result.code == 0
+    assert (
+        "Warning: SkyPilot has made a machine in aws/us-east-1, and no price of it is known: it may be more than "
+        "$4.80 an hour. Look: pixtral-sky status pixtral, pixtral-sky plan --clouds aws\n" in result.err
+    )
 
 
 def test_one_that_is_too_dear_and_stays(run: Run, server: FakeSky, catalogs: None) -> None:
@@ -1128,9 +1159,12 @@ def test_no_cloud(run: Run, server: FakeSky) -> None:
 def test_an_infra_that_is_none(run: Run, server: FakeSky) -> None:
     result = run("-q", "launch", "--yes", "--infra", "nosuchcloud")
     assert result.code != 0
-    assert "Cloud 'nosuchcloud' is not a valid cloud" in result.error
+    assert result.error.startswith("There is no cloud 'nosuchcloud'. There are: aws, azure, ")
     assert len(result.error) < 500
-    assert not launched(server)
+    assert run("-q", "launch", "--infra", "was/us-east-1").error == (
+        "There is no cloud 'was'. Did you mean aws?"
+    )
+    assert server.calls == []
 
 
 @pytest.mark.parametrize("gpus", ["L4:\u00b2", "L4:2:2", "nonsense"])
@@ -1141,7 +1175,8 @@ def test_gpus_that_are_skypilots_business(run: Run, server: FakeSky, gpus: str) 
 
 def test_skypilot_is_missing(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sdk, "installed", lambda: "")
-    result = run("-q", "launch", "--yes")
+    monkeypatch.setattr(hub, "check", None)
+    result = run("launch", "--yes")
     assert result.code == 1
     assert result.error == f"SkyPilot is not installed here. Run: {install_skypilot()}"
 

@@ -255,7 +255,7 @@ def test_status_of_an_unknown_name(run: Run, server: FakeSky) -> None:
     result = run("status", "pixtra")
     assert result.code == 2
     assert result.error == (
-        "There is no deployment named 'pixtra', here or at SkyPilot. What there is: pixtral-sky status"
+        "There is no deployment named 'pixtra' here or at SkyPilot. What there is: pixtral-sky status"
     )
 
 
@@ -278,6 +278,7 @@ def test_status_of_somebody_who_never_used_skypilot(run: Run, server: FakeSky) -
     """It is not asked: that would start its server."""
     (Path.home() / ".sky").rmdir()
     assert run("status").code == 1
+    assert run("down").error == "There is no deployment named 'pixtral' here."
     assert run("status", "pixtral").code == 2
     assert run("endpoint").code == 2
     assert run("logs").code == 2
@@ -309,7 +310,13 @@ def test_status_without_skypilot(
     result = run("status", "--json")
     assert result.code == 1
     assert row(result)["state"] == "unknown"
-    assert "Warning: SkyPilot is not installed here." in result.err
+    told = "SkyPilot was used here and is not installed in this environment: what it runs is not known."
+    assert f"Warning: {told} Run: pip " in result.err
+    state.forget("pixtral")
+    result = run("status")
+    assert (result.code, result.out) == (1, "")
+    assert "Nothing runs" not in result.err
+    assert run("-q", "down").error.startswith(told)
 
 
 def test_one_that_makes_trouble_does_not_hide_the_others(
@@ -737,7 +744,7 @@ def test_down_of_a_launch_that_is_done(run: Run, server: FakeSky) -> None:
 def test_down_of_an_unknown_name(run: Run, server: FakeSky) -> None:
     result = run("-q", "down", "unknown")
     assert result.code == 2
-    assert result.error.startswith("There is no deployment named 'unknown', here or at SkyPilot.")
+    assert result.error == "There is no deployment named 'unknown' here or at SkyPilot."
 
 
 @pytest.mark.parametrize("name", ["pix*", "a b", "-x", "..", "a/b"])
@@ -764,7 +771,7 @@ def test_down_without_skypilot(run: Run, server: FakeSky, monkeypatch: pytest.Mo
     monkeypatch.setattr(sdk, "installed", lambda: "")
     result = run("down")
     assert result.code == 1
-    assert result.error == f"SkyPilot is not installed here. Run: {install_skypilot()}"
+    assert result.error.endswith(f" Run: {install_skypilot()}")
     assert state.known() == ["pixtral"], "it may be there"
 
 

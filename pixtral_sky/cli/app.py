@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +34,8 @@ COMMANDS = (
     "down",
 )
 GROUPS = ("serve",)
+# What Typer raises for arguments that it does not take; it exports one kind of it only.
+NotUnderstood: Any = typer.BadParameter.__base__
 
 
 def _version(wanted: bool) -> None:
@@ -87,7 +89,18 @@ def main() -> None:
     PIXTRAL_SKY_DEBUG=1 shows the traceback of an error.
     """
     try:
-        _app(_only(sys.argv[1:]))()
+        # What Typer would say itself of an error is several lines.
+        sys.exit(_app(_only(sys.argv[1:]))(standalone_mode=False))
+    except NotUnderstood as error:
+        if error.message.startswith("Usage: "):  # nothing was asked for, and this is the help
+            typer.echo(error.message, err=True)
+        else:
+            help_of = f" Help: {error.ctx.command_path} --help" if error.ctx else ""
+            output.error(f"{' '.join(error.format_message().split())}{help_of}")
+        sys.exit(error.exit_code)
+    except typer.Abort:  # a no
+        output.say("Aborted.")
+        sys.exit(1)
     except PixtralSkyError as error:
         if os.environ.get("PIXTRAL_SKY_DEBUG"):
             raise

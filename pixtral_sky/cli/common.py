@@ -30,9 +30,13 @@ def envs(words: list[str], precision: str | None) -> dict[str, str]:
             raise UsageError("--env takes NAME=VALUE.", "For example: --env MAX_IMAGES=8")
         given[name] = value
     if precision is not None:
+        precision = precision.lower()
         if precision not in fit.PRECISIONS:
             raise UsageError(f"--precision is {' or '.join(fit.PRECISIONS)}, not {precision!r}.")
-        given["PRECISION"] = precision
+        if given.setdefault("PRECISION", precision) != precision:
+            raise UsageError(
+                f"--precision {precision} and --env PRECISION={given['PRECISION']} are not the same."
+            )
     return given
 
 

@@ -38,9 +38,9 @@ def down(
             output.error(str(error))
             failed = error
         names = sorted(set(names))
-        if not names:
+        if not names and not failed:
             output.say("There is nothing to take down.")
-        elif not yes:
+        elif names and not yes:
             if not sys.stdin.isatty():
                 raise UsageError("Nobody is here to be asked.", f"--all --yes takes down: {', '.join(names)}")
             with contextlib.redirect_stdout(sys.stderr):  # where the question's last character goes
@@ -59,8 +59,8 @@ def down(
             was_there = _cluster(each, one if isinstance(one, Cluster) else None)
             if not was_there and not one and not serve.take_down(each):
                 raise NoEndpoint(
-                    f"There is no deployment named {each!r}, here or at SkyPilot.",
-                    f"There are: {', '.join(others)}." if (others := state.known()) else "There is none.",
+                    f"There is no deployment named {each!r} here{' or at SkyPilot' * asked_skypilot}.",
+                    f"There are: {', '.join(others)}." if (others := state.known()) else "",
                 )
         except PixtralSkyError as error:
             if len(names) == 1:

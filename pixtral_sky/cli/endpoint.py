@@ -97,7 +97,7 @@ def _is_at_skypilot(name: str) -> bool:
     from pixtral_sky import deployment, sdk, serving, state
     from pixtral_sky.endpoint import key_of_environment
 
-    if not sdk.was_used() or isinstance(state.recall(name), state.Rehearsal):
+    if isinstance(state.recall(name), state.Rehearsal) or not sdk.was_used():
         return False
     key = key_of_environment()
     with output.phase("asking SkyPilot"):

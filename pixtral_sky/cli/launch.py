@@ -117,8 +117,8 @@ def _plan(
     private: bool,
     max_price: float | None,
 ) -> Plan:
-    """All that can be checked: first here, then at the Hub, then at SkyPilot."""
-    from pixtral_sky import candidates, deployment, hub, serving, state, task
+    """All that can be checked: first here, then at SkyPilot, then at the Hub."""
+    from pixtral_sky import candidates, deployment, hub, sdk, serving, state, task
     from pixtral_sky.errors import SkyError, UsageError
 
     state.check_name(name)
@@ -127,19 +127,16 @@ def _plan(
     the_task.check(envs)
     final = {**the_task.envs, **envs}
     _end(final)
-    for warning in candidates.check_gpus(gpus, task.read(the_task.path), final, infra):
-        output.warn(warning)
-    with output.phase("licence of the weights"):
-        unchecked = hub.check(final.get("MODEL", ""), token, final.get("MODEL_REVISION") or "main")
-    if unchecked:
-        output.warn(unchecked)
+    sdk.check_installed()
+    candidates.check_infra(infra)
+    warnings = candidates.check_gpus(gpus, task.read(the_task.path), final, infra)
     with output.phase("SkyPilot's view"):
         with contextlib.suppress(SkyError):  # a controller that does not answer is no reason not to launch
             if any(each.ours for each in serving.records([name])):
                 raise UsageError(
                     f"{name!r} is a service.", f"Take another --name, or: pixtral-sky down {name}"
                 )
-        return deployment.prepare(
+        plan = deployment.prepare(
             name,
             file=the_task.path,
             envs=envs,
@@ -151,6 +148,11 @@ def _plan(
             private=private,
             max_price=max_price,
         )
+    with output.phase("licence of the weights"):
+        unchecked = hub.check(final.get("MODEL", ""), token, final.get("MODEL_REVISION") or "main")
+    for warning in filter(None, [*warnings, unchecked]):
+        output.warn(warning)
+    return plan
 
 
 def _show(plan: Plan, candidates: bool) -> None:

@@ -33,10 +33,7 @@ def logs(
     from pixtral_sky.errors import NoEndpoint
 
     if not one and not sdk.was_used():
-        raise NoEndpoint(
-            f"There is no deployment named {name!r}, here or at SkyPilot.",
-            "What there is: pixtral-sky status",
-        )
+        raise NoEndpoint(f"There is no deployment named {name!r} here.", "What there is: pixtral-sky status")
     try:
         deployment.logs(name, follow=follow, lines=lines)
     except NoEndpoint:

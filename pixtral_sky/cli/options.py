@@ -27,7 +27,9 @@ Gpus = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(metavar="bf16|fp8", help="Of the weights: fp8 halves them. Without it, as in the file."),
+    typer.Option(
+        metavar="bf16|fp8", help="Of the weights; fp8: 13.5 GiB in place of 23.6. Without it, as in the file."
+    ),
 ]
 MaxPrice = Annotated[
     float | None,

@@ -325,7 +325,7 @@ def _plan(
     env: list[str] | None,
     file: Path | None,
 ) -> Plan:
-    from pixtral_sky import candidates, hub, service, serving, state, task
+    from pixtral_sky import candidates, hub, sdk, service, serving, state, task
 
     state.check_name(name)
     common.check_price(max_price)
@@ -344,17 +344,12 @@ def _plan(
                 low, high = service.replicas(replicas)
             target = given.get("target_qps_per_replica") if target_qps is None else target_qps
             config = service.scaled(config, service.policy(low, high, target, spot))
-    for warning in service.check(config, key):
-        output.warn(warning)
-    for warning in candidates.check_gpus(gpus, config, config["envs"], infra):
-        output.warn(warning)
-    with output.phase("licence of the weights"):
-        of = {name: str(config["envs"].get(name) or "") for name in ("MODEL", "MODEL_REVISION")}
-        unchecked = hub.check(of["MODEL"], token, of["MODEL_REVISION"] or "main")
-    if unchecked:
-        output.warn(unchecked)
+    warnings = service.check(config, key)
+    sdk.check_installed()
+    candidates.check_infra(infra)
+    warnings += candidates.check_gpus(gpus, config, config["envs"], infra)
     with output.phase("SkyPilot's view"):
-        return serving.prepare(
+        plan = serving.prepare(
             name,
             config,
             key=key,
@@ -364,6 +359,12 @@ def _plan(
             spot=spot or None,
             max_price=max_price,
         )
+    with output.phase("licence of the weights"):
+        of = {name: str(config["envs"].get(name) or "") for name in ("MODEL", "MODEL_REVISION")}
+        unchecked = hub.check(of["MODEL"], token, of["MODEL_REVISION"] or "main")
+    for warning in filter(None, [*warnings, unchecked]):
+        output.warn(warning)
+    return plan
 
 
 def _say_choice(plan: Plan) -> None:

@@ -38,7 +38,7 @@ def status(
             output.data(json.dumps([vars(row) for row in rows], indent=None if watch else 1))
         elif rows:
             _table(rows)
-        else:
+        elif not trouble:
             output.say("Nothing runs. Start with: pixtral-sky launch, or here: pixtral-sky rehearse --keep")
         if not watch:
             break
