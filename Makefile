@@ -23,15 +23,15 @@ prove: .venv/dev  ## the tests on the real vLLM, whose engine is made in .cache;
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m "(engine and not serve) or install"
 
 e2e: .venv/dev  ## the real SkyPilot launches pixtral.yaml on a real Slurm here; as root, on Debian, whose packages it installs
-	bash tests/e2e/install.sh
+	bash tests/real/slurm/install.sh
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m e2e
 
 serve: .venv/dev  ## SkyServe's real balancer and controller on service.yaml: replicas die, and the client is watched
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m serve
 
 truss: .venv/dev  ## the real Truss and its proxy before the real vLLM, on examples/truss; as root, on Debian
-	XDG_CACHE_HOME=$(CURDIR)/.cache bash tests/truss/install.sh
-	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m truss tests/truss
+	XDG_CACHE_HOME=$(CURDIR)/.cache bash tests/real/truss/install.sh
+	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m truss tests/real/truss
 
 gpu: .venv/demo  ## the script of pixtral.yaml on this machine's GPUs, with random weights of full size: does it start and fit?
 	$(BIN)/python -m benchmarks.gpu

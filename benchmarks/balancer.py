@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks import page
-from tests.serve.rig import KEY, Service
+from tests.real.serve.rig import KEY, Service
 
 ROUNDS = 8
 MIB = 2**20

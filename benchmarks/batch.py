@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import page
-from pixtral_sky.ledger import Journal, Ledger, Paths
+from pixtral_sky.batch.journal import Journal, Ledger, Paths
 
 ROUNDS = 5
 LINES = 1_000_000

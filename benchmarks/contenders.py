@@ -41,8 +41,8 @@ Make = Callable[[], Ask]  # for each thread its own
 
 
 def pixtral_sky(url: str, at_once: int) -> Make:
-    from pixtral_sky.client import Client
-    from pixtral_sky.endpoint import Endpoint
+    from pixtral_sky.client.client import Client
+    from pixtral_sky.client.endpoint import Endpoint
 
     client = Client(Endpoint(url, "key"), connections=at_once)
 

@@ -25,12 +25,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pixtral_sky import checkpoint, engine, fit, images, rehearsal, state, task
-from pixtral_sky.asking import messages
-from pixtral_sky.client import Client
-from pixtral_sky.endpoint import Endpoint
+from pixtral_sky import memory
+from pixtral_sky.client.client import Client
+from pixtral_sky.client.endpoint import Endpoint
+from pixtral_sky.client.messages import messages
+from pixtral_sky.deploy import store, task
 from pixtral_sky.errors import PixtralSkyError
-from pixtral_sky.model import TENSOR_PARALLEL
+from pixtral_sky.pictures import picture as images
+from pixtral_sky.pixtral import TENSOR_PARALLEL
+from pixtral_sky.rehearsal import checkpoint, engine, process
 
 START_SECONDS = 600
 ANSWER_SECONDS = 120
@@ -91,7 +94,7 @@ def known(name: str) -> str:
         return "A100-80GB" if "80GB" in words else "A100"
     # RTX 4090 is in two words, RTX6000-Ada in three.
     joined = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
-    return next((gpu for gpu in fit.GPUS if gpu.upper().replace("-", "") in joined), "")
+    return next((gpu for gpu in memory.GPUS if gpu.upper().replace("-", "") in joined), "")
 
 
 def without_nvcc(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
@@ -122,7 +125,7 @@ def with_nvcc(environ: Mapping[str, str]) -> dict[str, str] | None:
 
 def cases(tiny: bool, folder: Path) -> Iterator[tuple[str, bool, dict[str, str]]]:
     """Precision, whether there is an nvcc, and the environment for it."""
-    for precision in fit.PRECISIONS:
+    for precision in memory.PRECISIONS:
         yield precision, False, without_nvcc(os.environ, folder)
         if not tiny and (found := with_nvcc(os.environ)):
             yield precision, True, found
@@ -145,12 +148,12 @@ def measured(
     shipped = task.load()
     envs = {**shipped.envs, "PRECISION": precision, "START_MINUTES": str(START_SECONDS // 60)}
     begin = time.monotonic()
-    deployment = rehearsal.start(
+    deployment = process.start(
         task.Task(shipped.path, shipped.run, shipped.setup, envs),
-        venv, model, f"gpu-{precision}", state.free_port(0), args, machine,
+        venv, model, f"gpu-{precision}", store.free_port(0), args, machine,
     )  # fmt: skip
     try:
-        rehearsal.wait_until_ready(deployment, START_SECONDS)
+        process.wait_until_ready(deployment, START_SECONDS)
         row.seconds = time.monotonic() - begin
         picture = images.prepare(task.shipped("examples/chart.png").read_bytes(), "chart.png")
         with Client(Endpoint.of(deployment), budget=0, read_timeout=ANSWER_SECONDS) as client:
@@ -164,7 +167,7 @@ def measured(
         row.failure = error.what
     finally:
         log = Path(deployment.log).read_text(errors="replace")
-        rehearsal.stop(deployment)
+        process.stop(deployment)
     if row.failure:
         print("\n".join(log.splitlines()[-40:]), file=sys.stderr, flush=True)
     for name, pattern in SAYS.items():
@@ -216,8 +219,8 @@ def estimates(row: Row, gpus: Gpus | None) -> tuple[str, str]:
     """fit's weights in GiB on each GPU, and its range of tokens."""
     if not gpus or not gpus.known:
         return "-", "-"
-    found = fit.fits(gpus.known, gpus.count, precision=row.precision)
-    weights = fit.weight_bytes(gpus.count, row.precision) / fit.GIB
+    found = memory.fits(gpus.known, gpus.count, precision=row.precision)
+    weights = memory.weight_bytes(gpus.count, row.precision) / memory.GIB
     tokens = f"{found.kv_tokens:,} to {found.kv_tokens_most:,}" if found.fits else "does not fit"
     return f"{weights:.2f}", tokens
 
@@ -243,7 +246,7 @@ def main() -> int:
         os.environ["PIXTRAL_SKY_HOME"] = home
         if gpus is None:
             venv = engine.ensure(task.load().vllm_version)
-            model, args, machine = checkpoint.tiny(venv), rehearsal.CPU_ARGS, rehearsal.CPU_ENVIRON
+            model, args, machine = checkpoint.tiny(venv), process.CPU_ARGS, process.CPU_ENVIRON
         else:
             venv = installed(Path(home))
             model, args = checkpoint.full(venv), "--load-format dummy --dtype bfloat16"

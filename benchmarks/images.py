@@ -3,7 +3,7 @@
     python -m benchmarks.images             # prints the table
     python -m benchmarks.images --write     # and puts it into docs/performance.md
 
-The pictures are drawn from seeds (tests/pictures.py). Against naive Pillow: opened, made RGB, shrunk into
+The pictures are drawn from seeds (tests/support/pictures.py). Against naive Pillow: opened, made RGB, shrunk into
 1024 x 1024 by its filter for quality, saved as a JPEG of 95. The sides take turns in one run; medians, and
 in brackets the quartiles. Of one thread it is the time of the processor that counts, and OpenCV has one
 thread, so that the figures are those of one core; two threads are compared with one by the clock.
@@ -22,9 +22,10 @@ import PIL
 from PIL import Image
 
 from benchmarks import page
-from pixtral_sky import images, pixels
-from pixtral_sky.turbo import Turbo
-from tests.pictures import diagram, fidelity, photo, psnr, saved, scan, screen, seen
+from pixtral_sky.pictures import picture
+from pixtral_sky.pictures import prepare as pixels
+from pixtral_sky.pictures.turbo import Turbo
+from tests.support.pictures import diagram, fidelity, photo, psnr, saved, scan, screen, seen
 
 ROUNDS = 5
 BOX = (1024, 1024)
@@ -93,7 +94,7 @@ def naive_fidelity(data: bytes) -> float:
 
 
 def prepare(data: bytes) -> bytes:
-    return images.prepare(data, "picture").data
+    return picture.prepare(data, "picture").data
 
 
 def alone() -> None:

@@ -18,7 +18,7 @@ door=$(mktemp -d /tmp/pixtral.XXXXXX)
 server="" asked_to_end=""
 trap '[ -z "$server" ] || kill -KILL -- "-$server" 2>/dev/null; rm -rf "$door"' EXIT
 cat > "$door/front_door.py" <<'FRONT_DOOR'
-# include: ../pixtral_sky/front_door.py
+# include: ../pixtral_sky/server/gateway.py
 FRONT_DOOR
 # Without httptools, which takes heads without end into memory, uvicorn uses h11, which has a limit.
 echo 'raise ImportError' > "$door/httptools.py"

@@ -1,6 +1,6 @@
 """Write docs/autoscaling.png and the tables of docs/autoscaling.md; --check only compares.
 
-What they show is played by `pixtral_sky.capacity`. The picture carries the fingerprint of what it was drawn
+What they show is played by `pixtral_sky.planning.capacity`. The picture carries the fingerprint of what it was drawn
 from, so that a check needs no matplotlib, and another version of it changes nothing.
 """
 
@@ -18,7 +18,8 @@ from typing import Any
 
 from generated import PAGE, ROOT, complain, drawn_from, renewed
 
-from pixtral_sky import capacity, task
+from pixtral_sky.deploy import task
+from pixtral_sky.planning import capacity
 
 PICTURE = ROOT / "docs" / "autoscaling.png"
 

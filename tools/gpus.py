@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import yaml
 from generated import ROOT, complain, renewed
 
-from pixtral_sky import fit
+from pixtral_sky import memory
 
 PAGE = ROOT / "docs" / "gpus.md"
 FILES = ("pixtral.yaml", "service.yaml", "examples/*.yaml")
@@ -16,7 +16,7 @@ HEAD = (
     *("GPUs", "step", "memory", "all-reduce"),
     *(
         f"{precision}: {what}"
-        for precision in fit.PRECISIONS
+        for precision in memory.PRECISIONS
         for what in ("GiB", "context", "KV tokens", "at once")
     ),
 )
@@ -35,16 +35,16 @@ def named() -> set[tuple[str, int]]:
 def page(text: str) -> str:
     files = named()
     machines = [
-        (gpu, count) for gpu in fit.GPUS for count in (1, 2, 4, 8) if count < 4 or (gpu, count) in files
+        (gpu, count) for gpu in memory.GPUS for count in (1, 2, 4, 8) if count < 4 or (gpu, count) in files
     ]
     rows = [HEAD, ["---"] * len(HEAD), *(row(*each, bold=each in files) for each in machines)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-    reasons = [f"- {fit.why_not(*each)}" for each in machines if fit.why_not(*each)]
+    reasons = [f"- {memory.why_not(*each)}" for each in machines if memory.why_not(*each)]
     return renewed(text, "gpus", f"{table}\n\n" + "\n".join(reasons))
 
 
 def row(gpu: str, count: int, bold: bool) -> list[str]:
-    chosen = fit.settings(gpu, count)
+    chosen = memory.settings(gpu, count)
     name = f"{gpu}:{count}"
     several = "custom" if chosen.custom_all_reduce else "NCCL's"
     return [
@@ -52,13 +52,13 @@ def row(gpu: str, count: int, bold: bool) -> list[str]:
         f"{chosen.batched_tokens:,}",
         f"{chosen.memory_utilization}",
         several if count > 1 else "",
-        *(cell for precision in fit.PRECISIONS for cell in held(gpu, count, precision)),
+        *(cell for precision in memory.PRECISIONS for cell in held(gpu, count, precision)),
     ]
 
 
 def held(gpu: str, count: int, precision: str) -> Iterator[str]:
-    found = fit.fits(gpu, count, precision=precision)
-    yield f"{fit.weight_bytes(count, precision) / fit.GIB:.2f}"
+    found = memory.fits(gpu, count, precision=precision)
+    yield f"{memory.weight_bytes(count, precision) / memory.GIB:.2f}"
     for value in (found.context, found.kv_tokens, found.requests):
         yield f"{value:,}" if found.fits else "-"
 

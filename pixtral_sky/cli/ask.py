@@ -59,25 +59,26 @@ def ask(
       pdftoppm -png -r 100 -singlefile paper.pdf | pixtral-sky ask "Sum it up" -
       PIXTRAL_API_KEY=... pixtral-sky ask --endpoint http://10.0.0.7:8081 "Hello"
     """
-    from pixtral_sky import asking, images
-    from pixtral_sky.endpoint import find
-    from pixtral_sky.parts import Words, parse
+    from pixtral_sky.client import messages as asking
+    from pixtral_sky.client.endpoint import find
+    from pixtral_sky.pictures import picture
+    from pixtral_sky.pictures.source import Words, parse
 
     arguments = parse(parts or [])
     wanted = asking.Schema(schema) if schema else None
     endpoint = find(url, api_key, name)
     if not no_check:  # before any picture is downloaded or shrunk
         asking.check_pictures(endpoint, sum(not isinstance(part, Words) for part in arguments))
-    content: list[str | images.Picture | asking.RemoteUrl] = []
+    content: list[str | picture.Picture | asking.RemoteUrl] = []
     for part in arguments:
         if isinstance(part, Words):
             content.append(part.text)
-        elif remote_urls and images.is_url(part.source):
+        elif remote_urls and picture.is_url(part.source):
             content.append(asking.RemoteUrl(part.source))
         else:
-            content.append(images.read(part.source, stdin=_stdin))
+            content.append(picture.read(part.source, stdin=_stdin))
 
-    from pixtral_sky.client import Client
+    from pixtral_sky.client.client import Client
 
     with Client(endpoint, notify=output.say) as client:
         if endpoint.max_model_len is None:
@@ -125,7 +126,7 @@ def _stdin() -> bytes:
 
 def _show(pieces: Iterable[str]) -> None:
     """Print the pieces as they come, and a newline after them where none is."""
-    from pixtral_sky.asking import printable
+    from pixtral_sky.client.messages import printable
 
     # A model may be led to say what a terminal would take for a command.
     terminal = sys.stdout is not None and sys.stdout.isatty()

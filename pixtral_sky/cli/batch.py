@@ -81,15 +81,15 @@ def batch(
       pixtral-sky batch requests.jsonl -o out.jsonl
       pixtral-sky batch list.jsonl -o part2.jsonl --shard 2/8
     """
-    from pixtral_sky import asking, items, table
-    from pixtral_sky import batch as runner
+    from pixtral_sky.batch import csv_export, items, runner
+    from pixtral_sky.batch.concurrency import MOST
+    from pixtral_sky.batch.journal import Ledger, Paths
     from pixtral_sky.cli.progress import Progress
-    from pixtral_sky.client import Client
-    from pixtral_sky.endpoint import find
+    from pixtral_sky.client import messages
+    from pixtral_sky.client.client import Client
+    from pixtral_sky.client.endpoint import find
     from pixtral_sky.errors import PixtralSkyError, UsageError
-    from pixtral_sky.ledger import Ledger, Paths
-    from pixtral_sky.pace import MOST
-    from pixtral_sky.parts import DEFAULT_QUESTION
+    from pixtral_sky.pictures.source import DEFAULT_QUESTION
 
     stem = out.with_name(out.name.removesuffix(".jsonl"))
     paths = Paths(out, errors or Path(f"{stem}.errors.jsonl"))
@@ -99,11 +99,11 @@ def batch(
     if concurrency != "auto" and not (concurrency.isdecimal() and 1 <= int(concurrency) <= MOST):
         raise UsageError(f"--concurrency takes auto, or a number from 1 to {MOST}.")
     share = runner.shard(shard)
-    wanted = asking.Schema(schema) if schema else None
+    wanted = messages.Schema(schema) if schema else None
     if csv:
         if not wanted or items.is_openai(inputs):
             raise UsageError("--csv makes columns of the properties in --schema.", "Give both, or neither.")
-        next(table.csv_rows(out, wanted.schema))  # the header: what is wrong with the schema is said now
+        next(csv_export.csv_rows(out, wanted.schema))  # the header: what is wrong with the schema is said now
     defaults = items.Defaults(
         prompt or DEFAULT_QUESTION,
         system,
@@ -114,7 +114,7 @@ def batch(
     items.walk(inputs, per_request=per_request)  # an input that leads to nothing is said now
 
     with Client(find(url, api_key, name), notify=output.say) as client:
-        endpoint = asking.learn(client)
+        endpoint = messages.learn(client)
     job = runner.Job(
         lambda: items.walk(inputs, per_request=per_request),
         defaults,
@@ -158,7 +158,7 @@ def batch(
     failed = ledger.failed_before + tally.failed
     complete = not (stopped or tally.stopped_by)
     if csv and wanted and complete:
-        table.write_csv(out, wanted.schema, csv)
+        csv_export.write_csv(out, wanted.schema, csv)
     progress.say_the_end()
     if as_json:
         found = {"done_before": ledger.done_before, "failed_before": ledger.failed_before}

@@ -16,8 +16,8 @@ from pixtral_sky.cli import common
 from pixtral_sky.errors import UsageError
 
 if TYPE_CHECKING:
-    from pixtral_sky.capacity import Rate
-    from pixtral_sky.policies import Comparison, Load, Policy, Result, Terms
+    from pixtral_sky.planning.capacity import Rate
+    from pixtral_sky.planning.policies import Comparison, Load, Policy, Result, Terms
 
 PATTERNS = ("steady", "day-night", "burst")
 # A burst is longer than a replica takes to start, or no autoscaler could do anything about it.
@@ -101,7 +101,8 @@ def capacity(
       pixtral-sky capacity --pattern day-night --qps 1..9 --price 2.50
       pixtral-sky capacity requests.csv --price 2.50 --spot-price 0.90 --goal 0.5%
     """
-    from pixtral_sky import policies, task
+    from pixtral_sky.deploy import task
+    from pixtral_sky.planning import policies
 
     chart = _chart(plot)
     share, startup = _percent(goal), 60 * _above_zero("--start-minutes", start_minutes)
@@ -140,7 +141,7 @@ def _load(
     trace: Path | None, pattern: str | None, qps: str | None, seed: int | None, startup: float
 ) -> tuple[Load, str, dict[str, Any]]:
     """The load, what it is called, and how it was asked for. Raises UsageError."""
-    from pixtral_sky import capacity, policies
+    from pixtral_sky.planning import capacity, policies
 
     if trace and pattern:
         raise UsageError("A trace and a pattern are two loads.", "Give one of them.")
@@ -177,7 +178,7 @@ def _load(
 
 
 def _rate(pattern: str, low: float, high: float) -> Rate:
-    from pixtral_sky import capacity, policies
+    from pixtral_sky.planning import capacity, policies
 
     if pattern == "steady":
         return capacity.steady(high)
@@ -248,7 +249,7 @@ def _chart(plot: Path | None) -> Any:
     """The module that draws, where it is asked for: all that it lacks is said before minutes of work."""
     if not plot:
         return None
-    from pixtral_sky import capacity_chart
+    from pixtral_sky.planning import capacity_chart
 
     if plot.suffix.lower() != ".png":
         raise UsageError(f"{plot} is drawn as a PNG.", f"Call it {plot.with_suffix('.png')}")
@@ -304,7 +305,8 @@ def _name_the_cheapest(
     found: Comparison, terms: Terms, config: dict[str, Any], name: str, file: Path | None
 ) -> None:
     """In words, and as what to type."""
-    from pixtral_sky import policies, service
+    from pixtral_sky.deploy import replica_policy
+    from pixtral_sky.planning import policies
 
     own, within = found.own, f"{100 * terms.goal:g}%"
     if best := found.cheapest:
@@ -327,7 +329,7 @@ def _name_the_cheapest(
             output.data(f"    {key}: {seconds:g}")
     given = ["--file", shlex.quote(name)] if file or delays else []
     output.data("  " + " ".join(["pixtral-sky serve up", *given, *options]))
-    for warning in service.check(policies.applied(config, best.policy), key="-"):
+    for warning in replica_policy.check(policies.applied(config, best.policy), key="-"):
         output.warn(warning)
 
 

@@ -18,7 +18,7 @@ SECRETS = ("PIXTRAL_API_KEY", "HF_TOKEN")
 
 def envs(words: list[str], precision: str | None) -> dict[str, str]:
     """The values of ``--env NAME=VALUE`` and of ``--precision``. Raises UsageError, for a secret too."""
-    from pixtral_sky import fit
+    from pixtral_sky import memory
     from pixtral_sky.errors import UsageError
 
     given = {}
@@ -31,8 +31,8 @@ def envs(words: list[str], precision: str | None) -> dict[str, str]:
         given[name] = value
     if precision is not None:
         precision = precision.lower()
-        if precision not in fit.PRECISIONS:
-            raise UsageError(f"--precision is {' or '.join(fit.PRECISIONS)}, not {precision!r}.")
+        if precision not in memory.PRECISIONS:
+            raise UsageError(f"--precision is {' or '.join(memory.PRECISIONS)}, not {precision!r}.")
         if given.setdefault("PRECISION", precision) != precision:
             raise UsageError(
                 f"--precision {precision} and --env PRECISION={given['PRECISION']} are not the same."
@@ -42,12 +42,12 @@ def envs(words: list[str], precision: str | None) -> dict[str, str]:
 
 def key(name: str) -> str:
     """The key of the environment, else that of before, else a new one."""
-    from pixtral_sky import state
-    from pixtral_sky.endpoint import key_of_environment
+    from pixtral_sky.client.endpoint import key_of_environment
+    from pixtral_sky.deploy import store
     from pixtral_sky.errors import UsageError
 
-    old = state.recall(name)
-    before = old.key if isinstance(old, (state.Cluster, state.Service)) else ""
+    old = store.recall(name)
+    before = old.key if isinstance(old, (store.Cluster, store.Service)) else ""
     found = key_of_environment() or before or secrets.token_urlsafe(32)
     if not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", found):
         raise UsageError(

@@ -45,7 +45,8 @@ def doctor(
     """
     from dataclasses import asdict
 
-    from pixtral_sky import doctor, state
+    from pixtral_sky.deploy import store
+    from pixtral_sky.doctor import checks as doctor
     from pixtral_sky.errors import UsageError
 
     if answers:
@@ -54,14 +55,14 @@ def doctor(
         _check_answers(name, as_json)
         return
     if truss:
-        from pixtral_sky.truss import examine
+        from pixtral_sky.doctor.truss import examine
 
         if name is not None or file:
             raise UsageError("--truss is checked alone.", f"pixtral-sky doctor --truss '{truss}'")
         found = examine(truss)
     else:
         if name is not None:
-            state.check_name(name)
+            store.check_name(name)
         found = doctor.examine(name, file)
     checks = []
     for check in found:
@@ -75,15 +76,17 @@ def doctor(
 
 
 def _check_answers(name: str | None, as_json: bool) -> None:
-    from pixtral_sky import __version__, answers, deployment, state
-    from pixtral_sky.asking import learn
-    from pixtral_sky.client import Client
-    from pixtral_sky.endpoint import find
+    from pixtral_sky import __version__
+    from pixtral_sky.client.client import Client
+    from pixtral_sky.client.endpoint import find
+    from pixtral_sky.client.messages import learn
+    from pixtral_sky.deploy import clusters, store
+    from pixtral_sky.doctor import answers
 
     answered = []
     endpoint = find(name=name)
     if not endpoint.is_baseten:  # that may have to start it, which takes long
-        deployment.reach(endpoint)  # once: of one that is not there, a person is not to wait to hear
+        clusters.reach(endpoint)  # once: of one that is not there, a person is not to wait to hear
     with Client(endpoint, notify=output.say) as client:
         model = learn(client).model
         for each in answers.ask(client):
@@ -97,7 +100,7 @@ def _check_answers(name: str | None, as_json: bool) -> None:
         output.data(json.dumps({**document, "answers": [each.document() for each in answered]}, indent=1))
     else:
         few = f"Fewer than {answers.ENOUGH}: it does not see, or its weights are damaged or random."
-        if isinstance(state.recall(endpoint.origin), state.Rehearsal):
+        if isinstance(store.recall(endpoint.origin), store.Rehearsal):
             few = "This is a rehearsal: its weights are random."
         output.data(f"{right} of {len(answered)} are right." + ("" if passes else f" {few}"))
     if not passes:

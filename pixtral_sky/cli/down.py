@@ -10,7 +10,7 @@ import typer
 
 from pixtral_sky import output
 from pixtral_sky.cli import serve
-from pixtral_sky.state import DEFAULT_NAME, Cluster, Rehearsal, Service
+from pixtral_sky.deploy.store import DEFAULT_NAME, Cluster, Rehearsal, Service
 
 
 def down(
@@ -21,7 +21,7 @@ def down(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
 ) -> None:
     """Take a deployment down, and wait until nothing of it is left that costs money."""
-    from pixtral_sky import deployment, sdk, serving, state
+    from pixtral_sky.deploy import clusters, services, skypilot, store
     from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
 
     if everything and name:
@@ -29,11 +29,11 @@ def down(
     names = [name or DEFAULT_NAME]
     failed: PixtralSkyError | None = None
     if everything:
-        names = state.known()
+        names = store.known()
         try:
-            if sdk.was_used():
-                names += [each.name for each in deployment.records() if each.ours]
-                names += [each.name for each in serving.records() if serving.is_ours(each)]
+            if skypilot.was_used():
+                names += [each.name for each in clusters.records() if each.ours]
+                names += [each.name for each in services.records() if services.is_ours(each)]
         except SkyError as error:  # what runs here is stopped all the same
             output.error(str(error))
             failed = error
@@ -48,11 +48,11 @@ def down(
     asked_skypilot = False
     for each in names:
         try:
-            one = state.recall(each)
+            one = store.recall(each)
             if isinstance(one, Rehearsal):
                 _rehearsal(one)
                 continue
-            asked_skypilot = sdk.was_used()
+            asked_skypilot = skypilot.was_used()
             if isinstance(one, Service):
                 serve.take_down(each)
                 continue
@@ -60,7 +60,7 @@ def down(
             if not was_there and not one and not serve.take_down(each):
                 raise NoEndpoint(
                     f"There is no deployment named {each!r} here{' or at SkyPilot' * asked_skypilot}.",
-                    f"There are: {', '.join(others)}." if (others := state.known()) else "",
+                    f"There are: {', '.join(others)}." if (others := store.known()) else "",
                 )
         except PixtralSkyError as error:
             if len(names) == 1:
@@ -69,8 +69,8 @@ def down(
             failed = error
     if asked_skypilot and not isinstance(failed, SkyError):
         with contextlib.suppress(SkyError):  # what was asked for is done
-            for record in deployment.controllers():
-                if not record.name.startswith(serving.CONTROLLER):
+            for record in clusters.controllers():
+                if not record.name.startswith(services.CONTROLLER):
                     price = f", ${record.hourly:.2f} an hour" if record.hourly else ""
                     what = f"SkyPilot's {record.name} is still {record.status}{price}."
                     output.warn(f"{what} End it: sky down {record.name}")
@@ -80,11 +80,11 @@ def down(
 
 
 def _rehearsal(one: Rehearsal) -> None:
-    from pixtral_sky import rehearsal
+    from pixtral_sky.rehearsal import process
 
     ran = one.is_running()
     with output.phase(f"stopping {one.name}"):
-        rehearsal.stop(one)
+        process.stop(one)
     if ran:
         output.say(f"{one.name} is stopped: no process of it is left.")
     else:
@@ -93,21 +93,21 @@ def _rehearsal(one: Rehearsal) -> None:
 
 def _cluster(name: str, one: Cluster | None) -> bool:
     """Whether there was one."""
-    from pixtral_sky import deployment, sdk, state
-    from pixtral_sky.endpoint import Endpoint
+    from pixtral_sky.client.endpoint import Endpoint
+    from pixtral_sky.deploy import clusters, skypilot, store
     from pixtral_sky.errors import UsageError
 
-    state.check_name(name)
+    store.check_name(name)
     if not one:
-        if not sdk.was_used():
+        if not skypilot.was_used():
             return False
-        found = deployment.records([name])
+        found = clusters.records([name])
         if found and not found[0].ours:
             raise UsageError(f"{name!r} is a cluster with something else on it.", f"sky down {name}")
     if one and one.private and (tunnel := Endpoint.of(one).tunnel):
         tunnel.close()
-    was_there = deployment.down(name, one.request if one else "")
-    state.forget(name)
+    was_there = clusters.down(name, one.request if one else "")
+    store.forget(name)
     if was_there:
         output.say(f"{name} is down: SkyPilot and its cloud have nothing of it left.")
     elif one:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.state import DEFAULT_NAME
+from pixtral_sky.deploy.store import DEFAULT_NAME
 
 if TYPE_CHECKING:
-    from pixtral_sky.endpoint import Endpoint
+    from pixtral_sky.client.endpoint import Endpoint
 
 
 def endpoint(
@@ -78,7 +78,7 @@ def curl(endpoint: Endpoint) -> str:
 
 def find_anywhere(name: str | None) -> Endpoint:
     """As ``endpoint.find``, and what SkyPilot has under that name is remembered."""
-    from pixtral_sky.endpoint import find
+    from pixtral_sky.client.endpoint import find
     from pixtral_sky.errors import NoEndpoint, SkyError
 
     try:
@@ -94,16 +94,16 @@ def find_anywhere(name: str | None) -> Endpoint:
 
 def _is_at_skypilot(name: str) -> bool:
     """Whether SkyPilot has it; it is then remembered here."""
-    from pixtral_sky import deployment, sdk, serving, state
-    from pixtral_sky.endpoint import key_of_environment
+    from pixtral_sky.client.endpoint import key_of_environment
+    from pixtral_sky.deploy import clusters, services, skypilot, store
 
-    if isinstance(state.recall(name), state.Rehearsal) or not sdk.was_used():
+    if isinstance(store.recall(name), store.Rehearsal) or not skypilot.was_used():
         return False
     key = key_of_environment()
     with output.phase("asking SkyPilot"):
-        if not isinstance(state.recall(name), state.Service) and deployment.find(name, key):
+        if not isinstance(store.recall(name), store.Service) and clusters.find(name, key):
             return True
-        found = [each for each in serving.records([name]) if serving.is_ours(each) and each.url]
+        found = [each for each in services.records([name]) if services.is_ours(each) and each.url]
         for each in found:
-            serving.remembered(each, key)
+            services.remembered(each, key)
         return bool(found)

@@ -13,15 +13,15 @@ import typer
 
 from pixtral_sky import output
 from pixtral_sky.cli import common, options
-from pixtral_sky.state import DEFAULT_NAME
+from pixtral_sky.deploy.store import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pixtral_sky.deployment import Plan, Record
-    from pixtral_sky.sdk import NoMachine
-    from pixtral_sky.state import Cluster
-    from pixtral_sky.task import Task
+    from pixtral_sky.deploy.clusters import Plan, Record
+    from pixtral_sky.deploy.skypilot import NoMachine
+    from pixtral_sky.deploy.store import Cluster
+    from pixtral_sky.deploy.task import Task
 
 TRIED = 20  # places of a launch that failed, each in a line
 
@@ -79,7 +79,7 @@ def launch(
       pixtral-sky launch --gpus L4:1 --precision fp8 --max-price 0.90 --retry-until-up
       pixtral-sky launch --infra slurm/lab --gpus A100:1 --idle 60
     """
-    from pixtral_sky import deployment, task
+    from pixtral_sky.deploy import clusters, task
     from pixtral_sky.errors import PixtralSkyError
 
     started = time.monotonic()
@@ -96,7 +96,7 @@ def launch(
     cluster = _launched(plan, 60 if retry_until_up and retry_minutes is None else retry_minutes or 0)
     record = None
     with contextlib.suppress(PixtralSkyError):  # for its price alone
-        record = next(iter(deployment.records([name])), None)
+        record = next(iter(clusters.records([name])), None)
     output.say(f"\n{name} answers, {common.minutes(time.monotonic() - started)} after you asked for it:")
     output.data(cluster.url)
     output.say(f"It costs {_cost(record)}, and {_end({**the_task.envs, **envs})}.")
@@ -118,25 +118,25 @@ def _plan(
     max_price: float | None,
 ) -> Plan:
     """All that can be checked: first here, then at SkyPilot, then at the Hub."""
-    from pixtral_sky import candidates, deployment, hub, sdk, serving, state, task
+    from pixtral_sky.deploy import candidates, clusters, huggingface, services, skypilot, store, task
     from pixtral_sky.errors import SkyError, UsageError
 
-    state.check_name(name)
+    store.check_name(name)
     common.check_price(max_price)
-    key, token = common.key(name), hub.token()
+    key, token = common.key(name), huggingface.token()
     the_task.check(envs)
     final = {**the_task.envs, **envs}
     _end(final)
-    sdk.check_installed()
+    skypilot.check_installed()
     candidates.check_infra(infra)
     warnings = candidates.check_gpus(gpus, task.read(the_task.path), final, infra)
     with output.phase("SkyPilot's view"):
         with contextlib.suppress(SkyError):  # a controller that does not answer is no reason not to launch
-            if any(each.ours for each in serving.records([name])):
+            if any(each.ours for each in services.records([name])):
                 raise UsageError(
                     f"{name!r} is a service.", f"Take another --name, or: pixtral-sky down {name}"
                 )
-        plan = deployment.prepare(
+        plan = clusters.prepare(
             name,
             file=the_task.path,
             envs=envs,
@@ -149,14 +149,14 @@ def _plan(
             max_price=max_price,
         )
     with output.phase("licence of the weights"):
-        unchecked = hub.check(final.get("MODEL", ""), token, final.get("MODEL_REVISION") or "main")
+        unchecked = huggingface.check(final.get("MODEL", ""), token, final.get("MODEL_REVISION") or "main")
     for warning in filter(None, [*warnings, unchecked]):
         output.warn(warning)
     return plan
 
 
 def _show(plan: Plan, candidates: bool) -> None:
-    from pixtral_sky import deployment
+    from pixtral_sky.deploy import clusters
 
     common.say_choice(plan)
     if running := plan.running:
@@ -164,7 +164,7 @@ def _show(plan: Plan, candidates: bool) -> None:
         where = " ".join(filter(None, (" on" if running.infra else "", running.infra, running.gpus)))
         output.say(f"{running.name} is {running.status}{where}{price}: it is updated.")
     elif candidates:
-        deployment.show_candidates(plan.task)
+        clusters.show_candidates(plan.task)
     output.say(
         "It opens no port: the way to it is ssh."
         if plan.cluster.private
@@ -174,9 +174,9 @@ def _show(plan: Plan, candidates: bool) -> None:
 
 def _launched(plan: Plan, minutes: float) -> Cluster:
     """The cluster, when it answers. ``minutes`` are spent, while nobody gives a machine, on asking again."""
-    from pixtral_sky import deployment
+    from pixtral_sky.deploy import clusters
+    from pixtral_sky.deploy.skypilot import NoMachine
     from pixtral_sky.errors import PixtralSkyError
-    from pixtral_sky.sdk import NoMachine
 
     name, then = plan.cluster.name, time.monotonic()
     told: list[tuple[str, ...]] = []
@@ -197,10 +197,10 @@ def _launched(plan: Plan, minutes: float) -> Cluster:
         )
 
     try:
-        cluster, job = deployment.launch_patiently(plan, minutes * 60, wait)
+        cluster, job = clusters.launch_patiently(plan, minutes * 60, wait)
         output.done("machine", time.monotonic() - then)
-        output.phases(deployment.follow(cluster, job))
-    except deployment.StoppedWaiting:
+        output.phases(clusters.follow(cluster, job))
+    except clusters.StoppedWaiting:
         output.warn(f"No machine was to be had. {_left(plan)}")
         raise
     except KeyboardInterrupt:
@@ -215,12 +215,12 @@ def _launched(plan: Plan, minutes: float) -> Cluster:
         raise NoMachine(f"{error.what} {_left(plan)}", f"{error.hint}{again}") from error
     except PixtralSkyError as error:
         raise type(error)(f"{error.what} {_left(plan)}", error.hint) from error
-    return deployment.located(cluster)
+    return clusters.located(cluster)
 
 
 def _cost(record: Record | None) -> str:
     """What a machine costs, and its disk where a price of that is known."""
-    from pixtral_sky import prices
+    from pixtral_sky.deploy import prices
 
     if not record or not record.hourly:
         return "nothing that SkyPilot knows of"
@@ -245,16 +245,16 @@ def _end(envs: Mapping[str, str]) -> str:
 
 def _left(plan: Plan) -> str:
     """What a launch that failed has left behind."""
-    from pixtral_sky import deployment, state
+    from pixtral_sky.deploy import clusters, store
     from pixtral_sky.errors import PixtralSkyError
 
     name = plan.cluster.name
     try:
-        left = deployment.records([name])
+        left = clusters.records([name])
     except PixtralSkyError:
         return f"What is left of it: pixtral-sky status {name}."
     if left:
         return f"Its machine may cost money until: pixtral-sky down {name}."
     if not plan.running:
-        state.forget(name)
+        store.forget(name)
     return "Nothing is left that costs money."

@@ -10,7 +10,7 @@ import typer
 
 from pixtral_sky import output
 from pixtral_sky.cli import options, serve
-from pixtral_sky.state import DEFAULT_NAME, Rehearsal
+from pixtral_sky.deploy.store import DEFAULT_NAME, Rehearsal
 
 
 def logs(
@@ -19,25 +19,25 @@ def logs(
     lines: options.Lines = 0,
 ) -> None:
     """Show what a deployment's script and its server say: of a launch, while it lasts."""
-    from pixtral_sky import state
+    from pixtral_sky.deploy import store
 
-    state.check_name(name)
-    one = state.recall(name)
-    if isinstance(one, state.Rehearsal):
+    store.check_name(name)
+    one = store.recall(name)
+    if isinstance(one, store.Rehearsal):
         _show(one, follow, lines)
         return
-    if isinstance(one, state.Service):
+    if isinstance(one, store.Service):
         serve.logs(name, None, False, follow, lines)
         return
-    from pixtral_sky import deployment, sdk, serving
+    from pixtral_sky.deploy import clusters, services, skypilot
     from pixtral_sky.errors import NoEndpoint
 
-    if not one and not sdk.was_used():
+    if not one and not skypilot.was_used():
         raise NoEndpoint(f"There is no deployment named {name!r} here.", "What there is: pixtral-sky status")
     try:
-        deployment.logs(name, follow=follow, lines=lines)
+        clusters.logs(name, follow=follow, lines=lines)
     except NoEndpoint:
-        if one or not serving.records([name]):
+        if one or not services.records([name]):
             raise
         serve.logs(name, None, False, follow, lines)
 

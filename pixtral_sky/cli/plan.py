@@ -15,10 +15,10 @@ from pixtral_sky import output
 from pixtral_sky.cli import common
 
 if TYPE_CHECKING:
-    from pixtral_sky.fit import Workload
-    from pixtral_sky.plan import Ask, Machine, Option, Unfit
-    from pixtral_sky.prices import Prices
-    from pixtral_sky.roofline import Range
+    from pixtral_sky.deploy.prices import Prices
+    from pixtral_sky.memory import Workload
+    from pixtral_sky.planning.plan import Ask, Machine, Option, Unfit
+    from pixtral_sky.planning.speed import Range
 
 ROWS = 20  # of the table; the rest with --all
 
@@ -89,10 +89,10 @@ def plan(
       pixtral-sky plan --qps 5 --spot --write my-service.yaml
       pixtral-sky plan --total 1000000 --gpus L4,L40S,H100 --plot cost.png
     """
-    from pixtral_sky import plan as planning
-    from pixtral_sky import task
+    from pixtral_sky.deploy import task
     from pixtral_sky.errors import UsageError
-    from pixtral_sky.fit import Workload
+    from pixtral_sky.memory import Workload
+    from pixtral_sky.planning import plan as planning
 
     if no_prices and (clouds or spot or plot or write):
         raise UsageError("--clouds, --spot, --plot and --write are about prices.", "Leave out --no-prices")
@@ -101,7 +101,7 @@ def plan(
     if write and write.exists():
         raise UsageError(f"{write} is there already.", "Give --write another name.")
     if plot:
-        from pixtral_sky import chart
+        from pixtral_sky.planning import chart
 
         chart.check(plot)
     width, height = planning.size(size)
@@ -162,7 +162,7 @@ def plan(
 
 def _least() -> int:
     """How many replicas a service has at all times."""
-    from pixtral_sky import task
+    from pixtral_sky.deploy import task
 
     policy: dict[str, int] = task.read(task.shipped("service.yaml"))["service"]["replica_policy"]
     return policy["min_replicas"]
@@ -170,9 +170,9 @@ def _least() -> int:
 
 def _measured(files: Sequence[Path], workload: Workload) -> dict[tuple[str, str], Range]:
     """Requests a second by GPUs and precision; a range where several files are of the same."""
-    from pixtral_sky import plan as planning
     from pixtral_sky.errors import UsageError
-    from pixtral_sky.roofline import Range
+    from pixtral_sky.planning import plan as planning
+    from pixtral_sky.planning.speed import Range
 
     found: dict[tuple[str, str], Range] = {}
     for file in files:
@@ -198,7 +198,7 @@ def _measured(files: Sequence[Path], workload: Workload) -> dict[tuple[str, str]
 def _prices(
     wanted: Sequence[tuple[str, int]], clouds: str | None, resources: dict[str, Any], ports: bool
 ) -> Prices:
-    from pixtral_sky import prices
+    from pixtral_sky.deploy import prices
 
     named = [word.strip().lower() for word in clouds.split(",")] if clouds else []
     # As launch wants them: 4+, 32+
@@ -217,7 +217,7 @@ def _prices(
 
 
 def _show(ask: Ask, options: Sequence[Option]) -> None:
-    from pixtral_sky import plan as planning
+    from pixtral_sky.planning import plan as planning
 
     head = (
         *("GPUS", "PRECISION", "CLOUD", "REGION", "$/H", "SPOT $/H", "CONTEXT", "AT ONCE"),
@@ -242,7 +242,7 @@ def _show(ask: Ask, options: Sequence[Option]) -> None:
 
 
 def _show_unpriced(ask: Ask, machines: Sequence[Machine]) -> None:
-    from pixtral_sky import plan as planning
+    from pixtral_sky.planning import plan as planning
 
     head = (
         *("GPUS", "PRECISION", "CONTEXT", "AT ONCE", "REQUESTS/S", "IMAGES/S"),
@@ -265,7 +265,7 @@ def _show_unpriced(ask: Ask, machines: Sequence[Machine]) -> None:
 
 def _held(machine: Machine) -> tuple[str, str]:
     """The context and the requests at once; "+": so many at least."""
-    from pixtral_sky import fit as fitting
+    from pixtral_sky import memory as fitting
 
     fit = machine.fit
     all_that_fits = fit.context == fit.kv_tokens - fitting.BLOCK
@@ -275,7 +275,7 @@ def _held(machine: Machine) -> tuple[str, str]:
 
 def _disks(options: Sequence[Option], gb: int) -> str:
     """What their disks cost, in a line or two."""
-    from pixtral_sky import prices
+    from pixtral_sky.deploy import prices
 
     found = dict(sorted((each.offer.cloud, each.offer.disk) for each in options))
     known = [f"{cloud} {price:.3f}" for cloud, price in found.items() if price is not None]
@@ -316,8 +316,8 @@ def _rate(value: float) -> str:
 
 def _explain(ask: Ask, machines: Sequence[Machine], unfit: Sequence[Unfit], spot: bool) -> None:
     """What the table does not say, once."""
-    from pixtral_sky import fit
-    from pixtral_sky import plan as planning
+    from pixtral_sky import memory as fit
+    from pixtral_sky.planning import plan as planning
 
     workload = ask.workload
     pictures = f"{workload.images} picture{'s' * (workload.images != 1)}"
@@ -357,7 +357,7 @@ def _explain(ask: Ask, machines: Sequence[Machine], unfit: Sequence[Unfit], spot
 
 
 def _next(ask: Ask, best: Option, envs: dict[str, Any], spot: bool) -> str:
-    from pixtral_sky import plan as planning
+    from pixtral_sky.planning import plan as planning
 
     if ask.qps is not None:
         return "the same with --write my-service.yaml, and: pixtral-sky serve up --file my-service.yaml"
@@ -373,8 +373,8 @@ def _next(ask: Ask, best: Option, envs: dict[str, Any], spot: bool) -> str:
 def _write(path: Path, ask: Ask, options: Sequence[Option], spot: bool) -> None:
     import yaml
 
-    from pixtral_sky import plan as planning
-    from pixtral_sky import service, task
+    from pixtral_sky.deploy import replica_policy, task
+    from pixtral_sky.planning import plan as planning
 
     shipped = task.shipped("service.yaml")
     name, command = (" ".join(words.split()) for words in (path.name, shlex.join(sys.argv[1:])))
@@ -382,7 +382,7 @@ def _write(path: Path, ask: Ask, options: Sequence[Option], spot: bool) -> None:
         shipped.read_text(), task.read(shipped), ask, options, spot, name, f"pixtral-sky {command}"
     )
     made = yaml.safe_load(text)
-    for warning in service.check(made, "the one that `serve up` makes"):
+    for warning in replica_policy.check(made, "the one that `serve up` makes"):
         output.warn(warning)
     path.write_text(text)
     policy = made["service"]["replica_policy"]
@@ -438,7 +438,7 @@ def _document(
 
 
 def _row(ask: Ask, machine: Machine, price: dict[str, Any]) -> dict[str, Any]:
-    from pixtral_sky import plan as planning
+    from pixtral_sky.planning import plan as planning
 
     few, many = planning.needed(ask, machine)
     return {

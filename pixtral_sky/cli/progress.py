@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pixtral_sky import output
-from pixtral_sky.batch import Tally
+from pixtral_sky.batch.runner import Tally
 from pixtral_sky.cli import common
 
 LINE_SECONDS = 60.0  # between two lines, where there is no terminal

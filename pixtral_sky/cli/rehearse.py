@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.state import DEFAULT_NAME
+from pixtral_sky.deploy.store import DEFAULT_NAME
 
 if TYPE_CHECKING:
-    from pixtral_sky.endpoint import Endpoint
+    from pixtral_sky.client.endpoint import Endpoint
 
 QUESTION = ("Describe this chart in detail please.", "And what does this receipt add up to?")
 ANSWER_TOKENS = 48
@@ -42,20 +42,21 @@ def rehearse(
       pixtral-sky rehearse
       pixtral-sky rehearse --keep && pixtral-sky ask "What is this?" photo.jpg
     """
-    from pixtral_sky import checkpoint, engine, rehearsal, state, task
-    from pixtral_sky.endpoint import Endpoint
+    from pixtral_sky.client.endpoint import Endpoint
+    from pixtral_sky.deploy import store, task
+    from pixtral_sky.rehearsal import checkpoint, engine, process
 
     # An end from outside (kill, a closing terminal) is a Ctrl-C: whatever was started is stopped.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
 
     the_task = task.load(file)
-    with rehearsal.starting(name):
+    with process.starting(name):
         pass
     # All that can be wrong is said before the engine is made, which takes minutes.
     version = the_task.vllm_version
     the_task.number("MAX_IMAGES"), task.number(the_task.envs, "MAX_MODEL_LEN", -1)
-    state.free_port(port)
+    store.free_port(port)
     output.say(f"Rehearsing {the_task.path} with vLLM {version}")
     started = time.monotonic()
     venv = engine.ensure(version)
@@ -63,12 +64,12 @@ def rehearse(
     with output.phase("checkpoint: tiny, random, real tokenizer"):
         model = checkpoint.tiny(venv)
     started = time.monotonic()
-    with rehearsal.starting(name):  # again: making the engine may have taken minutes
-        deployment = rehearsal.start(the_task, venv, model, name, state.free_port(port))
+    with process.starting(name):  # again: making the engine may have taken minutes
+        deployment = process.start(the_task, venv, model, name, store.free_port(port))
     keeping = False
     try:
         with output.phase("starting its script"):
-            rehearsal.wait_until_ready(deployment)
+            process.wait_until_ready(deployment)
         output.say(
             f"Ready in {time.monotonic() - started:.0f} s at {deployment.url}, behind the front door.\n"
         )
@@ -79,7 +80,7 @@ def rehearse(
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
             with output.phase("stopping"):
-                rehearsal.stop(deployment)
+                process.stop(deployment)
     if keep:
         idle = the_task.envs.get("IDLE_MINUTES", "0")
         output.say(
@@ -93,9 +94,10 @@ def rehearse(
 
 
 def _ask_about_two_pictures(target: Endpoint) -> None:
-    from pixtral_sky import images, task
-    from pixtral_sky.asking import messages, printable
-    from pixtral_sky.client import Client
+    from pixtral_sky.client.client import Client
+    from pixtral_sky.client.messages import messages, printable
+    from pixtral_sky.deploy import task
+    from pixtral_sky.pictures import picture as images
 
     chart, receipt = (
         images.prepare(task.shipped(f"examples/{name}").read_bytes(), name)

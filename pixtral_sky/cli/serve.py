@@ -13,11 +13,11 @@ import typer
 
 from pixtral_sky import output
 from pixtral_sky.cli import common, options
-from pixtral_sky.state import DEFAULT_NAME
+from pixtral_sky.deploy.store import DEFAULT_NAME
 
 if TYPE_CHECKING:
-    from pixtral_sky.serving import Plan, Replica, ServiceRecord
-    from pixtral_sky.state import Service
+    from pixtral_sky.deploy.services import Plan, Replica, ServiceRecord
+    from pixtral_sky.deploy.store import Service
 
 app = typer.Typer(
     help="Replicas of Pixtral behind one endpoint, with SkyServe.",
@@ -75,26 +75,26 @@ def up(
       pixtral-sky serve up --replicas 2..8 --target-qps 2 --spot
       pixtral-sky serve up --file examples/scale-to-zero.yaml
     """
-    from pixtral_sky import deployment, serving, state
+    from pixtral_sky.deploy import clusters, services, store
     from pixtral_sky.errors import PixtralSkyError, UsageError
 
     started = time.monotonic()
     plan = _plan(name, replicas, target_qps, spot, infra, gpus, precision, max_price, env, file)
     this = "" if name == DEFAULT_NAME else f" {name}"
     if plan.running:
-        ended = plan.running.status in serving.ENDED
+        ended = plan.running.status in services.ENDED
         raise UsageError(
             f"The service {name!r} is there already ({plan.running.status}).",
             f"Take it down first: pixtral-sky serve down{this}"
             if ended
             else f"To change it: pixtral-sky serve update{this and f' --name {name}'}",
         )
-    if plan.before and deployment.is_launching(plan.before.request):
+    if plan.before and clusters.is_launching(plan.before.request):
         raise UsageError(
             f"The service {name!r} is being brought up already.", f"Stop that: pixtral-sky serve down{this}"
         )
     _say_choice(plan)
-    deployment.show_candidates(plan.task)
+    clusters.show_candidates(plan.task)
     policy = plan.task.service
     low, high = policy.min_replicas, policy.max_replicas or policy.min_replicas
     output.say(
@@ -107,10 +107,10 @@ def up(
     common.confirm(f"Bring up {name}?", yes)
     then = time.monotonic()
     try:
-        service = serving.up(plan)
+        service = services.up(plan)
         output.done("controller and balancer", time.monotonic() - then)
-        output.phases(serving.follow(service))
-        serving.keep_to_price(plan)
+        output.phases(services.follow(service))
+        services.keep_to_price(plan)
     except KeyboardInterrupt:
         output.warn(_goes_on(name))
         raise
@@ -120,7 +120,7 @@ def up(
         output.say(f"\n{name} answers, {common.minutes(time.monotonic() - started)} after you asked for it:")
     else:
         output.say(f"\n{name} has no replica while nobody asks; the first request calls one, and gets 503:")
-    known = state.recall(name)
+    known = store.recall(name)
     output.data(known.url if known else service.url)
     with contextlib.suppress(PixtralSkyError):  # it answers, and that is what was asked for
         output.say(_cost(name))
@@ -156,15 +156,15 @@ def update(
     after the other, and requests go to old and new ones meanwhile. Answers that an old one still streams when
     it is retired break off.
     """
-    from pixtral_sky import serving
-    from pixtral_sky.endpoint import key_of_environment
+    from pixtral_sky.client.endpoint import key_of_environment
+    from pixtral_sky.deploy import services
     from pixtral_sky.errors import SkyError, UsageError
 
     plan = _plan(name, replicas, target_qps, spot, infra, gpus, precision, max_price, env, file)
     this = "" if name == DEFAULT_NAME else f" --name {name}"
     if not plan.running:
         raise UsageError(f"There is no service {name!r}.", f"Bring it up: pixtral-sky serve up{this}")
-    if plan.running.status in serving.ENDED:
+    if plan.running.status in services.ENDED:
         raise SkyError(
             f"The service {name!r} is {plan.running.status}, and takes no update.",
             f"Take it down first: pixtral-sky serve down {name}",
@@ -179,16 +179,16 @@ def update(
     common.confirm(f"Update {name}?", yes)
     then = time.monotonic()
     try:
-        service, version = serving.update(plan, blue_green)
+        service, version = services.update(plan, blue_green)
         output.done("the new version is known", time.monotonic() - then)
-        output.phases(serving.follow(service, version))
-        serving.check_price(plan)
+        output.phases(services.follow(service, version))
+        services.check_price(plan)
     except KeyboardInterrupt:
         output.warn(_goes_on(name))
         raise
-    except serving.GivenUp as error:
-        serving.keep(plan)
-        raise serving.GivenUp(f"{error.what} What ran before goes on, with its key.", error.hint) from error
+    except services.GivenUp as error:
+        services.keep(plan)
+        raise services.GivenUp(f"{error.what} What ran before goes on, with its key.", error.hint) from error
     output.say(f"{name} serves version {version} only, after {common.minutes(time.monotonic() - then)}.")
 
 
@@ -201,27 +201,27 @@ def status(
 
     To SkyServe's autoscaler, the look is a query like others, where a replica is ready to answer it.
     """
-    from pixtral_sky import deployment, sdk, serving, state
+    from pixtral_sky.deploy import clusters, services, skypilot, store
     from pixtral_sky.errors import NoEndpoint, SkyError
 
     known = None
     if name:
-        state.check_name(name)
-        known = state.recall(name)
-    found = serving.records([name] if name else None) if sdk.was_used() else []
+        store.check_name(name)
+        known = store.recall(name)
+    found = services.records([name] if name else None) if skypilot.was_used() else []
     if name and not found:
-        if isinstance(known, state.Service):
-            if deployment.is_launching(known.request):
+        if isinstance(known, store.Service):
+            if clusters.is_launching(known.request):
                 raise SkyError(f"{name!r} is being brought up.", f"Stop that: pixtral-sky serve down {name}")
             raise SkyError(f"SkyServe has {name!r} no longer.", f"Forget it: pixtral-sky serve down {name}")
         raise NoEndpoint(f"There is no service named {name!r}.", "What there is: pixtral-sky serve status")
-    found = serving.priced([each for each in found if serving.is_ours(each)])
+    found = services.priced([each for each in found if services.is_ours(each)])
     if name and not found:
         raise NoEndpoint(
             f"The service {name!r} at SkyServe is none of this project.", f"sky serve status {name}"
         )
     documents = [_document(each) for each in found]
-    controller = serving.controller() if found else None
+    controller = services.controller() if found else None
     if as_json:
         document = {"services": documents, "controller": vars(controller) if controller else None}
         output.data(json.dumps(document, indent=1))
@@ -250,22 +250,22 @@ def down(name: Name = DEFAULT_NAME) -> None:
 
 def take_down(name: str) -> bool:
     """Whether there was one."""
-    from pixtral_sky import sdk, serving, state
+    from pixtral_sky.deploy import services, skypilot, store
     from pixtral_sky.errors import UsageError
 
-    state.check_name(name)
-    one = state.recall(name)
-    service = one if isinstance(one, state.Service) else None
+    store.check_name(name)
+    one = store.recall(name)
+    service = one if isinstance(one, store.Service) else None
     if not service:
-        found = serving.records([name]) if sdk.was_used() else []
+        found = services.records([name]) if skypilot.was_used() else []
         if not found:
             return False
         if not found[0].ours:
             raise UsageError(f"{name!r} is a service with something else on it.", f"sky serve down {name}")
     with output.phase(f"taking {name} down"):
-        was_there = serving.down(name, service.request if service else "")
+        was_there = services.down(name, service.request if service else "")
     if service:
-        state.forget(name)
+        store.forget(name)
     if was_there:
         output.say(f"{name} is down: SkyPilot has no replica of it left.")
     else:
@@ -275,15 +275,15 @@ def take_down(name: str) -> bool:
 
 def name_controller() -> None:
     """Say what SkyServe's controller costs, where one is left, and for what it is."""
-    from pixtral_sky import sdk, serving
+    from pixtral_sky.deploy import services, skypilot
     from pixtral_sky.errors import SkyError
 
-    if not sdk.was_used() or not (controller := serving.controller()):
+    if not skypilot.was_used() or not (controller := services.controller()):
         return
     price = f", ${controller.hourly:.2f} an hour" if controller.hourly else ""
     others = ""
     with contextlib.suppress(SkyError):  # it costs money also where it cannot be asked
-        others = ", ".join(each.name for each in serving.records())
+        others = ", ".join(each.name for each in services.records())
     if others:
         output.warn(f"SkyPilot's {controller.name} stays {controller.status}{price}, for: {others}.")
     else:
@@ -304,13 +304,13 @@ def logs(
     lines: options.Lines = 0,
 ) -> None:
     """Show what a replica, the controller or the balancer says."""
-    from pixtral_sky import sdk, serving, state
+    from pixtral_sky.deploy import services, skypilot, store
     from pixtral_sky.errors import NoEndpoint
 
-    state.check_name(name)
-    if not sdk.was_used():
+    store.check_name(name)
+    if not skypilot.was_used():
         raise NoEndpoint(f"There is no service named {name!r}.", "Bring one up: pixtral-sky serve up")
-    serving.logs(name, replica=replica, balancer=balancer, follow=follow, lines=lines)
+    services.logs(name, replica=replica, balancer=balancer, follow=follow, lines=lines)
 
 
 def _plan(
@@ -325,15 +325,16 @@ def _plan(
     env: list[str] | None,
     file: Path | None,
 ) -> Plan:
-    from pixtral_sky import candidates, hub, sdk, service, serving, state, task
+    from pixtral_sky.deploy import candidates, huggingface, services, skypilot, store, task
+    from pixtral_sky.deploy import replica_policy as service
 
-    state.check_name(name)
+    store.check_name(name)
     common.check_price(max_price)
     file = file or task.shipped("service.yaml")
     config, envs = task.read(file), common.envs(env or [], precision)
     task.load(file).check(envs)
     config["envs"] = {**(config.get("envs") or {}), **envs}
-    key, token = common.key(name), hub.token()
+    key, token = common.key(name), huggingface.token()
     section = config.get("service")
     if isinstance(section, dict) and (replicas or target_qps is not None or spot):
         given: Any = section.get("replica_policy") or {"min_replicas": section.get("replicas", 1)}
@@ -345,11 +346,11 @@ def _plan(
             target = given.get("target_qps_per_replica") if target_qps is None else target_qps
             config = service.scaled(config, service.policy(low, high, target, spot))
     warnings = service.check(config, key)
-    sdk.check_installed()
+    skypilot.check_installed()
     candidates.check_infra(infra)
     warnings += candidates.check_gpus(gpus, config, config["envs"], infra)
     with output.phase("SkyPilot's view"):
-        plan = serving.prepare(
+        plan = services.prepare(
             name,
             config,
             key=key,
@@ -361,7 +362,7 @@ def _plan(
         )
     with output.phase("licence of the weights"):
         of = {name: str(config["envs"].get(name) or "") for name in ("MODEL", "MODEL_REVISION")}
-        unchecked = hub.check(of["MODEL"], token, of["MODEL_REVISION"] or "main")
+        unchecked = huggingface.check(of["MODEL"], token, of["MODEL_REVISION"] or "main")
     for warning in filter(None, [*warnings, unchecked]):
         output.warn(warning)
     return plan
@@ -400,21 +401,21 @@ def _say_changes(plan: Plan, blue_green: bool, old_key: str) -> None:
 def _document(record: ServiceRecord) -> dict[str, Any]:
     from concurrent.futures import ThreadPoolExecutor
 
-    from pixtral_sky import serving
-    from pixtral_sky.endpoint import key_of_environment
+    from pixtral_sky.client.endpoint import key_of_environment
+    from pixtral_sky.deploy import services
     from pixtral_sky.errors import PixtralSkyError
 
     service: Service | None = None
     try:
-        service = serving.remembered(record, key_of_environment())
-        problem = serving.problem(service, record)
+        service = services.remembered(record, key_of_environment())
+        problem = services.problem(service, record)
     except PixtralSkyError as error:  # the others are shown all the same
         problem = str(error)
 
     def why(replica: Replica) -> str:
         if replica.failed:
             return f"pixtral-sky serve logs {record.name} --replica {replica.number}"
-        return serving.problem_of(replica, service.key if service else "")
+        return services.problem_of(replica, service.key if service else "")
 
     # Each may take 10 s to say nothing.
     with ThreadPoolExecutor(8) as pool:
@@ -429,7 +430,7 @@ def _document(record: ServiceRecord) -> dict[str, Any]:
         "ready": record.ready,
         "target": record.target,
         "policy": record.policy,
-        "qps": serving.qps(record.name),
+        "qps": services.qps(record.name),
         "version": record.version,
         "versions": list(record.versions),
         "uptime": record.uptime,
@@ -477,10 +478,10 @@ def _show(document: dict[str, Any]) -> None:
 
 def _cost(name: str) -> str:
     """What a service that is up costs."""
-    from pixtral_sky import serving
+    from pixtral_sky.deploy import services
 
-    (record,) = serving.priced(serving.records([name]))
-    controller = serving.controller()
+    (record,) = services.priced(services.records([name]))
+    controller = services.controller()
     known = [record.hourly, controller.hourly if controller else None]
     cost = "what SkyPilot does not know" if None in known else f"${sum(filter(None, known)):.2f} an hour"
     machines = sum(each.launched is not None for each in record.replicas)
@@ -496,19 +497,19 @@ def _goes_on(name: str) -> str:
 
 def _left(plan: Plan) -> str:
     """What a bringing up that failed has left behind."""
-    from pixtral_sky import deployment, serving, state
+    from pixtral_sky.deploy import clusters, services, store
     from pixtral_sky.errors import PixtralSkyError
 
     name = plan.service.name
-    known = state.recall(name)
+    known = store.recall(name)
     try:
-        there = bool(serving.records([name]))
-        controller = serving.controller()
+        there = bool(services.records([name]))
+        controller = services.controller()
     except PixtralSkyError:
         return f"What is left of it: pixtral-sky serve status {name}."
-    if there or (isinstance(known, state.Service) and deployment.is_launching(known.request)):
+    if there or (isinstance(known, store.Service) and clusters.is_launching(known.request)):
         return f"It may cost money until: pixtral-sky serve down {name}."
-    serving.keep(plan)
-    if controller and not serving.records():
+    services.keep(plan)
+    if controller and not services.records():
         return f"Its controller may cost money until: sky down {controller.name}."
     return "Nothing of it is left that costs money."

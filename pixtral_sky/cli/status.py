@@ -12,7 +12,7 @@ from pixtral_sky import output
 from pixtral_sky.cli import common
 
 if TYPE_CHECKING:
-    from pixtral_sky.overview import Row
+    from pixtral_sky.deploy.status import Row
 
 WATCH_SECONDS = 10.0
 
@@ -28,7 +28,7 @@ def status(
 
     Everything that is known here or to SkyPilot is asked, with its key.
     """
-    from pixtral_sky import overview
+    from pixtral_sky.deploy import status as overview
 
     while True:
         rows, trouble = overview.rows(name)

@@ -11,7 +11,7 @@ from pixtral_sky import output
 from pixtral_sky.cli.ask import _stdin
 
 if TYPE_CHECKING:
-    from pixtral_sky.images import Picture
+    from pixtral_sky.pictures.picture import Picture
 
 ANSWER_TOKENS = 512  # what `ask` leaves for an answer when nothing else is said
 
@@ -36,7 +36,10 @@ def tokens(
       pixtral-sky tokens photo.jpg
       pixtral-sky tokens 'scans/*.png' --json
     """
-    from pixtral_sky import fit, images, parts, task
+    from pixtral_sky import memory as fit
+    from pixtral_sky.deploy import task
+    from pixtral_sky.pictures import picture as images
+    from pixtral_sky.pictures import source as parts
 
     sources = parts.sources(pictures)
     shipped = task.load()
@@ -66,8 +69,8 @@ def tokens(
 
 
 def _row(picture: Picture, most: int, context: int) -> dict[str, Any]:
-    from pixtral_sky.asking import FRAME_TOKENS
-    from pixtral_sky.model import fit
+    from pixtral_sky.client.messages import FRAME_TOKENS
+    from pixtral_sky.pixtral import fit
 
     fitting = (context - FRAME_TOKENS - ANSWER_TOKENS) // picture.tokens
     return {

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.state import DEFAULT_NAME
+from pixtral_sky.deploy.store import DEFAULT_NAME
 
 
 def tunnel(
@@ -24,7 +24,7 @@ def tunnel(
       eval "$(pixtral-sky endpoint --env)" && bash examples/curl.sh     # meanwhile, elsewhere
     """
     from pixtral_sky.cli.endpoint import find_anywhere
-    from pixtral_sky.tunnel import PERSIST_SECONDS
+    from pixtral_sky.deploy.tunnel import PERSIST_SECONDS
 
     found = find_anywhere(name)
     if not found.tunnel:

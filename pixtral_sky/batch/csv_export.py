@@ -1,0 +1,78 @@
+"""The answers of a batch as a table: a CSV file with a column for each property of their schema."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pixtral_sky.batch import jsonl
+from pixtral_sky.errors import UsageError
+from pixtral_sky.pictures.picture import shown
+
+# What a spreadsheet takes for the beginning of a formula. A formula can send away what else is in the sheet,
+# and what is answered may have been written by whoever made the picture.
+_FORMULA = re.compile(r"[=+\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")
+_NUMBER = re.compile(r"[+-]?[0-9][0-9., ]*")
+
+
+def csv_rows(source: Path, schema: dict[str, Any]) -> Iterator[list[str]]:
+    """The rows of the table, the header first, from a batch's output in the native format; one at a time.
+
+    The columns are ``id`` and the ``properties`` of the schema, in their order. One that is missing or null
+    is an empty cell, as are all of an answer that was cut off; a nested one is JSON. A text that a
+    spreadsheet would take for a formula gets an apostrophe before it: a table is made for spreadsheets, and
+    what is there to the letter is the output itself.
+
+    Raises UsageError when the schema names no properties, or the file is not of this kind; OSError.
+    """
+    properties = schema.get("properties")
+    if not isinstance(properties, dict) or not properties:
+        raise UsageError("The schema has no properties, of which columns could be made.")
+    yield [_cell(name) for name in ("id", *("answer.id" if name == "id" else name for name in properties))]
+    with open(source, "rb") as file:
+        for number, line in jsonl.objects(jsonl.lines(file)):
+            if isinstance(line, str) or not isinstance(line.get("id"), str) or "answer" not in line:
+                raise UsageError(f"{shown(str(source))}, line {number}: it is no answer of a batch.")
+            answer = line["answer"] if isinstance(line["answer"], dict) else {}
+            yield [_cell(line["id"]), *(_cell(answer.get(name)) for name in properties)]
+
+
+def write_csv(source: Path, schema: dict[str, Any], target: Path) -> int:
+    """Write them to ``target``, whole or not at all, in UTF-8; how many rows, without the header.
+
+    Raises as ``csv_rows``.
+    """
+    rows = -1
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".csv")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="") as file:
+            writer = csv.writer(file)
+            for row in csv_rows(source, schema):
+                writer.writerow(row)
+                rows += 1
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(source.stat().st_mode & 0o666)  # who may read the one may read the other
+        Path(temporary).replace(target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+    return rows
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if _FORMULA.match(value) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value

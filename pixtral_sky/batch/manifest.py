@@ -1,0 +1,87 @@
+"""The lines of a manifest: which format they are in, and what is wrong with them."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Generator
+from contextlib import closing
+from itertools import islice
+from typing import Any, BinaryIO
+
+from pixtral_sky.batch import jsonl, openai_format
+from pixtral_sky.batch.places import Place, is_pdf, why
+from pixtral_sky.errors import UsageError
+from pixtral_sky.pictures import picture as images
+from pixtral_sky.pictures.picture import shown
+
+FIELDS = ("id", "images", "prompt", "system", "max_tokens")
+LOOKED_AT = 100  # lines in which the format has to show
+
+# What was read of standard input to learn its format.
+_read_ahead: weakref.WeakKeyDictionary[BinaryIO, list[bytes]] = weakref.WeakKeyDictionary()
+
+
+def called(place: Place) -> str:
+    """What messages call it."""
+    return "standard input" if place.path == "-" else shown(place.path)
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:  # closed by whoever started us
+        raise UsageError("Standard input is closed, and '-' is the manifest on it.")
+    return sys.stdin.buffer
+
+
+def lines(place: Place) -> Generator[bytes, None, None]:
+    """Its lines. Raises OSError."""
+    if place.path == "-":
+        yield from _read_ahead.pop(_stdin(), [])
+        yield from jsonl.lines(_stdin())
+    else:
+        with open(place.path, "rb") as file:
+            yield from jsonl.lines(file)
+
+
+def speaks_openai(place: Place) -> bool:
+    """Whether it is in the format of OpenAI's Batch API, by its first line that is an object.
+
+    ``lines`` gives what was read of standard input again. Raises UsageError.
+    """
+    read: list[bytes] = []
+    try:
+        with closing(lines(place)) as all_lines:
+            for line in islice(all_lines, LOOKED_AT):
+                read.append(line)
+                entry = next(jsonl.objects([line]), (0, ""))[1]
+                if isinstance(entry, dict):
+                    return openai_format.is_request(entry)
+    except OSError as error:
+        raise UsageError(f"{called(place)} cannot be read: {why(error)}.") from error
+    finally:
+        if place.path == "-":
+            _read_ahead[_stdin()] = read
+    return False
+
+
+def problem(entry: dict[str, Any]) -> str:
+    """What is wrong with a line of a manifest, or ""."""
+    for name in entry:
+        if name not in FIELDS:
+            return f'unknown field "{shown(name)}" (there are {", ".join(FIELDS)})'
+    for name in ("id", "prompt", "system"):
+        text = entry.get(name, "text")
+        if not isinstance(text, str) or not openai_format.is_text(text) or not (text or name == "system"):
+            return f'"{name}" has to be a string' + ("" if name == "system" else ", and not empty")
+    pictures = entry.get("images")
+    if not isinstance(pictures, list) or not pictures:
+        return '"images" has to be a list with at least one path or URL'
+    for picture in pictures:
+        if not isinstance(picture, str) or not picture or not openai_format.is_text(picture):
+            return '"images" has to be a list of paths and URLs'
+        if is_pdf(picture) and not images.is_url(picture):
+            return f'"images" has a PDF; say which page of it: "{shown(picture)}#page=1"'
+    most = entry.get("max_tokens", 1)
+    if type(most) is not int or most < 1:
+        return '"max_tokens" has to be a whole number from 1'
+    return ""

@@ -1,0 +1,440 @@
+"""Asks about many items at once, and writes down what comes: see ``Batch``.
+
+Nothing is lost or doubled: an item is done with its line in the ledger, and only then; what is on its way
+when a run ends is asked again by the next one. Memory does not grow with the items: few are prepared ahead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Protocol
+
+from pixtral_sky.batch.concurrency import Pace
+from pixtral_sky.batch.items import Bad, Defaults, Item, failure, result
+from pixtral_sky.batch.journal import Ledger
+from pixtral_sky.client.messages import Schema
+from pixtral_sky.errors import (
+    BrokenAnswer,
+    Busy,
+    Failed,
+    LimitError,
+    PixtralSkyError,
+    SchemaError,
+    Unauthorized,
+    Unreachable,
+    Untrusted,
+    UsageError,
+)
+
+# For all attempts of a request that does not begin; nobody sits there waiting, and a replica takes minutes.
+PATIENCE_SECONDS = 300.0
+GRACE_SECONDS = 20.0  # for what is on its way when the run is told to stop
+TICK_SECONDS = 0.1
+
+# How often an item is asked at most, by what came of it. Nobody has read a word of it: to ask again is safe.
+TRIES: dict[type[PixtralSkyError], int] = {BrokenAnswer: 3, Failed: 3, SchemaError: 2}
+# Requests, one after the other, that never began: the endpoint is gone.
+GONE = 3
+# Items, one after the other, that were refused: it is not them.
+REFUSED = 100
+
+# As many as there are cores, as they compute; more than 16 would outrun any endpoint (pace.py). A photo of 12
+# megapixels takes each of them 60 MB.
+PREPARERS = min(max(len(os.sched_getaffinity(0)), 2), 16)
+READY = 2 * PREPARERS  # bodies that wait for their turn
+# Of the bodies that wait or are on their way; each is there as text and as bytes. About 100 large pictures.
+HELD_BYTES = 64 * 2**20
+
+
+class Client(Protocol):
+    """What is needed of client.Client."""
+
+    def send(self, body: dict[str, Any]) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done. ``walk`` gives the items, anew each time; ``shard`` (1, 4) is the first share of 4.
+
+    ``max_model_len`` are the tokens that the endpoint has for a prompt and its answer, None: nobody knows.
+    """
+
+    walk: Callable[[], Iterable[Item | Bad]]
+    defaults: Defaults
+    schema: Schema | None = None
+    limit: int | None = None
+    shard: tuple[int, int] = (1, 1)
+    concurrency: int | None = None
+    max_model_len: int | None = None
+    is_read_once: bool = False  # ``walk`` reads standard input: nobody can count the items beforehand
+
+    def left(self, ledger: Ledger) -> Iterator[Item | Bad]:
+        """What is to be done still: of this share, not in the ledger, up to the limit."""
+        number = 0
+        for each in self.walk():
+            if in_shard(each.id, self.shard) and each.id not in ledger:
+                if number == self.limit:
+                    return
+                number += 1
+                yield each
+
+
+def in_shard(identity: str, shard: tuple[int, int]) -> bool:
+    """Whether the item of that id is in share I of N: the same on every machine and in every run."""
+    index, shards = shard
+    if shards == 1:
+        return True
+    hashed = blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(hashed, "big") % shards == index - 1
+
+
+@dataclass
+class Tally:
+    """What a run has come to so far."""
+
+    done: int = 0
+    failed: int = 0
+    images: int = 0  # of those that are done
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    cut_off: int = 0  # answers that ended at max_tokens
+    again: int = 0  # asked once more
+    on_their_way: int = 0
+    limit: int = 0  # of these
+    to_do: int | None = None  # items of this run in all; None: not known yet
+    trouble: str = ""  # the last of what is tried again
+    stopped_by: int = 0  # the signal that ended it early
+
+
+@dataclass
+class _Work:
+    """An item and what came of asking it."""
+
+    item: Item
+    body: dict[str, Any] = field(default_factory=dict)
+    size: int = 0  # bytes of the body
+    fits: bool = False  # whether its answer has to fit the schema
+    tries: dict[type[PixtralSkyError], int] = field(default_factory=dict)
+
+
+class Batch:
+    """One run of a job. ``run`` it, once; ``trouble`` is for its client to say what it tries again.
+
+    Threads prepare bodies (read and shrink pictures), others send them, as many at once as the pace allows;
+    ``run`` itself watches over them. All that they share is behind one lock.
+    """
+
+    def __init__(self, job: Job, ledger: Ledger, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._job, self._ledger, self._clock = job, ledger, clock
+        self._pace = Pace(job.concurrency)
+        self.tally = Tally()
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)  # for one more to be prepared
+        self._work = threading.Condition(self._lock)  # ready to be sent
+        self._walking = threading.Lock()  # of the iterator below, which may wait for a disk
+        self._items = job.left(ledger)
+        self._exhausted = False
+        self._again: deque[_Work] = deque()
+        self._ready: deque[_Work] = deque()
+        self._preparing = 0
+        self._held = 0  # bytes of bodies that wait or are on their way
+        self._gone = self._refused = 0  # one after the other
+        self._stopping = False  # nothing more is begun
+        self._is_left = False  # what is on its way is of no interest any longer
+        self._fatal: BaseException | None = None
+        self._signals: list[int] = []
+
+    def run(self, client: Client, watch: Callable[[Tally], None] = lambda _: None) -> Tally:
+        """Do it, calling ``watch`` ten times a second. Call it in the main thread, which gets the signals.
+
+        SIGINT or SIGTERM ends it, when what is on its way is done, within GRACE_SECONDS; the second, at once.
+
+        Raises PixtralSkyError when it cannot go on: the ledger cannot be written, the key is refused, the
+        endpoint is gone or refuses everything. All that was done until then is in the ledger.
+        """
+        for _ in range(PREPARERS):
+            self._thread(self._prepare_all)
+        if not self._job.is_read_once:
+            self._thread(self._count)
+        try:
+            with self._handlers():
+                self._watch_over(client, watch)
+        finally:
+            self._is_left = True
+            self._stop()
+        if self._fatal:
+            raise self._fatal
+        if self._signals and not self._is_over():
+            self.tally.stopped_by = self._signals[0]
+        else:
+            self.tally.to_do = self.tally.done + self.tally.failed
+        return self.tally
+
+    def _watch_over(self, client: Client, watch: Callable[[Tally], None]) -> None:
+        senders = 0
+        deadline = float("inf")
+        while not (self._fatal or self._is_over()):
+            if self._signals and not self._stopping:
+                deadline = self._clock() + GRACE_SECONDS
+                self._stop()
+            on_their_way = self.tally.on_their_way
+            impatient = len(self._signals) > 1 or self._clock() > deadline
+            if self._stopping and (impatient or not on_their_way):
+                return
+            while senders < self._pace.limit and not self._stopping:
+                senders += 1
+                self._thread(self._send_all, client)
+            self._ledger.tick()
+            with self._lock:
+                self.tally.limit = self._pace.limit
+                # A limit that has risen wakes those who sleep for its sake.
+                self._work.notify(max(self._pace.limit - on_their_way, 0))
+            watch(self.tally)
+            time.sleep(TICK_SECONDS)
+
+    def trouble(self, notice: str) -> None:
+        """The client tries something again."""
+        with self._lock:
+            self._pace.busy(self._clock())
+            self.tally.trouble = notice
+
+    def _thread(self, target: Callable[..., None], *arguments: Any) -> None:
+        def guarded() -> None:
+            try:
+                target(*arguments)
+            except BaseException as error:
+                self._end(error)
+
+        # Daemons: when the run ends, nobody waits for those that wait for an answer.
+        threading.Thread(target=guarded, daemon=True).start()
+
+    @contextlib.contextmanager
+    def _handlers(self) -> Iterator[None]:
+        """Signals are noted, no more: no line is written by half."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, lambda number, _: self._signals.append(number)) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+
+    def _is_over(self) -> bool:
+        with self._lock:
+            return self._nothing_left()
+
+    def _nothing_left(self) -> bool:
+        waiting = self._again or self._ready or self._preparing or self.tally.on_their_way
+        return self._exhausted and not waiting
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopping = True
+            self._room.notify_all()
+            self._work.notify_all()
+
+    def _end(self, error: BaseException) -> None:
+        with self._lock:
+            self._fatal = self._fatal or error
+        self._stop()
+
+    def _count(self) -> None:
+        number = sum(1 for _ in self._job.left(self._ledger))
+        with self._lock:
+            self.tally.to_do = number
+
+    # Preparing
+
+    def _prepare_all(self) -> None:
+        while work := self._next():
+            try:
+                self._prepare(work)
+            # It is this item's own trouble whatever it is, and the others' bodies are good.
+            except Exception as error:
+                self._fail(work.item, error)
+                work = None
+            with self._lock:
+                self._preparing -= 1
+                if work:
+                    self._held += work.size
+                    self._ready.append(work)
+                    self._work.notify()
+                elif self._nothing_left():
+                    self._room.notify_all()
+
+    def _next(self) -> _Work | None:
+        """What to prepare next, when there is room for it; None at the end."""
+        while True:
+            with self._room:
+                self._room.wait_for(lambda: self._stopping or self._nothing_left() or self._has_room())
+                if self._stopping or self._nothing_left():
+                    return None
+                self._preparing += 1
+                if self._again:
+                    return self._again.popleft()
+            with self._walking:
+                each = next(self._items, None)
+            if isinstance(each, Item):
+                return _Work(each)
+            if each:
+                self._fail(each, each.reason)
+            with self._lock:
+                self._preparing -= 1
+                self._exhausted = self._exhausted or each is None
+                self._room.notify_all()
+
+    def _has_room(self) -> bool:
+        full = len(self._ready) + self._preparing >= READY or self._held >= HELD_BYTES
+        return bool(self._again or not self._exhausted) and not full
+
+    def _prepare(self, work: _Work) -> None:
+        work.body = work.item.body(self._job.defaults)
+        work.size = _size(work.body)
+        schema, length = self._job.schema, self._job.max_model_len
+        work.fits = schema is not None and work.body.get("response_format") == schema.response_format
+        tokens = work.item.tokens(work.body)
+        needed = tokens + (work.body.get("max_tokens") or 0)
+        if length and tokens and needed > length:
+            raise LimitError(
+                f"Pictures and answer need {needed:,} tokens, and this endpoint has {length:,} for all.",
+                "Lower --max-tokens or --per-request, or raise its MAX_MODEL_LEN.",
+            )
+
+    # Sending
+
+    def _send_all(self, client: Client) -> None:
+        while work := self._take():
+            self._send(client, work)
+            with self._lock:
+                self.tally.on_their_way -= 1
+                self._held -= work.size
+                self._room.notify()
+                if self._nothing_left():
+                    self._room.notify_all()
+                    self._work.notify_all()
+
+    def _take(self) -> _Work | None:
+        """What to send next, when the pace allows it; None at the end."""
+        with self._work:
+            while not self._stopping and not self._nothing_left():
+                seconds = None
+                if self._ready and self.tally.on_their_way < self._pace.limit:
+                    seconds = self._pace.wait(self._clock())
+                    if not seconds:
+                        self.tally.on_their_way += 1
+                        self._room.notify()
+                        return self._ready.popleft()
+                self._work.wait(seconds)
+        return None
+
+    def _send(self, client: Client, work: _Work) -> None:
+        body, work.body = work.body, {}  # an item that is asked again is prepared again
+        begun = self._clock()
+        try:
+            document = client.send(body)
+            seconds = self._clock() - begun
+            if self._job.schema and work.fits:
+                choice = document["choices"][0]
+                text, reason = choice["message"].get("content") or "", choice.get("finish_reason") or ""
+                self._job.schema.check(text, reason, self._job.defaults.max_tokens)
+        except PixtralSkyError as error:
+            if not self._is_left:  # else the client was closed, which says nothing of the item
+                self._was_not_answered(work, error)
+            return
+        self._ledger.out.append(result(work.item, document, seconds, self._job.defaults))
+        self._was_answered(work.item, document, seconds)
+
+    def _was_not_answered(self, work: _Work, error: PixtralSkyError) -> None:
+        match error:
+            case Unauthorized() | Untrusted():
+                raise error
+            case Busy() | Unreachable():
+                self._never_began(work, error)
+            case BrokenAnswer() | Failed() | SchemaError():
+                self._ask_again(work, error)
+            case _:
+                self._fail(work.item, error)
+                self._was_refused(error)
+
+    def _was_answered(self, item: Item, document: dict[str, Any], seconds: float) -> None:
+        usage = document.get("usage") or {}
+        with self._lock:
+            self._pace.answered(self._clock(), seconds)
+            self._gone = self._refused = 0
+            self.tally.done += 1
+            self.tally.images += item.images
+            self.tally.prompt_tokens += usage.get("prompt_tokens") or 0
+            self.tally.answer_tokens += usage.get("completion_tokens") or 0
+            self.tally.cut_off += document["choices"][0].get("finish_reason") == "length"
+            self.tally.trouble = ""
+
+    def _never_began(self, work: _Work, error: Busy | Unreachable) -> None:
+        """The client has tried for as long as it may."""
+        with self._lock:
+            self._pace.busy(self._clock(), error.retry_after if isinstance(error, Busy) else 0.0)
+            self._gone += 1
+            self._again.append(work)
+            if self._gone < GONE:
+                return
+        raise error
+
+    def _ask_again(self, work: _Work, error: BrokenAnswer | Failed | SchemaError) -> None:
+        kind = type(error)
+        work.tries[kind] = work.tries.get(kind, 0) + 1
+        with self._lock:
+            self._gone = 0
+            if kind is not SchemaError:
+                self._pace.lost(self._clock())
+            if work.tries[kind] < TRIES[kind]:
+                self.tally.again += 1
+                self._again.append(work)
+                return
+        self._fail(work.item, error)
+        if kind is Failed:
+            self._was_refused(error)
+
+    def _was_refused(self, error: PixtralSkyError) -> None:
+        with self._lock:
+            self._gone = 0
+            self._refused += 1
+            if self._refused < REFUSED:
+                return
+        raise PixtralSkyError(
+            f"The last {REFUSED} were refused, one after the other: {error.what}",
+            "When that is mended: the same command with --retry-errors",
+        )
+
+    def _fail(self, item: Item | Bad, error: Exception | str) -> None:
+        """It has failed for good."""
+        self._ledger.errors.append(failure(item, error))
+        with self._lock:
+            self.tally.failed += 1
+
+
+def _size(value: Any) -> int:
+    """Characters of all the strings in a body: what it weighs."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 0
+
+
+def shard(text: str) -> tuple[int, int]:
+    """``I/N`` in numbers. Raises UsageError.
+
+    >>> shard("2/8")
+    (2, 8)
+    """
+    index, _, shards = text.partition("/")
+    if index.isdecimal() and shards.isdecimal() and 1 <= int(index) <= int(shards):
+        return int(index), int(shards)
+    raise UsageError(f"--shard {text!r} is no share.", "The second of eight: --shard 2/8")

@@ -1,0 +1,203 @@
+"""A running Pixtral as seen from here: its URL, its key, and the way there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
+
+from pixtral_sky.deploy.store import DEFAULT_NAME, Cluster, Deployment, Rehearsal, known, recall
+from pixtral_sky.deploy.tunnel import Tunnel
+from pixtral_sky.errors import NoEndpoint, UsageError
+from pixtral_sky.pixtral import SERVED_NAME
+
+DEFAULT_MAX_IMAGES = 4  # what pixtral.yaml and service.yaml ship
+
+# A request to Baseten waits for a deployment that has scaled to zero, and ends after so long. Seconds, as in
+# https://docs.baseten.co/inference/errors (504).
+BASETEN_SECONDS = 1200.0
+# Baseten's ways to a deployment (https://docs.baseten.co/inference/calling-your-model), with the routes that
+# lead to vLLM: `predict`, and `sync/` before a path. A host that ends in an environment's name is regional.
+_BASETEN_HOST = re.compile(r"model-[a-z0-9]+(?P<regional>-[a-z0-9-]+)?\.api\.baseten\.co")
+_BASETEN_WAY = r"/(?:environments/[^/]+|deployment/[^/]+|production|development)"
+_BASETEN_PATH = re.compile(
+    rf"(?P<way>{_BASETEN_WAY})?(?P<route>/predict|/sync(?:/v1(?:/.*)?)?|/v1(?:/.*)?)?/*"
+)
+# Where Baseten is a company's own, its host may have any name.
+_BASETEN_ELSEWHERE = re.compile(rf"(?P<way>.*{_BASETEN_WAY})(?P<route>/predict|/sync(?:/v1(?:/.*)?)?)/*")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to send a request. ``url`` has no trailing slash and no ``/v1``; ``key`` may be empty."""
+
+    url: str
+    key: str = field(default="", repr=False)
+    model: str = SERVED_NAME
+    # Tokens of prompt and answer together; None when only the endpoint itself knows.
+    max_model_len: int | None = None
+    max_images: int = DEFAULT_MAX_IMAGES
+    # The name of the remembered deployment that it is, or the variable that names it; empty: it was given.
+    origin: str = ""
+    # What has to be open before ``url`` leads anywhere.
+    tunnel: Tunnel | None = None
+    # Chat goes by Baseten's `predict`, as it was given, and not by `sync/`, which ``url`` is.
+    predict: bool = False
+
+    @classmethod
+    def at(cls, text: str, key: str = "", origin: str = "") -> Endpoint:
+        """The endpoint at a URL in whatever form a user has at hand. Raises UsageError as `base_url` does."""
+        url, predict = _read(text)
+        return cls(url, key, origin=origin, predict=predict)
+
+    @classmethod
+    def of(cls, deployment: Deployment) -> Endpoint:
+        """The endpoint of a deployment. Raises NoEndpoint when it has ended, or has none yet."""
+        name, tunnel = deployment.name, None
+        if isinstance(deployment, Rehearsal) and not deployment.is_running():
+            raise NoEndpoint(
+                f"The rehearsal {name!r} has ended (its log: {deployment.log}).",
+                f"Start it again: pixtral-sky rehearse --keep --name {name}",
+            )
+        if not deployment.url:
+            raise NoEndpoint(f"{name!r} has no endpoint yet.", f"What it does: pixtral-sky status {name}")
+        if isinstance(deployment, Cluster) and deployment.private:
+            tunnel = Tunnel(name, urlsplit(deployment.url).port or 0, deployment.port)
+        return cls(
+            deployment.url,
+            deployment.key,
+            max_model_len=deployment.max_model_len if deployment.max_model_len > 0 else None,
+            max_images=deployment.max_images,
+            origin=name,
+            tunnel=tunnel,
+        )
+
+    @property
+    def is_baseten(self) -> bool:
+        """Whether Baseten is before it: the key has another header there, and it may have to be started."""
+        _, _, place = self.url.partition("://")
+        host, slash, path = place.partition("/")
+        return bool(_BASETEN_HOST.fullmatch(host) or _BASETEN_ELSEWHERE.fullmatch(slash + path))
+
+    @property
+    def authorization(self) -> str:
+        """The header that carries the key; empty without one."""
+        return f"{'Api-Key' if self.is_baseten else 'Bearer'} {self.key}" if self.key else ""
+
+    # Where requests go: ``base``, and a path after it.
+
+    @property
+    def base(self) -> str:
+        return self.url.removesuffix("/sync") if self.predict else self.url
+
+    @property
+    def chat_path(self) -> str:
+        return "/predict" if self.predict else "/v1/chat/completions"
+
+    @property
+    def models_path(self) -> str:
+        return "/sync/v1/models" if self.predict else "/v1/models"
+
+    @property
+    def chat_url(self) -> str:
+        return self.base + self.chat_path
+
+    @property
+    def hint(self) -> str:
+        """What to do when it does not do what was asked of it."""
+        if self.origin == "PIXTRAL_ENDPOINT":
+            return "PIXTRAL_ENDPOINT and PIXTRAL_API_KEY are set here: correct them, or unset both."
+        if self.origin:
+            return f"Is it running? pixtral-sky status {self.origin}"
+        return "Are its address and PIXTRAL_API_KEY right?"
+
+
+def base_url(text: str) -> str:
+    """The URL before ``/v1``, from whatever form of it a user has at hand.
+
+    >>> base_url("10.0.0.7:8081")
+    'http://10.0.0.7:8081'
+    >>> base_url("https://host/v1/chat/completions")
+    'https://host'
+    >>> base_url("model-abcd1234.api.baseten.co/development/predict")
+    'https://model-abcd1234.api.baseten.co/development/sync'
+    """
+    return _read(text)[0]
+
+
+def _read(text: str) -> tuple[str, bool]:
+    """The URL before ``/v1``, and whether it was given as Baseten's `predict`."""
+    url = text.strip()
+    if "@" in url:  # before anything of it is printed
+        raise UsageError(
+            "An endpoint's URL holds no user and no password.", "Give the key with PIXTRAL_API_KEY."
+        )
+    if "://" not in url:
+        url = f"http://{url}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), 0
+    host = parts.hostname
+    if parts.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", url):
+        raise UsageError(f"{text!r} is not the URL of an endpoint.", "It looks like http://10.0.0.7:8081")
+    if host == "app.baseten.co" or host.endswith(".api.baseten.co"):
+        return _read_baseten(text, host, parts.path)
+    if baseten := _BASETEN_ELSEWHERE.fullmatch(parts.path):
+        return f"{parts.scheme}://{parts.netloc}{baseten['way']}/sync", baseten["route"] == "/predict"
+    path = re.sub(r"/(v1(/.*)?)?$", "", parts.path)
+    return f"{parts.scheme}://{parts.netloc}{path}".rstrip("/"), False
+
+
+def _read_baseten(text: str, host: str, path: str) -> tuple[str, bool]:
+    its_host, its_path = _BASETEN_HOST.fullmatch(host), _BASETEN_PATH.fullmatch(path)
+    if not its_host or not its_path or (its_host["regional"] and its_path["way"]):
+        raise UsageError(
+            f"{text.strip()!r} is no way to a deployment on Baseten.",
+            "It looks like https://model-ID.api.baseten.co/environments/production/predict",
+        )
+    way = its_path["way"] or ("" if its_host["regional"] else "/environments/production")
+    return f"https://{host}{way}/sync", its_path["route"] == "/predict"
+
+
+def key_of_environment(environ: Mapping[str, str] = os.environ) -> str:
+    """PIXTRAL_API_KEY, unless it is for the endpoint that the environment names."""
+    return "" if environ.get("PIXTRAL_ENDPOINT") else environ.get("PIXTRAL_API_KEY", "")
+
+
+def find(
+    url: str | None = None,
+    key: str | None = None,
+    name: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Endpoint:
+    """The endpoint to use: as given, else from the environment, else the remembered deployment.
+
+    ``name`` given without ``url`` asks for that deployment, whatever the environment says.
+    A key is never sent to a place that it was not given for: one from the environment goes with the
+    URL given or from the environment, one that is remembered only to its own deployment.
+
+    Raises NoEndpoint when there is none.
+    """
+    if url:
+        known_url = environ.get("PIXTRAL_ENDPOINT")
+        # The key of the environment is for the endpoint of the environment, where it names one.
+        theirs = not known_url or base_url(known_url) == base_url(url)
+        return Endpoint.at(url, key or (environ.get("PIXTRAL_API_KEY", "") if theirs else ""))
+    if name is None and environ.get("PIXTRAL_ENDPOINT"):
+        given = key or environ.get("PIXTRAL_API_KEY", "")
+        return Endpoint.at(environ["PIXTRAL_ENDPOINT"], given, origin="PIXTRAL_ENDPOINT")
+    deployment = recall(name or DEFAULT_NAME)
+    if deployment is None:
+        others = known()
+        raise NoEndpoint(
+            f"No deployment named {name or DEFAULT_NAME!r} is remembered here.",
+            f"Name one of: {', '.join(others)} (--name)."
+            if others
+            else "Start one: pixtral-sky launch, or pixtral-sky rehearse --keep. Or PIXTRAL_ENDPOINT=URL",
+        )
+    found = Endpoint.of(deployment)
+    return replace(found, key=key) if key else found

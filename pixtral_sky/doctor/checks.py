@@ -1,0 +1,387 @@
+"""Is everything there that a launch needs, and does what was launched do what it promises?
+
+One check after another, each found out when it is asked for. Nothing is changed, but that SkyPilot's local
+server is started where there is none. The picture counts as use: an idle server lives longer for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import httpx
+
+from pixtral_sky import __version__, extras
+from pixtral_sky.client.client import Client
+from pixtral_sky.client.endpoint import Endpoint, find
+from pixtral_sky.client.messages import learn, messages, printable
+from pixtral_sky.deploy import candidates, huggingface, task
+from pixtral_sky.deploy import skypilot as sdk
+from pixtral_sky.deploy import store as state
+from pixtral_sky.errors import NoEndpoint, PixtralSkyError, Unauthorized, Unreachable
+from pixtral_sky.pictures import picture as images
+
+State = Literal["ok", "failed", "unchecked", "absent"]
+MARKS: dict[State, str] = {"ok": "ok", "failed": "FAIL", "unchecked": "?", "absent": "-"}
+
+QUESTION = "What is this?"
+ANSWER_TOKENS = 8
+WAIT_SECONDS = 10.0  # for an answer that needs no thinking
+PICTURE_SECONDS = 120.0  # for one about a picture, which may be the first since the server was started
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found out of one ``subject``, and in ``hint`` what mends it. No secret is in it."""
+
+    state: State
+    subject: str
+    text: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{MARKS[self.state]:<4} {self.subject:<15} {self.text} {self.hint}".rstrip()
+
+
+def examine(name: str | None = None, file: Path | None = None) -> Iterator[Check]:
+    """Check everything, in order, for the task ``file`` (the shipped one) and for an endpoint.
+
+    The endpoint is found as ``endpoint.find`` does it. Nothing that goes wrong in a check is raised.
+    """
+    return _Examination(name, file).run()
+
+
+class _Unchecked(PixtralSkyError):
+    """It could not be found out."""
+
+
+class _Absent(PixtralSkyError):
+    """There is nothing yet that could be checked."""
+
+
+class _Examination:
+    """Each check is a method that returns what is well, and raises what is not. Nothing: it needs no line."""
+
+    the_task: task.Task
+    endpoint: Endpoint
+    launch = "pixtral-sky launch"  # the command that launches it
+    resources: Any = None  # of the task file, as it stands
+    enabled: Sequence[str] = ()
+
+    def __init__(self, name: str | None, file: Path | None) -> None:
+        self.name = name
+        self.file = file
+        names = ("PIXTRAL_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+        self.secrets = {os.environ.get(each, "") for each in names}
+
+    def run(self) -> Iterator[Check]:
+        # The subject, its check, and the subjects that it builds on.
+        steps: tuple[tuple[str, Callable[[], str], tuple[str, ...]], ...] = (
+            ("pixtral-sky", self.versions, ()),
+            ("task file", self.task_file, ()),
+            ("SkyPilot", self.skypilot, ()),
+            ("SkyPilot server", sdk.server, ("SkyPilot",)),
+            ("SkyPilot infra", self.infra, ("SkyPilot server",)),
+            ("Azure", self.azure, ()),
+            ("SkyPilot task", self.sky_task, ("SkyPilot", "task file")),
+            ("GPUs", self.gpus, ("task file",)),
+            ("ssh", self.ssh, ()),
+            ("Hugging Face", self.hugging_face, ("task file",)),
+            ("key", self.key, ()),
+            ("endpoint", self.reach, ()),
+            ("models", self.models, ("endpoint",)),
+            ("door", self.door, ("endpoint",)),
+            ("picture", self.picture, ("models",)),
+        )
+        found: dict[str, State] = {}
+        for subject, step, needs in steps:
+            missing = [need for need in needs if found[need] != "ok"]
+            if any(found[need] == "absent" for need in missing):
+                found[subject] = "absent"
+                continue
+            if missing:
+                check = Check("unchecked", subject, f"not checked: {missing[0]!r} comes first.")
+            else:
+                check = self.tried(subject, step)
+            found[subject] = check.state
+            if check.text:
+                yield check
+
+    def tried(self, subject: str, step: Callable[[], str]) -> Check:
+        result: State = "ok"
+        text, hint = "", ""
+        try:
+            text = step()
+        except PixtralSkyError as error:
+            kinds: dict[type, State] = {_Unchecked: "unchecked", _Absent: "absent"}
+            result = kinds.get(type(error), "failed")
+            text, hint = error.what, error.hint
+        except (Exception, SystemExit) as error:  # SystemExit: a library that takes itself for a program
+            result, text = "failed", f"{type(error).__name__}: {error}".rstrip(".: ") + "."
+        return Check(result, subject, self.clean(text), self.clean(hint))
+
+    def clean(self, text: str) -> str:
+        """One line without a secret: others have their word in it."""
+        # A shorter one is no secret, and may be part of any word.
+        for secret in filter(lambda each: len(each) >= 6, self.secrets):
+            text = text.replace(secret, "***")
+        text = re.sub(r"://[^/\s@]+@", "://***@", text)  # a password in a URL
+        return " ".join(printable(text.replace("\n", " ")).split())
+
+    # This machine ------------------------------------------------------------------------------------------
+
+    def versions(self) -> str:
+        return f"{__version__}, on Python {platform.python_version()}"
+
+    def task_file(self) -> str:
+        self.the_task = task.load(self.file)
+        self.the_task.check({})
+        file = task.read(self.file)
+        self.resources = file.get("resources")
+        if self.file:
+            command = "serve up" if "service" in file else "launch"
+            self.launch = f"pixtral-sky {command} --file {shlex.quote(str(self.file))}"
+        return f"{self.the_task.path}, with vLLM {self.the_task.vllm_version}"
+
+    def skypilot(self) -> str:
+        version, made_for = sdk.installed(), extras.skypilot()
+        if not version:
+            raise PixtralSkyError(
+                "It is not installed; a launch needs it.", f"Run: {extras.install_skypilot()}"
+            )
+        return version if made_for in ("", version) else f"{version}; {made_for} is what was tested"
+
+    def infra(self) -> str:
+        self.enabled = sdk.enabled()
+        if not self.enabled:
+            raise PixtralSkyError("No cloud, Kubernetes or Slurm is enabled.", "Run: sky check")
+        return ", ".join(self.enabled)
+
+    def azure(self) -> str:
+        """For those who have it: setup would find an old driver on a machine that is paid for by then."""
+        if "azure" not in self.enabled or not _on_azures_default_image(self.resources):
+            return ""
+        others = len(self.enabled) > 1
+        raise (_Unchecked if others else PixtralSkyError)(
+            f"{candidates.OLD_IMAGE}{', and a launch goes elsewhere' if others else ''}.",
+            f"Under resources: of a file of yours, infra: azure, image_id: {candidates.NEW_IMAGE}",
+        )
+
+    def sky_task(self) -> str:
+        sdk.check_file(self.file)
+        return "SkyPilot takes the task file"
+
+    def gpus(self) -> str:
+        envs = self.the_task.envs
+        names = ", ".join(candidates.accelerators(self.resources))
+        if not names:
+            raise _Absent("The task file names none.", f"Run: {self.launch} --gpus L4:2")
+        said = candidates.check_gpus(None, {"resources": self.resources}, envs)
+        if candidates.has_own_needs(envs):
+            said.append("With a MODEL or EXTRA_ARGS of one's own, what they hold shows when it starts.")
+        if said:
+            raise _Unchecked(f"{names}: {' '.join(said)}")
+        return f"{names}: each holds the model in {envs.get('PRECISION') or 'bf16'}"
+
+    def ssh(self) -> str:
+        program = shutil.which("ssh")
+        if not program:
+            raise PixtralSkyError(
+                "There is no ssh on this machine, and no other way to a server without an open port.",
+                "Install OpenSSH's client: apt install openssh-client",
+            )
+        said = subprocess.run(
+            [program, "-V"], stdin=subprocess.DEVNULL, capture_output=True, timeout=WAIT_SECONDS
+        )
+        return said.stderr.decode(errors="replace").partition(",")[0].strip() or program
+
+    # Secrets -----------------------------------------------------------------------------------------------
+
+    def hugging_face(self) -> str:
+        model = self.the_task.envs.get("MODEL", "")
+        if not model:
+            raise PixtralSkyError(f"{self.the_task.path} names no model.", "It wants an env: MODEL")
+        if huggingface.is_directory(model):
+            return f"{model} is a directory on the machine: no token is needed"
+        token = huggingface.token()
+        self.secrets.add(token)
+        if why := huggingface.check(model, token, self.the_task.envs.get("MODEL_REVISION") or "main"):
+            raise _Unchecked(why, "" if token else "There is no token here: export HF_TOKEN=...")
+        return f"the token opens {model}" if token else f"{model} is open to all"
+
+    def key(self) -> str:
+        key = os.environ.get("PIXTRAL_API_KEY", "")
+        if not re.fullmatch(r"[A-Za-z0-9._~+/=-]*", key):  # as pixtral.yaml has it
+            raise PixtralSkyError(
+                "PIXTRAL_API_KEY has characters that a key cannot have.", "Make one: openssl rand -hex 32"
+            )
+        if key:
+            return "PIXTRAL_API_KEY is set"
+        if self.name is None and os.environ.get("PIXTRAL_ENDPOINT"):
+            raise _Absent("None is set for PIXTRAL_ENDPOINT.", "If it wants one: export PIXTRAL_API_KEY=...")
+        name = self.name or state.DEFAULT_NAME
+        try:
+            known = state.recall(name)
+        except PixtralSkyError as error:
+            raise _Unchecked(error.what, error.hint) from error
+        if known is None:
+            raise _Absent("There is none yet: one is made at launch.")
+        if not known.key:
+            raise _Absent(f"None is remembered for {name!r}.")
+        self.secrets.add(known.key)
+        return f"the one of {name!r} is remembered"
+
+    # The endpoint ------------------------------------------------------------------------------------------
+
+    def reach(self) -> str:
+        try:
+            self.endpoint = find(name=self.name)
+        except NoEndpoint as error:
+            name = self.name or state.DEFAULT_NAME
+            if state.recall(name) is not None:  # it has ended, or has no address yet
+                raise _Absent(error.what, error.hint) from error
+            others = ", ".join(state.known())
+            raise _Absent(
+                f"Nothing is deployed as {name!r}{f' (but {others})' if others else ''}.",
+                f"Run: {self.launch}",
+            ) from error
+        self.secrets.add(self.endpoint.key)
+        began = time.monotonic()
+        if self.endpoint.tunnel:
+            self.endpoint.tunnel.open()
+        # Baseten's gateway has no route that is open to all.
+        key = {"Authorization": self.endpoint.authorization} if self.endpoint.is_baseten else None
+        status = self.status("GET", "/health", key)
+        if status != 200:
+            raise PixtralSkyError(
+                f"{self.endpoint.url} answers GET /health with {status}, not 200.", self.endpoint.hint
+            )
+        way = " through ssh" if self.endpoint.tunnel else ""
+        return f"{self.endpoint.url} answers{way} after {time.monotonic() - began:.2f} s"
+
+    def models(self) -> str:
+        with Client(self.endpoint, budget=0, read_timeout=WAIT_SECONDS) as client:
+            names = ", ".join(model["id"] for model in client.models())
+            self.endpoint = learn(client)
+        length = self.endpoint.max_model_len
+        return f"{'the key opens' if self.endpoint.key else 'without a key:'} {names}" + (
+            f", for {length:,} tokens" if length else ""
+        )
+
+    def door(self) -> str:
+        here = not self.endpoint.key and _is_this_machine(self.endpoint.url)
+        if here and self.status("GET", "/v1/models") == 200:
+            return self.local_door()
+        for method, path in (
+            ("GET", "/v1/models"),
+            ("POST", "/invocations"),
+            ("POST", "/v1/chat/completions"),
+        ):
+            status = self.status(method, path)
+            # 404: what is not there is closed as well. A list of models is there.
+            if status != 401 and not (status == 404 and method == "POST"):
+                raise self.open_door(f"{method} {path} answers {status} without a key, not 401", status)
+        status = self.status("GET", "/v1/models", {"Authorization": f"Bearer {secrets.token_hex(32)}"})
+        if status != 401:
+            raise self.open_door(f"GET /v1/models answers {status} to a wrong key, not 401", status)
+        return "shut to all without the key"
+
+    def local_door(self) -> str:
+        """Without a key the way in is this machine's, and for a page in a browser not even that."""
+        for method, path, headers in (
+            ("GET", "/v1/models", {"Host": "pixtral.invalid"}),
+            ("POST", "/invocations", {}),
+        ):
+            status = self.status(method, path, headers)
+            if status not in (401, 404):
+                raise PixtralSkyError(
+                    f"{method} {path} answers {status} to a request that is not for localhost: a web page in "
+                    "a browser here can use it."
+                    if headers
+                    else f"{method} {path} answers {status}: the front door is not before it.",
+                    "Launch it again with the pixtral.yaml of this version.",
+                )
+        return "no key: it is closed only by listening on 127.0.0.1, to all but the users of its machine"
+
+    def open_door(self, what: str, status: int) -> PixtralSkyError:
+        # These come after a look at the request: whoever sends a better one gets an answer.
+        let_in = status < 300 or status in (400, 405, 413, 415, 422)
+        meaning = "anyone can use it" if let_in else "nobody knows whether it is shut"
+        return PixtralSkyError(
+            f"{what}: {meaning}.", "Take it down, and launch it with the pixtral.yaml of this version."
+        )
+
+    def picture(self) -> str:
+        picture = images.prepare(task.shipped("examples/chart.png").read_bytes(), "chart.png")
+        began = time.monotonic()
+        with Client(self.endpoint, budget=WAIT_SECONDS, read_timeout=PICTURE_SECONDS) as client:
+            document = client.complete(messages([QUESTION, picture]), max_tokens=ANSWER_TOKENS, temperature=0)
+        seconds = time.monotonic() - began
+        usage = document.get("usage") or {}
+        prompt, answer = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+        if prompt < picture.tokens:
+            raise PixtralSkyError(
+                f"The picture has not reached the model: the prompt was {prompt:,} tokens, and chart.png "
+                f"alone is {picture.tokens:,}.",
+                "Does it serve Pixtral?",
+            )
+        if not answer and not document["choices"][0]["message"].get("content"):
+            raise PixtralSkyError("The answer about chart.png is empty.", "Its log tells more.")
+        return (
+            f"an answer about chart.png ({picture.tokens:,} tokens): {prompt:,} tokens in the prompt, "
+            f"{answer} in the answer, {seconds:.1f} s"
+        )
+
+    def status(self, method: str, path: str, headers: dict[str, str] | None = None) -> int:
+        """The status of an answer without the key. Raises EndpointError when there is none."""
+        url = self.endpoint.url
+        try:
+            with (
+                httpx.Client(
+                    timeout=WAIT_SECONDS,
+                    trust_env=not _is_this_machine(url),
+                    headers={"User-Agent": f"pixtral-sky/{__version__}", **(headers or {})},
+                    verify=httpx.create_ssl_context(),
+                ) as http,
+                http.stream(method, url + path, json={} if method == "POST" else None) as answer,
+            ):
+                return answer.status_code
+        # The others are about this environment: no such SSL_CERT_FILE, a proxy that is none.
+        except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, ValueError) as error:
+            # The client knows what that means. Where it is answered, it was this request alone.
+            with (
+                Client(replace(self.endpoint, key=""), budget=0, read_timeout=WAIT_SECONDS) as client,
+                contextlib.suppress(Unauthorized),
+            ):
+                client.models()
+            raise Unreachable(f"{url} hangs up on {method} {path}.", self.endpoint.hint) from error
+
+
+def _is_this_machine(url: str) -> bool:
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def _on_azures_default_image(resources: Any) -> bool:
+    """Whether a file's ``resources:`` let SkyPilot take a machine of Azure, with its own image for it."""
+    given = resources if isinstance(resources, dict) else {}
+    for each in given.get("any_of") or given.get("ordered") or [{}]:
+        wanted = {**given, **(each if isinstance(each, dict) else {})}
+        place = str(wanted.get("infra") or wanted.get("cloud") or "azure").lower()
+        # A container's image is on that of the machine.
+        if place.partition("/")[0] == "azure" and str(wanted.get("image_id") or "docker:").startswith(
+            "docker:"
+        ):
+            return True
+    return False

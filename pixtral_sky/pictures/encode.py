@@ -1,0 +1,89 @@
+"""Pictures into bytes, each with no more loss than it may have. Losses are mean squares of levels (0 to
+255).
+
+A JPEG rounds each of 8 x 8 frequencies to a multiple of a step. The usual tables have a step for each
+frequency, which hides the loss from people. A model is no person: with one step for all, the loss is known
+before, and at the same loss the file is smaller.
+"""
+
+from __future__ import annotations
+
+import math
+from io import BytesIO
+
+from PIL import Image, ImageChops
+
+from pixtral_sky.pictures import resize
+
+# 40 dB are 255^2 / 10^4 = 6.5; the rest is for what the samples do not show.
+LOSS = 6.2
+
+# What rounding to a step of 1 loses in R, G and B: 1/12 in each of Y, Cb and Cr, which count as often as they
+# are in those. It happens twice without any step, on the way there and back, and to R, G and B at the end.
+ROUNDED = (3 + resize.BLUE + resize.RED) / 3 / 12
+LEVELS = 2 * ROUNDED + 1 / 12
+
+FINEST, COARSEST = 2.0, 16.0
+
+# Of a drawing, a page or a screen: few colors, and one of them that fills an eighth. It is often smaller
+# without any loss than as a JPEG.
+COLORS, FILLED = 2**14, 1 / 8
+WEBP_SIDE = 16_383  # pixels, the format's limit
+
+
+def step(image: Image.Image, loss: float) -> float | None:
+    """The largest step, in halves, that loses at most ``loss`` of ``image`` (mode L, RGB or YCbCr).
+
+    None: not even the finest. ``image`` may be what stands for a larger one, as of ``resize.sample``.
+
+    A step is known to lose no more of noise than ``ROUNDED`` says. From there on it is tried: twice the step
+    loses, most often, at most four times as much.
+    """
+    best = tried = _halves(math.sqrt(max(loss - LEVELS, 0) / ROUNDED))
+    if best < FINEST:
+        return None
+    wanted = resize.as_rgb(image)
+    for _ in range(3):
+        with Image.open(BytesIO(jpeg(image, tried))) as file:
+            difference = ImageChops.difference(wanted, file).histogram()
+        lost = sum(times * (value % 256) ** 2 for value, times in enumerate(difference)) / sum(difference)
+        if lost > loss:
+            break
+        best, tried = tried, min(_halves(tried * math.sqrt(loss / max(lost, LEVELS))), COARSEST)
+        if tried <= best:
+            break
+    return best
+
+
+def _halves(step: float) -> float:
+    return int(step * 2) / 2
+
+
+def jpeg(image: Image.Image, step: float) -> bytes:
+    """``image`` (mode L, RGB or YCbCr) with one ``step`` for all frequencies, and the colors of each pixel.
+
+    Half a step more is a whole one for each second frequency.
+    """
+    table = [int(step), int(step + 0.5)] * 32
+    return _saved(image, "JPEG", qtables=[table, table], subsampling=0)
+
+
+def png(image: Image.Image) -> bytes:
+    return _saved(image, "PNG")
+
+
+def webp(image: Image.Image) -> bytes:
+    """``image`` (mode L, RGB or YCbCr; at most WEBP_SIDE a side) without loss."""
+    return _saved(resize.as_rgb(image), "WEBP", lossless=True, method=2, quality=50)
+
+
+def drawn(image: Image.Image) -> bool:
+    """Whether ``image`` (mode L or RGB) looks like a drawing, a page or a screen."""
+    colors = image.getcolors(COLORS) or []
+    return max((times for times, _ in colors), default=0) > image.width * image.height * FILLED
+
+
+def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()

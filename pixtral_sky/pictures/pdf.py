@@ -1,0 +1,111 @@
+"""Pages of PDFs as pictures. Needs pypdfium2, the extra ``pdf``."""
+
+from __future__ import annotations
+
+import logging
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixtral_sky import pixtral
+from pixtral_sky.errors import PictureError
+from pixtral_sky.extras import install
+from pixtral_sky.pictures.picture import Picture, shown
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+EXTENSION = ".pdf"
+
+# PDFium is not for threads. Everything of a document happens under it, its end as well: what is left to the
+# garbage collector would be closed by whichever thread that runs in.
+_LOCK = threading.Lock()
+
+
+def pages(path: str) -> int:
+    """How many pages the PDF has. Raises PictureError when it cannot be read, is broken or is encrypted."""
+    with _document(path) as document:
+        return len(document)
+
+
+def page(path: str, number: int) -> Picture:
+    """Page ``number``, from 1, at the size at which the model sees it: 1024 pixels on its longer side.
+
+    It is drawn at that size, in whole patches, so that no one has to scale it: text is as sharp as it can be.
+    Drawn larger it would be shrunk by a filter without antialiasing, which tears thin strokes.
+
+    Raises PictureError, as ``pages`` does, and when there is no such page.
+    """
+    name = f"{shown(path)}#page={number}"
+    with _document(path) as document:
+        if not 1 <= number <= len(document):
+            raise PictureError(f"{name}: it has {len(document)} pages.")
+        try:
+            image = _drawn(document, number - 1)
+        except Exception as error:  # PDFium's own, and whatever a size that makes no sense leads to
+            raise PictureError(f"{name} is damaged: {shown(str(error))}.") from error
+    file = BytesIO()
+    image.save(file, "JPEG", quality=95, subsampling=0)  # as a photo that is shrunk
+    return Picture(name, *image.size, "image/jpeg", file.getvalue())
+
+
+def _drawn(document: Any, index: int) -> Image.Image:
+    import pypdfium2  # type: ignore[import-untyped]
+    from pypdfium2 import raw
+
+    document.init_forms()  # what was filled in is drawn with them
+    page = document[index]
+    try:
+        width, height = page.get_size()
+        scale = pixtral.BOX / max(width, height)
+        columns, rows = pixtral.fit(max(round(width * scale), 1), max(round(height * scale), 1))
+        bitmap = pypdfium2.PdfBitmap.new_native(columns, rows, raw.FPDFBitmap_BGR)
+        try:
+            bitmap.fill_rect((255, 255, 255, 255), 0, 0, columns, rows)
+            where = (bitmap, page, 0, 0, columns, rows, 0, raw.FPDF_ANNOT)
+            raw.FPDF_RenderPageBitmap(*where)
+            if document.formenv:
+                raw.FPDF_FFLDraw(document.formenv, *where)
+            return bitmap.to_pil()  # type: ignore[no-any-return]
+        finally:
+            bitmap.close()
+    finally:
+        page.close()
+
+
+@contextmanager
+def _document(path: str) -> Iterator[Any]:
+    """The open document, for this thread alone."""
+    name = shown(path)
+    try:
+        import pypdfium2
+    except ImportError as error:
+        raise PictureError(f"{name} is a PDF.", install("pdf")) from error
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # to open a pipe may wait forever
+            raise PictureError(f"{name} is not a regular file.")
+        file = open(path, "rb")  # noqa: SIM115 (closed below)
+    except FileNotFoundError as error:
+        raise PictureError(f"{name}: no such file.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or "not a path"
+        raise PictureError(f"{name} cannot be read: {reason}.") from error
+    # It tells the screen of forms that it cannot draw.
+    logging.getLogger("pypdfium2").setLevel(logging.ERROR)
+    with file, _LOCK:
+        try:
+            # As a file, not as a path: PDFium takes no name that is not UTF-8.
+            document = pypdfium2.PdfDocument(file)
+        except pypdfium2.PdfiumError as error:
+            if error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD:
+                hint = "Take it off: qpdf --decrypt --password=PASSWORD IN.pdf OUT.pdf"
+                raise PictureError(f"{name} needs a password.", hint) from error
+            raise PictureError(f"{name} is not a PDF that can be read.") from error
+        try:
+            yield document
+        finally:
+            document.close()

@@ -1,0 +1,219 @@
+"""The server's filter, with Pillow alone: OpenCV's bicubic, which does not average over what it leaves out.
+
+OpenCV's kernel (INTER_CUBIC) has the parameter a = -0.75. Pillow has none like it: ``resize`` has a = -0.5,
+and averages over all pixels; ``transform`` does not, but has a = -1. A kernel is linear in a, so that three
+parts of a = -1 and one of a = 0, which is a smooth step between the two nearest pixels, are a = -0.75 (but
+for the product of what is different in both directions, which is small). Against OpenCV's it comes to 53 dB
+and more (tests/pictures/test_fidelity.py).
+
+Boxes are (left, upper, right, lower) in pixels of the picture, sizes are (columns, rows).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from PIL import Image, ImageChops
+from PIL.Image import Resampling, Transform
+
+# A part of the rows tells of the whole: one in 8 of the rows of blocks of 8 x 8 pixels that a JPEG has.
+BLOCK = 8
+SAMPLED = 8
+GOLDEN = 0.618  # of steps of this size, none comes back soon
+
+# What the two roundings of ``shrink`` lose.
+ROUNDED = 0.3
+# Pictures with fewer black and white values have lost little beyond them.
+SATURATED = 1 / 500
+NOTABLE = 0.3
+# What a difference of 1 in Cb and in Cr is in R, G and B together, squared (JFIF).
+BLUE, RED = 0.344**2 + 1.772**2, 1.402**2 + 0.714**2
+
+# A band of that many rows is made at a time, of pictures that must be converted before they are shrunk.
+BAND = 64
+
+_WHITE = [0] * 255 + [255]
+_BLACK = [0] + [255] * 255
+
+# 8 bits with room for what the filter puts below 0 and above 255: half of the contrast on each side.
+ROOM = 1 / 2
+ZERO = 64
+_NARROW = [round(ZERO + value * ROOM) for value in range(256)]
+
+Crop = Callable[[int, int], Image.Image]  # the rows of a picture from the first to before the second
+
+
+def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """``image``, in mode L, RGB or YCbCr, at ``size``.
+
+    In YCbCr the colors are taken to be smooth, as those of most JPEGs, which store one for 2 x 2 pixels: they
+    get a = 0 alone, which takes a third of the time off.
+    """
+    box = (0.0, 0.0, float(image.width), float(image.height))
+    if image.mode != "YCbCr":
+        return _cubic(image, box, size)
+    luma, blue, red = _smooth(image, box, size).split()
+    return Image.merge("YCbCr", (_mixed(_sharp(image.getchannel(0), box, size), luma), blue, red))
+
+
+def shrink_bands(crop: Crop, width: int, height: int, size: tuple[int, int]) -> Image.Image:
+    """The picture of ``width`` x ``height`` whose rows are what ``crop`` makes of them, at ``size``.
+
+    It needs the memory of a few rows besides that of the picture.
+    """
+    columns, rows = size
+    bands = [
+        (first, _band(crop, width, height, size, first, min(first + BAND, rows)))
+        for first in range(0, rows, BAND)
+    ]
+    whole = Image.new(bands[0][1].mode, (columns, rows))
+    for first, band in bands:
+        whole.paste(band, (0, first))
+    return whole
+
+
+def lost(crop: Crop, width: int, height: int, shrunk: Image.Image) -> float:
+    """What ``shrunk``, made by ``shrink``, has lost against what the server sees, estimated from some rows.
+
+    It is the mean square of what is missing, of levels of 0 to 255 in RGB.
+    """
+    return ROUNDED + _overshoot(crop, width, height, shrunk) + _colors(crop, width, height, shrunk)
+
+
+def _overshoot(crop: Crop, width: int, height: int, shrunk: Image.Image) -> float:
+    """As 8 bits hold no value below 0 and above 255.
+
+    The filter makes such values at sharp edges of black and white, and the server feeds them to its model.
+    """
+    values = as_rgb(sample(shrunk)).histogram()
+    if sum(values[0::256]) + sum(values[255::256]) < sum(values) * SATURATED:
+        return 0.0
+
+    def narrow(upper: int, lower: int) -> Image.Image:
+        return as_rgb(crop(upper, lower)).point(_NARROW * (len(values) // 256))
+
+    for every in (4 * SAMPLED, 1):  # all of it where there is something
+        total = count = 0.0
+        for first, last in sampled(shrunk.height, every):
+            band = _band(narrow, width, height, shrunk.size, first, last)
+            for value, times in enumerate(band.histogram()):
+                shown = (value % 256 - ZERO) / ROOM
+                outside = max(-shown, shown - 255)
+                # Less than two levels are rounding, which is down on the whole.
+                total += times * (outside + 0.25) ** 2 if outside >= 2 else 0
+                count += times
+        if total < count * NOTABLE:
+            break
+    return total / count
+
+
+def _colors(crop: Crop, width: int, height: int, shrunk: Image.Image) -> float:
+    """As in YCbCr the colors are shrunk by a simpler filter."""
+    if shrunk.mode != "YCbCr":
+        return 0.0
+    total = count = 0.0
+    for first, last in sampled(shrunk.height, 4 * SAMPLED):
+        band = _band(crop, width, height, shrunk.size, first, last)
+        for channel, weight in ((1, BLUE), (2, RED)):
+            pair = (
+                image.getchannel(channel) for image in (band, shrunk.crop((0, first, shrunk.width, last)))
+            )
+            for value, times in enumerate(ImageChops.difference(*pair).histogram()):
+                total += times * value**2 * weight / 3
+        count += band.width * band.height
+    return total / count
+
+
+def sampled(rows: int, every: int = SAMPLED) -> Iterator[tuple[int, int]]:
+    """The first row, and the one after the last, of one block of rows in ``every``."""
+    for group in range(math.ceil(rows / BLOCK / every)):
+        # Not always the same one of them: lines of text are as far apart as these would be.
+        block = every * group + int((0.5 + group * GOLDEN) % 1 * every)
+        first = min(block, (rows - 1) // BLOCK) * BLOCK
+        yield first, min(first + BLOCK, rows)
+
+
+def sample(image: Image.Image) -> Image.Image:
+    """The rows of ``sampled``, one below the other."""
+    bands = list(sampled(image.height))
+    rows = Image.new(image.mode, (image.width, sum(last - first for first, last in bands)))
+    at = 0
+    for first, last in bands:
+        rows.paste(image.crop((0, first, image.width, last)), (0, at))
+        at += last - first
+    return rows
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """In mode RGB when it is in YCbCr."""
+    return image.convert("RGB") if image.mode == "YCbCr" else image
+
+
+def _band(crop: Crop, width: int, height: int, size: tuple[int, int], first: int, last: int) -> Image.Image:
+    """The rows ``first`` to ``last`` of the picture at ``size``."""
+    columns, rows = size
+    scale = height / rows
+    # Two more pixels on each side, which the filter reaches.
+    upper, lower = max(int(first * scale) - 2, 0), min(int(last * scale) + 3, height)
+    box = (0.0, first * scale - upper, float(width), last * scale - upper)
+    return _cubic(crop(upper, lower), box, (columns, last - first))
+
+
+def _cubic(image: Image.Image, box: tuple[float, ...], size: tuple[int, int]) -> Image.Image:
+    """a = -0.75"""
+    sharp = _sharp(image, box, size)
+    mixed = _mixed(sharp, _smooth(image, box, size))
+    if image.mode == "YCbCr":
+        return mixed
+    # What is beyond black and white in ``sharp`` was cut off before it was mixed, and is so after it.
+    channels = len(image.getbands())
+    mixed = ImageChops.lighter(mixed, sharp.point(_WHITE * channels))
+    return ImageChops.darker(mixed, sharp.point(_BLACK * channels))
+
+
+def _mixed(sharp: Image.Image, smooth: Image.Image) -> Image.Image:
+    # Not Image.blend(), which cuts where this rounds.
+    return Image.composite(sharp, smooth, Image.new("L", sharp.size, 191))
+
+
+def _sharp(image: Image.Image, box: tuple[float, ...], size: tuple[int, int]) -> Image.Image:
+    """a = -1"""
+    return _taken(image, box, size, Resampling.BICUBIC)
+
+
+def _smooth(image: Image.Image, box: tuple[float, ...], size: tuple[int, int]) -> Image.Image:
+    """a = 0, of the four nearest pixels of each place."""
+    left, upper, right, lower = box
+    if right - left < size[0] or lower - upper < size[1]:
+        # Enlarged a little, to whole patches: pixels beyond the border would be asked for.
+        return _taken(image, box, size, Resampling.BILINEAR)
+    across = Image.frombytes("L", (size[0], 1), _weights(left, right, size[0])).resize(
+        size, Resampling.NEAREST
+    )
+    down = Image.frombytes("L", (1, size[1]), _weights(upper, lower, size[1])).resize(
+        size, Resampling.NEAREST
+    )
+    pairs = []
+    for y in (-0.5, 0.5):
+        one, other = (
+            _taken(image, (left + x, upper + y, right + x, lower + y), size, Resampling.NEAREST)
+            for x in (-0.5, 0.5)
+        )
+        pairs.append(Image.composite(other, one, across))
+    return Image.composite(pairs[1], pairs[0], down)
+
+
+def _weights(start: float, end: float, count: int) -> bytes:
+    """For each of ``count`` places from ``start`` to ``end``: the weight of the pixel behind it, of 255."""
+    scale = (end - start) / count
+    between = [(start + (place + 0.5) * scale - 0.5) % 1 for place in range(count)]
+    return bytes(round(255 * d * d * (3 - 2 * d)) for d in between)
+
+
+def _taken(
+    image: Image.Image, box: tuple[float, ...], size: tuple[int, int], filter_: Resampling
+) -> Image.Image:
+    left, upper, right, lower = box
+    matrix = ((right - left) / size[0], 0, left, 0, (lower - upper) / size[1], upper)
+    return image.transform(size, Transform.AFFINE, matrix, filter_)

@@ -1,0 +1,86 @@
+"""Draws a plan: what the best machines ask for 1,000 pictures. matplotlib is imported when it draws."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from pixtral_sky.errors import UsageError
+from pixtral_sky.extras import install
+from pixtral_sky.planning.plan import Ask, Option, usd
+
+FORMATS = (".png", ".svg", ".pdf")
+MOST = 12  # rows of a picture that can be read
+
+
+def check(path: Path) -> None:
+    """Whether it can be drawn there. Raises UsageError."""
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{path} is no name of a picture that can be drawn.", "For example: --plot plan.png")
+    if not importlib.util.find_spec("matplotlib"):
+        raise UsageError("A picture needs matplotlib.", f"Run: {install('plot')}")
+
+
+def draw(path: Path, ask: Ask, on_demand: Sequence[Option], spot: Sequence[Option], by_spot: bool) -> None:
+    """The best MOST by one of both prices, in that order, with the range of their cost at both."""
+    # SkyPilot has all loggers speak.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    from matplotlib.figure import Figure
+
+    best = (spot if by_spot else on_demand)[:MOST]
+    rows = {_who(each): row for row, each in enumerate(best)}
+    workload = ask.workload
+    load = f"at {ask.qps:g} requests/s" if ask.qps else "on machines that are always busy"
+
+    figure = Figure(figsize=(9, 1.7 + 0.48 * len(rows)), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    widest = 0.0
+    for name, options, colour, aside in (
+        ("on demand", on_demand, "#1f4e79", -0.17),
+        ("spot", spot, "#c8741a", 0.17),
+    ):
+        shown = [each for each in options if _who(each) in rows]
+        heights = [rows[_who(each)] + aside for each in shown]
+        lows, highs = ([getattr(each.cost, end) for each in shown] for end in ("low", "high"))
+        widest = max([widest, *highs])
+        axes.hlines(heights, lows, highs, color=colour, linewidth=6, alpha=0.3, zorder=2)
+        axes.scatter(highs, heights, color=colour, s=36, zorder=3, label=name)
+        for each, height in zip(shown, heights, strict=True):
+            words = f"${usd(each.cost.high)}" + ", measured" * each.machine.measured
+            axes.annotate(
+                words,
+                (each.cost.high, height),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=colour,
+            )
+    for row in range(0, len(rows), 2):
+        axes.axhspan(row - 0.5, row + 0.5, color="#f5f6f8", zorder=0)
+    axes.set_yticks(list(rows.values()), ["  ".join(who) for who in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the best on top
+    axes.set_xlim(0, widest * 1.15)  # with room for the last label
+    axes.xaxis.set_major_formatter("${x:.2f}")
+    axes.grid(axis="x", color="#d9dce1", linewidth=0.8, zorder=1)
+    axes.tick_params(axis="y", length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.set_xlabel(
+        "for 1,000 pictures, on machines with their disks; dot: the safe end of the estimate, bar: its range",
+        fontsize=9,
+    )
+    axes.set_title(
+        f"What 1,000 pictures cost with Pixtral 12B\n"
+        f"{workload.images} of {workload.width}x{workload.height} a request, {load}",
+        loc="left",
+        fontsize=11,
+    )
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2, fontsize=9)
+    figure.savefig(path)
+
+
+def _who(option: Option) -> tuple[str, str, str]:
+    return option.machine.gpus, option.machine.fit.precision, option.offer.cloud

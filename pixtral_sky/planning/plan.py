@@ -1,0 +1,466 @@
+"""Which GPUs carry a workload, and for what money. Pure: prices and files go in, a plan and a text come out.
+
+What GPUs hold is from ``fit``, how fast they are from ``roofline`` or from a measurement. A speed is a range,
+and its low end is the safe one: it decides the order, and the number of replicas. So of a cost, which is the
+other way round, the high end decides.
+"""
+
+from __future__ import annotations
+
+import decimal
+import difflib
+import itertools
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pixtral_sky.deploy.prices import Offer
+from pixtral_sky.errors import UsageError
+from pixtral_sky.memory import GPUS, MODEL_CONTEXT, PRECISIONS, Fit, Workload, default_context, fits
+from pixtral_sky.pixtral import MAX_IMAGE_TOKENS, TENSOR_PARALLEL
+from pixtral_sky.planning import speed
+from pixtral_sky.planning.speed import Range
+
+# What may stand in for the best machine of a service costs no more than so many times its price an hour.
+STAND_IN = 2
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked for: requests like ``workload``, and how many.
+
+    ``context`` and ``max_images`` are MAX_MODEL_LEN and MAX_IMAGES of the server; a context of None is the
+    script's choice. ``qps``: so many requests a second, at the busiest, with ``least`` replicas at all times.
+    ``total``: so many pictures.
+    """
+
+    workload: Workload
+    context: int | None
+    max_images: int
+    qps: float | None = None
+    total: int | None = None
+    least: int = 1
+
+
+@dataclass(frozen=True)
+class Machine:
+    """GPUs that hold the model, and the requests a second that they answer, as many at once as they hold."""
+
+    fit: Fit
+    rate: Range
+    measured: bool
+
+    @property
+    def gpus(self) -> str:
+        """As for --gpus: L4:2."""
+        return f"{self.fit.gpu}:{self.fit.count}"
+
+    @property
+    def precision(self) -> str:
+        return self.fit.precision
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """GPUs that do not hold it in a precision, and why, in a line."""
+
+    gpus: str
+    precision: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """A machine at a price: what the work costs on it.
+
+    ``hourly`` are USD an hour of one, and ``whole`` those with its disk, where its price is known. ``cost``
+    are USD for 1,000 pictures, by ``whole``. ``replicas`` are those that carry Ask.qps, ``together`` USD an
+    hour of them all, ``seconds`` what one of them takes for Ask.total; (0, 0) where that is not asked for.
+    """
+
+    machine: Machine
+    offer: Offer
+    hourly: float
+    whole: float
+    cost: Range
+    replicas: tuple[int, int]
+    together: Range
+    seconds: Range
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What ``vllm bench serve`` has measured: requests a second on GPUs (L4:2), and tokens of an answer.
+
+    A precision of None is one that it does not say.
+    """
+
+    gpus: str
+    precision: str | None
+    rate: float
+    answer: float | None
+
+
+# What is asked for ----------------------------------------------------------------------------------------
+
+
+def asked(
+    workload: Workload,
+    context: int | None,
+    max_images: int,
+    qps: float | None = None,
+    total: int | None = None,
+    least: int = 1,
+) -> Ask:
+    """The question, checked. ``max_images`` is that of the file: another one is taken where it must be.
+
+    Raises UsageError.
+    """
+    if qps is not None and total is not None:
+        raise UsageError("--qps is a stream of requests, --total a pile of pictures.", "Give one of the two.")
+    if qps is not None and not (math.isfinite(qps) and qps > 0):
+        raise UsageError(f"--qps is a number of requests a second above 0, not {qps:g}.")
+    if total is not None and total < 1:
+        raise UsageError(f"--total is a number of pictures from 1 on, not {total}.")
+    for name, value, lowest in (
+        ("--images", workload.images, 1),
+        ("--prompt-tokens", workload.text, 0),
+        ("--answer-tokens", workload.answer, 1),
+    ):
+        if value < lowest:
+            raise UsageError(f"{name} is a whole number from {lowest} on, not {value}.")
+    if context not in (None, -1) and not 1 <= context <= MODEL_CONTEXT:
+        raise UsageError(
+            f"--context is a number of tokens from 1 to {MODEL_CONTEXT:,}, or -1 for all, not {context}."
+        )
+    if workload.images > max_images or _limit(context, max_images) <= max_images * MAX_IMAGE_TOKENS:
+        max_images = workload.images
+    limit = _limit(context, max_images)
+    pictures = max_images * MAX_IMAGE_TOKENS
+    needed = max(pictures + workload.text + workload.answer, workload.tokens)
+    more = f"For example: --context {needed}" if needed <= MODEL_CONTEXT else "Less of it: --images"
+    if limit <= pictures:
+        raise UsageError(
+            f"{max_images} picture{'s' * (max_images != 1)} can be {pictures:,} tokens, and the context is "
+            f"{limit:,}.",
+            more,
+        )
+    if workload.tokens > limit:
+        raise UsageError(
+            f"A request is {workload.prompt:,} tokens with an answer of {workload.answer:,}, and the context "
+            f"is {limit:,}.",
+            more,
+        )
+    return Ask(workload, context, max_images, qps, total, least)
+
+
+def _limit(context: int | None, max_images: int) -> int:
+    """The most tokens that a request may have, whatever the GPUs are."""
+    if context is None:
+        return default_context(max_images)
+    return MODEL_CONTEXT if context == -1 else context
+
+
+def size(text: str) -> tuple[int, int]:
+    """Width and height of ``1920x1080``. Raises UsageError."""
+    found = re.fullmatch(r"([1-9]\d{0,5})[xX]([1-9]\d{0,5})", text.strip(), re.ASCII)
+    if not found:
+        raise UsageError(f"{text!r} is no size of a picture, in pixels.", "For example: --size 1920x1080")
+    return int(found[1]), int(found[2])
+
+
+def gpus(text: str | None) -> list[tuple[str, int]]:
+    """GPUs and counts of ``L4,H100:1``: each count where none is given, all of them without a text.
+
+    Raises UsageError.
+    """
+    if text is None:
+        return [(gpu, count) for gpu in GPUS for count in TENSOR_PARALLEL]
+    known = {gpu.lower(): gpu for gpu in GPUS}
+    found: dict[tuple[str, int], None] = {}
+    for word in text.split(","):
+        name, sign, count = word.strip().partition(":")
+        if not (gpu := known.get(name.lower())):
+            close = difflib.get_close_matches(name.lower(), known, 1)
+            raise UsageError(
+                f"The GPU {name!r} is not known here.",
+                (f"Did you mean {known[close[0]]}? " if close else "") + f"These are: {', '.join(GPUS)}",
+            )
+        if sign and count not in map(str, TENSOR_PARALLEL):
+            raise UsageError(f"Pixtral splits over 1, 2, 4 or 8 GPUs, not {count or 'none'}.")
+        found |= dict.fromkeys((gpu, each) for each in ([int(count)] if sign else TENSOR_PARALLEL))
+    return list(found)
+
+
+def precisions(text: str) -> tuple[str, ...]:
+    """Those of ``bf16``, ``fp8`` or ``both``. Raises UsageError."""
+    word = text.lower()
+    if word == "both":
+        return PRECISIONS
+    if word not in PRECISIONS:
+        raise UsageError(f"--precision is bf16, fp8 or both, not {text!r}.")
+    return (word,)
+
+
+def measurement(text: str, name: str, images: int) -> Measurement:
+    """What the file ``name`` of ``vllm bench serve --save-result`` says of requests with so many pictures.
+
+    The keys are those of vLLM 0.32, ``vllm/benchmarks/serve.py``. Raises UsageError with what to add to its
+    command.
+    """
+    again = f"Run vllm bench serve with: --save-result --metadata gpus=L4:2 images={images} precision=bf16"
+    try:
+        found: Any = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(f"{name} is not one JSON object.", again)
+    rate = found.get("request_throughput")
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not math.isfinite(rate) or rate <= 0:
+        raise UsageError(f"{name} has no request_throughput above 0: it measured nothing.", again)
+    if "gpus" not in found:
+        raise UsageError(f"{name} does not say on which GPUs it was measured.", again)
+    named = str(found["gpus"])
+    ((gpu, count), *more) = gpus(named)
+    if more:
+        raise UsageError(f"{name} was measured on {named}, without their number.", again)
+    if "images" not in found:  # it writes nothing of its data set
+        raise UsageError(f"{name} does not say how many pictures a request had.", again)
+    if str(found["images"]).strip() != str(images):
+        raise UsageError(
+            f"{name} was measured with {found['images']} to a request, and this plan has {images} pictures.",
+            f"Give --images {found['images']}, or another measurement.",
+        )
+    if (sent := found.get("request_rate", "inf")) != "inf":
+        raise UsageError(
+            f"{name} sent {sent} requests a second: whether more could be answered is not known.",
+            "Run vllm bench serve with: --request-rate inf",
+        )
+    precision = found.get("precision")
+    if precision not in (None, *PRECISIONS):
+        raise UsageError(f"{name} was measured in {precision!r}, which is neither bf16 nor fp8.", again)
+    done, tokens = found.get("completed"), found.get("total_output_tokens")
+    return Measurement(f"{gpu}:{count}", precision, float(rate), tokens / done if done and tokens else None)
+
+
+# What carries it ------------------------------------------------------------------------------------------
+
+
+def machines(
+    ask: Ask,
+    wanted: Iterable[tuple[str, int]],
+    measured: Mapping[tuple[str, str], Range],
+    precisions: Sequence[str] = PRECISIONS,
+) -> tuple[list[Machine], list[Unfit]]:
+    """Those that hold it, and why the others do not.
+
+    ``measured``: requests a second of some, by their GPUs (L4:2) and precision.
+    """
+    found: list[Machine] = []
+    unfit: list[Unfit] = []
+    for (gpu, count), precision in itertools.product(wanted, precisions):
+        fit = fits(gpu, count, ask.context, ask.max_images, ask.workload, precision)
+        name = f"{gpu}:{count}"
+        why = fit.why_not
+        if fit.fits and not fit.requests:
+            # With a context of all that fits, that may be too little for this request.
+            why = f"{name} holds a context of about {fit.context:,} tokens, and a request is more."
+        if why:
+            unfit.append(Unfit(name, precision, why))
+        else:
+            rate = measured.get((name, precision)) or speed.speed(fit, ask.workload).requests
+            found.append(Machine(fit, rate, (name, precision) in measured))
+    return found, unfit
+
+
+def target(rate: float) -> float:
+    """The queries per second that a replica is given: ``rate`` in three digits, rounded down."""
+    return float(decimal.Context(prec=3, rounding=decimal.ROUND_FLOOR).create_decimal(repr(rate)))
+
+
+def replicas(qps: float, rate: float) -> int:
+    """How many replicas answer so many requests a second, as SkyServe's autoscaler counts them."""
+    return math.ceil(qps / target(rate))
+
+
+def options(ask: Ask, machines: Iterable[Machine], offers: Iterable[Offer], spot: bool) -> list[Option]:
+    """Each kind of machine at each cloud, where it is cheapest there; the least cost of the work first.
+
+    ``spot``: at the price of spare capacity; what has none is left out.
+    """
+    held: dict[tuple[str, int], list[Machine]] = {}
+    for machine in machines:
+        held.setdefault((machine.fit.gpu, machine.fit.count), []).append(machine)
+    cheapest: dict[tuple[str, int, str], tuple[float, Offer]] = {}
+    for offer in offers:
+        hourly = offer.spot if spot else offer.hourly
+        if hourly is None or (offer.gpu, offer.count) not in held:
+            continue
+        key = (offer.gpu, offer.count, offer.cloud)
+        # The region's name is a tie's end, so that a plan does not depend on the order of a catalog.
+        if key not in cheapest or (hourly, offer.region) < (cheapest[key][0], cheapest[key][1].region):
+            cheapest[key] = (hourly, offer)
+    found = [
+        _option(ask, machine, offer, hourly, spot)
+        for hourly, offer in cheapest.values()
+        for machine in held[offer.gpu, offer.count]
+    ]
+    # Where both precisions cost the same, bf16 comes first: its answers are those of the model.
+    return sorted(
+        found,
+        key=lambda each: (
+            each.cost.high,
+            each.whole,
+            each.machine.gpus,
+            each.machine.precision,
+            each.offer.cloud,
+        ),
+    )
+
+
+def needed(ask: Ask, machine: Machine) -> tuple[int, int]:
+    """The fewest and the most replicas of this kind that Ask.qps may need; the most are safe."""
+    if ask.qps is None:
+        return 0, 0
+    few, many = (replicas(ask.qps, rate) for rate in (machine.rate.high, machine.rate.low))
+    return max(few, ask.least), max(many, ask.least)
+
+
+def on_demand(ask: Ask) -> int:
+    """How many replicas of a service on spot machines are on ordinary ones, at all times."""
+    from pixtral_sky.deploy import replica_policy
+
+    return min(ask.least, replica_policy.ON_DEMAND)  # as in service.policy
+
+
+def seconds(ask: Ask, machine: Machine) -> Range:
+    """What one machine takes for Ask.total pictures."""
+    if ask.total is None:
+        return Range(0, 0)
+    images = ask.workload.images
+    return Range(ask.total / (machine.rate.high * images), ask.total / (machine.rate.low * images))
+
+
+def usd(value: float) -> str:
+    """As it is shown: in cents, and in two digits where that says nothing."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:#.2g}"
+
+
+def _option(ask: Ask, machine: Machine, offer: Offer, hourly: float, spot: bool) -> Option:
+    count = needed(ask, machine)
+    whole = hourly + (offer.disk or 0)
+    together = Range(0, 0)
+    if ask.qps is not None:
+        # SkyServe's FallbackRequestRateAutoscaler has them among those that it wants, not besides.
+        more = on_demand(ask) * (offer.hourly - hourly) if spot else 0
+        together = Range(*(whole * each + more for each in count))
+        # Replicas cost money whether they are busy or not: the pictures are those that come.
+        low, high = together.low / ask.qps, together.high / ask.qps
+    else:
+        low, high = whole / machine.rate.high, whole / machine.rate.low
+    thousand = 1_000 / 3_600 / ask.workload.images
+    cost = Range(low * thousand, high * thousand)
+    return Option(machine, offer, hourly, whole, cost, count, together, seconds(ask, machine))
+
+
+# As a service ---------------------------------------------------------------------------------------------
+
+
+def accelerators(options: Sequence[Option]) -> list[str]:
+    """The best machine (L4:2), and those that may stand in for it, in the order of the plan.
+
+    A service has one target and one precision for all its replicas, so a stand-in has the same, and answers
+    as many requests as the best.
+    """
+    best = options[0]
+    return list(
+        dict.fromkeys(
+            each.machine.gpus
+            for each in options
+            if each.machine.precision == best.machine.precision
+            and each.machine.rate.low >= best.machine.rate.low
+            and each.hourly <= STAND_IN * best.hourly
+        )
+    )
+
+
+def service_file(
+    text: str,
+    config: Mapping[str, Any],
+    ask: Ask,
+    options: Sequence[Option],
+    spot: bool,
+    name: str,
+    command: str,
+) -> str:
+    """The service file ``text`` (as data: ``config``) with what the plan says, and else to the letter.
+
+    Each line that is another says why. ``name`` is that of the file that it becomes, ``command`` makes it.
+    """
+    assert ask.qps is not None
+    from pixtral_sky.deploy import replica_policy
+
+    best = options[0]
+    kind = "measured" if best.machine.measured else "the low end of an estimate: measure yours"
+    count, most = replicas(ask.qps, best.machine.rate.low), best.replicas[1]
+    carry = f"{count} carr{'ies' if count == 1 else 'y'} {ask.qps:g} requests/s"
+    policy = replica_policy.policy(ask.least, most, target(best.machine.rate.low), spot)
+    reasons = {
+        "max_replicas": carry if count == most else f"{carry}; min_replicas are more",
+        "target_qps_per_replica": f"of {best.machine.gpus}, {kind}",
+        "base_ondemand_fallback_replicas": "never taken away",
+        "dynamic_ondemand_fallback": "an ordinary replica in place of each spot replica that is not ready",
+    }
+    text = _headed(text, name, command)
+    after = "min_replicas"
+    for key, value in policy.items():
+        if key != "min_replicas":
+            text = _with(text, key, json.dumps(value), reasons[key], after)
+        after = key
+    kinds = accelerators(options)
+    # What stands above them is about the file's own.
+    text = re.sub(r"(?m)(?:^ *#.*\n)+(?=^ *accelerators:)", "", text)
+    order = "in this order, by the cost of the work: the first that can be had is taken"
+    text = _with(
+        text, "accelerators", json.dumps(kinds), order if len(kinds) > 1 else "the least cost of the work"
+    )
+    if spot:
+        text = _with(text, "use_spot", "true", "the ordinary ones come from the policy above", "accelerators")
+    for env, wanted in server_envs(ask, best.machine.precision).items():
+        if config["envs"][env] != wanted:
+            why = "as planned"
+            if wanted == "fp8":
+                why += "; to compare it with bf16, ask both with: pixtral-sky doctor --answers"
+            text = _with(text, env, str(wanted), why)
+    return text
+
+
+def server_envs(ask: Ask, precision: str) -> dict[str, str | int]:
+    """The envs of a server that does it."""
+    context = "" if ask.context is None else ask.context
+    return {"PRECISION": precision, "MAX_IMAGES": ask.max_images, "MAX_MODEL_LEN": context}
+
+
+def _headed(text: str, name: str, command: str) -> str:
+    """With a header about the file ``name``, which ``command`` makes."""
+    head, _, rest = text.partition("# This file is rendered")
+    up = "sky serve up -n pixtral "
+    assert head.count(f"{up}service.yaml") == 1
+    head = head.replace(f"{up}service.yaml", up + shlex.quote(name))
+    return f"{head}# Written by: {command}\n" + rest.partition("\n")[2]
+
+
+def _with(text: str, name: str, value: str, why: str, after: str = "") -> str:
+    """With another value at the one line of ``name``, or with such a line ``after`` that of another name."""
+    there = rf"(?m)^( *){name}:.*$"
+    line = f"{name}: {value} # {why}"
+    if re.search(there, text) or not after:
+        made, times = re.subn(there, lambda found: found[1] + line, text)
+    else:
+        made, times = re.subn(rf"(?m)^( *){after}:.*$", lambda found: f"{found[0]}\n{found[1]}{line}", text)
+    assert times == 1, f"{times} lines are of {name}"
+    return made

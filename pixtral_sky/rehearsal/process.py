@@ -1,0 +1,226 @@
+"""A rehearsal: the script of the task file, unchanged, on this machine.
+
+The real vLLM runs it, with a tiny random Pixtral in place of the 25 GB one. Only environment variables
+differ from what SkyPilot would set on a GPU machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+import psutil
+
+from pixtral_sky.deploy import store
+from pixtral_sky.deploy.store import Rehearsal
+from pixtral_sky.deploy.task import Task, number
+from pixtral_sky.errors import RehearsalError, UsageError
+
+# What a CPU needs: no compiling and profiling for a GPU.
+CPU_ARGS = "--enforce-eager --skip-mm-profiling --distributed-executor-backend uni"
+CPU_ENVIRON = {
+    "SKYPILOT_NUM_GPUS_PER_NODE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    # The worker lives in the engine's process. As a third busy process it would, on two cores, keep the
+    # server from sending what is there: streams would come in bursts, and the start take longer.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+READY_SECONDS = 300.0
+STOP_SECONDS = 15.0  # to end in order; then it is killed
+KILL_SECONDS = 10.0
+
+# What this process has started. It may outlive us, on purpose; until then somebody has to hold it.
+_started: list[subprocess.Popen[bytes]] = []
+
+
+def start(
+    task: Task,
+    venv: Path,
+    checkpoint: Path,
+    name: str,
+    port: int,
+    args: str = CPU_ARGS,
+    machine: Mapping[str, str] = CPU_ENVIRON,
+) -> Rehearsal:
+    """Start the task's script on 127.0.0.1:``port`` with a new key, and remember it under ``name``.
+
+    ``venv`` is the engine, ``checkpoint`` the model's directory. ``args`` are more arguments for vLLM, and
+    ``machine`` more of its environment: those of a machine without a GPU. It returns at once.
+    """
+    store.check_name(name)
+    max_images, max_model_len = task.number("MAX_IMAGES"), number(task.envs, "MAX_MODEL_LEN", -1)
+    script = store.home() / f"{name}.sh"
+    with _private(script) as file:
+        file.write(task.run.encode())
+    key = secrets.token_urlsafe(32)
+    environ = {
+        **_outside(),
+        **task.envs,
+        "PIXTRAL_API_KEY": key,
+        "HF_TOKEN": "",
+        "MODEL": str(checkpoint),
+        "VENV": str(venv),
+        "EXTRA_ARGS": f"{task.envs.get('EXTRA_ARGS', '')} {args}",
+        "LISTEN": "127.0.0.1",
+        "PORT": str(port),
+        "HF_HUB_OFFLINE": "1",
+        **machine,
+    }
+    log = store.home() / f"{name}.log"
+    with _private(log) as out:
+        # A session of its own: a Ctrl-C at the terminal reaches us only, and we stop all of it in order.
+        process = subprocess.Popen(
+            ["bash", str(script)],  # noqa: S607 (as SkyPilot does)
+            env=environ,
+            cwd=store.home(),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _started.append(process)
+    try:
+        deployment = Rehearsal(
+            name=name,
+            url=f"http://127.0.0.1:{port}",
+            key=key,
+            max_model_len=max_model_len,
+            max_images=max_images,
+            created=time.time(),
+            pid=process.pid,
+            pid_born=store.born(psutil.Process(process.pid)),
+            log=str(log),
+        )
+        store.remember(deployment)
+    except BaseException:  # what nobody remembers, nobody could stop
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return deployment
+
+
+@contextlib.contextmanager
+def starting(name: str) -> Iterator[None]:
+    """One start at a time, of any name: two would be given one port, or one name.
+
+    Raises UsageError when that name is running; what is left of one that has ended is stopped.
+    """
+    with (store.home() / ".starting").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        old = store.recall(name)
+        if isinstance(old, Rehearsal):
+            if old.is_running():
+                raise UsageError(
+                    f"{name!r} is running already, at {old.url}.", f"Stop it: pixtral-sky down {name}"
+                )
+            stop(old)
+        elif old:
+            raise UsageError(f"{name!r} is a {old.kind} that was launched.", "Take another name: --name")
+        yield
+
+
+def wait_until_ready(deployment: Rehearsal, seconds: float = READY_SECONDS) -> None:
+    """Return when GET /health is 200, and it is ours that answers.
+
+    Raises RehearsalError with the script's own reason when it ends before, or when ``seconds`` are over.
+    """
+    import httpx
+
+    deadline = time.monotonic() + seconds
+    # Straight to loopback: a proxy of the environment has no business here.
+    with httpx.Client(trust_env=False, timeout=2) as http:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if http.get(f"{deployment.url}/health").status_code == 200 and _is_listening(deployment):
+                    return
+            if not deployment.is_running():
+                why = reason(Path(deployment.log).read_text(errors="replace").splitlines())
+                raise RehearsalError(
+                    f"The server ended: {why.rstrip('.')}.", f"All it said: {deployment.log}"
+                )
+            time.sleep(0.2)
+    raise RehearsalError(f"The server is not ready after {seconds:.0f} s.", f"What it says: {deployment.log}")
+
+
+def stop(deployment: Rehearsal) -> None:
+    """End every process of it, and forget it. A process that only took over its pid is left alone."""
+    asked: set[int] = set()
+    begin = time.monotonic()
+    while left := _processes(deployment):
+        seconds = time.monotonic() - begin
+        # The script first: it ends the server, which ends its own in order, and cleans up behind them.
+        in_order = seconds < STOP_SECONDS / 3 and any(process.pid == deployment.pid for process in left)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if seconds > STOP_SECONDS:
+                    process.kill()
+                elif process.pid not in asked and (process.pid == deployment.pid or not in_order):
+                    asked.add(process.pid)
+                    process.terminate()
+        if seconds > STOP_SECONDS + KILL_SECONDS:
+            pids = ", ".join(str(process.pid) for process in left)
+            raise RehearsalError(
+                f"These processes do not end: {pids}.", f"Try again: pixtral-sky down {deployment.name}"
+            )
+        time.sleep(0.05)
+    for child in _started:
+        child.poll()
+    (store.home() / f"{deployment.name}.sh").unlink(missing_ok=True)
+    store.forget(deployment.name)
+
+
+def _processes(deployment: Rehearsal) -> list[psutil.Process]:
+    """All that is alive of its session: the children of processes that ended are no one's descendants."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if not deployment.is_leader(psutil.Process(deployment.pid)):
+            return []  # a session's number is not used again while one of its processes lives
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == deployment.pid and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def _is_listening(deployment: Rehearsal) -> bool:
+    """Whether the port is its own: else some other server answers there, and would be sent the key."""
+    port = urlsplit(deployment.url).port
+    for process in _processes(deployment):
+        with contextlib.suppress(psutil.Error):
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                    return True
+    return False
+
+
+def reason(log: Iterable[str]) -> str:
+    """Of the lines of a log, the one that says best why the server ended."""
+    lines = [line.strip() for line in log if line.strip()]
+    ours = [line for line in lines if line.startswith("pixtral: ")]
+    errors = [line for line in lines if "rror: " in line]
+    found = (ours or errors or lines or ["it said nothing"])[-1]
+    return found[:300]
+
+
+def _outside() -> dict[str, str]:
+    """This process's environment without what would change the server or slow it down."""
+    dropped = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in dropped and not name.startswith(("VLLM_", "SKYPILOT_", "PIXTRAL_"))
+    }
+
+
+def _private(path: Path) -> BinaryIO:
+    """A new file that only its owner can read, open for writing. What has its name is removed first."""
+    path.unlink(missing_ok=True)
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")

@@ -1,0 +1,866 @@
+"""What a batch makes of folders, globs, pictures, PDFs and manifests."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pixtral_sky import pixtral
+from pixtral_sky.batch import jsonl
+from pixtral_sky.batch.items import Bad, Defaults, Item, failure, is_openai, result, walk
+from pixtral_sky.errors import PictureError, UsageError
+from pixtral_sky.extras import install
+from pixtral_sky.pictures import picture as images
+from tests.support import pdfs
+
+DEFAULTS = Defaults("What is this?")
+
+
+def picture(width: int = 32, height: int = 16, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(file, kind)
+    return file.getvalue()
+
+
+PNG = picture()
+DATA_URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    path = tmp_path / "checkout"
+    path.mkdir()
+    monkeypatch.chdir(path)
+    return path
+
+
+def make(*names: str, data: bytes = PNG) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(data)
+
+
+def ids(*inputs: str, per_request: int = 1) -> list[str]:
+    """Of all items, and none of them Bad."""
+    found = list(walk(inputs, per_request=per_request))
+    assert not [each for each in found if isinstance(each, Bad)]
+    return [each.id for each in found]
+
+
+def item(*inputs: str, per_request: int = 1) -> Item:
+    (found,) = walk(inputs, per_request=per_request)
+    assert isinstance(found, Item)
+    return found
+
+
+def bad(*inputs: str) -> list[Bad]:
+    found = [each for each in walk(inputs) if isinstance(each, Bad)]
+    assert not [each for each in found if "\n" in each.reason or not each.reason.isprintable()]
+    return found
+
+
+def manifest(*lines: Any, name: str = "list.jsonl") -> str:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text(
+        "".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines)
+    )
+    return name
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+
+
+def document(answer: str | None = "A red one.") -> dict[str, Any]:
+    choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "choices": [choice],
+        "usage": {"prompt_tokens": 9},
+    }
+
+
+# --- folders
+
+
+def test_a_folder():
+    make("p/a10.jpg", "p/a2.JPG", "p/B.webp", "p/sub/z.png", "p/sub/deep/1.tif", "p/a.d/x.heic")
+    make("p/.hidden.jpg", "p/.git/a.jpg", "p/notes.txt", "p/sub/Thumbs.db", "p/list.jsonl", "p/noextension")
+    expected = ["p/a2.JPG", "p/a10.jpg", "p/B.webp", "p/a.d/x.heic", "p/sub/z.png", "p/sub/deep/1.tif"]
+    assert ids("p") == ids("p/") == ids("./p") == expected
+
+
+@pytest.mark.parametrize("argument", [".", "./", "p/.."])
+def test_a_folder_without_its_name_is_not_in_ids(argument):
+    make("p/a.jpg", "b.jpg")
+    assert ids(argument) == ["b.jpg", "p/a.jpg"]
+
+
+def test_the_same_ids_in_any_checkout(here, tmp_path, monkeypatch):
+    make("data/p/a.jpg", "data/p/b/c.jpg")
+    assert ids("data/p") == ids(f"{here}/data/p") == ["p/a.jpg", "p/b/c.jpg"]
+    shutil.copytree(here, tmp_path / "other")
+    monkeypatch.chdir(tmp_path / "other")
+    assert ids("data/p") == ["p/a.jpg", "p/b/c.jpg"]
+    monkeypatch.setenv("HOME", str(tmp_path / "other"))
+    assert ids("~/data/p") == ["p/a.jpg", "p/b/c.jpg"]
+
+
+def test_names_that_are_the_same_are_told_apart():
+    make("2023/p/1.jpg", "2024/p/1.jpg", "q/1.jpg")
+    assert ids("2023/p", "2024/p") == ["2023/p/1.jpg", "2024/p/1.jpg"]
+    assert ids("2023/p", "q") == ["p/1.jpg", "q/1.jpg"]
+    assert ids("2023/p/1.jpg", "2024/p/1.jpg") == ["2023/p/1.jpg", "2024/p/1.jpg"]
+    assert ids("2023/*/*.jpg", "q/*.jpg") == ["2023/p/1.jpg", "q/1.jpg"]
+
+
+def test_a_file_given_twice():
+    make("p/a.jpg", "p/b.jpg")
+    found = list(walk(["p", "./p", "p/*.jpg"]))
+    assert [each.id for each in found] == [
+        "p/a.jpg", "p/b.jpg", "p/a.jpg#again=2", "p/b.jpg#again=2", "p/a.jpg#again=3", "p/b.jpg#again=3"
+    ]  # fmt: skip
+    assert found[2] == Bad("p/a.jpg#again=2", "p/a.jpg is given twice.")
+
+
+def test_loops_of_links_end(here):
+    make("p/a/1.jpg", "p/b/2.jpg", "outside/3.jpg", "outside/inner/4.jpg")
+    Path("p/a/loop").symlink_to(here / "p")
+    Path("p/a/self").symlink_to("self")
+    Path("p/a/self.jpg").symlink_to("self.jpg")
+    Path("p/A-link-to-b").symlink_to("b")
+    Path("p/out").symlink_to(here / "outside")
+    Path("outside/back").symlink_to(here / "outside")
+    Path("p/link.jpg").symlink_to("b/2.jpg")
+    # b keeps its own name though a link to it comes before it.
+    assert ids("p") == [
+        "p/link.jpg",
+        "p/a/1.jpg",
+        "p/a/self.jpg",
+        "p/b/2.jpg",
+        "p/out/3.jpg",
+        "p/out/inner/4.jpg",
+    ]
+
+
+def test_folders_as_deep_as_they_go(here):
+    """Deeper than Python's recursion."""
+    depth = 1200
+    for _ in range(depth):
+        Path("d").mkdir()
+        os.chdir("d")
+    make("a.jpg")
+    try:
+        assert ids(f"{here}/d") == [f"{'d/' * depth}a.jpg"]
+    finally:  # shutil.rmtree, and so pytest, fails at it
+        Path("a.jpg").unlink()
+        for _ in range(depth):
+            os.chdir("..")
+            Path("d").rmdir()
+
+
+def test_a_folder_that_cannot_be_read(monkeypatch):
+    make("p/a/1.jpg", "p/b/2.jpg", "p/c/3.jpg")
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert [each.id for each in walk(["p"])] == ["p/a/1.jpg", "p/b", "p/c/3.jpg"]
+    assert bad("p") == [Bad("p/b", "p/b cannot be read: Permission denied.")]
+
+
+def test_a_folder_that_vanishes_meanwhile():
+    make("p/a/1.jpg", "p/b/2.jpg", "p/c/3.jpg")
+    found = walk(["p"])
+    assert next(found).id == "p/a/1.jpg"
+    shutil.rmtree("p/b")
+    assert next(found) == Bad("p/b", "p/b cannot be read: No such file or directory.")
+
+
+def test_odd_names_give_plain_ids():
+    names = [
+        "new\nline.jpg",
+        "\N{PILE OF POO}.jpg",
+        "100%.jpg",
+        "-.jpg",
+        "a#b.jpg",
+        "caf\udce9.jpg",
+        "caf%E9.jpg",
+    ]
+    make(*(f"p/{name}" for name in names))
+    found = ids("p")
+    assert sorted(found) == sorted(
+        ["p/new\nline.jpg", "p/\N{PILE OF POO}.jpg", "p/100%.jpg", "p/-.jpg", "p/a#b.jpg", "file:p/caf%E9.jpg",
+         "p/caf%E9.jpg"]
+    )  # fmt: skip
+    for each in walk(["p"]):
+        assert isinstance(each, Item)
+        line = json.dumps(result(each, document(), 1), ensure_ascii=False).encode()
+        assert json.loads(line)["id"] == json.loads(line)["images"][0] == each.id
+        assert each.body(DEFAULTS)["messages"][0]["content"][1]["image_url"]["url"] == DATA_URL
+
+
+def test_files_that_are_called_as_urls_begin(monkeypatch):
+    for name in ("data:,x.jpg", "http:", "-"):
+        make(f"{name}/a.jpg" if name == "http:" else name)
+    assert [each.body(DEFAULTS) and each.id for each in walk(["*"]) if isinstance(each, Item)] == [
+        "data:,x.jpg", "http:/a.jpg"
+    ]  # fmt: skip
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.binary(min_size=1, max_size=8).filter(lambda name: not (set(name) & {0, 47} or name[:1] == b".")),
+            min_size=1, max_size=3,
+        ),
+        max_size=8,
+    ),
+    st.integers(1, 3),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_ids_are_unique_plain_and_the_same_each_time(paths, per_request):
+    with tempfile.TemporaryDirectory() as top:
+        for path in paths:
+            make(
+                "/".join(
+                    [
+                        top,
+                        "p",
+                        *(f"{os.fsdecode(part)}-" for part in path[:-1]),
+                        f"{os.fsdecode(path[-1])}.png",
+                    ]
+                )
+            )
+        Path(top, "p").mkdir(exist_ok=True)
+        inputs = [f"{top}/p", f"{top}/p"]
+        found = [each.id for each in walk(inputs, per_request=per_request)]
+        assert found == [each.id for each in walk(inputs, per_request=per_request)]
+        assert len(set(found)) == len(found)
+        for name in found:
+            assert json.loads(json.dumps(name, ensure_ascii=False).encode()) == name
+        good = [each for each in walk(inputs[:1]) if isinstance(each, Item)]
+        assert len(good) == len({tuple(path) for path in paths})
+
+
+def test_a_million_are_not_looked_for_before_the_first(monkeypatch):
+    looked: list[str] = []
+    scandir = os.scandir
+    for folder in range(50):
+        make(*(f"p/{folder}/{number}.jpg" for number in range(40)), data=b"")
+    monkeypatch.setattr(os, "scandir", lambda path: looked.append(str(path)) or scandir(path))
+    found = walk(["p"])
+    assert next(found).id == "p/0/0.jpg"
+    assert len(looked) == 2
+    assert sum(1 for _ in found) == 1999
+    assert len(looked) == 51
+
+
+def test_a_folder_of_100_000(monkeypatch):
+    class Entry:
+        def __init__(self, number: int) -> None:
+            self.name = f"{number}.jpg"
+
+        def is_dir(self) -> bool:
+            return False
+
+    class Entries:
+        def __enter__(self) -> Iterator[Entry]:
+            return (Entry(number) for number in range(99_999, -1, -1))
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    Path("p").mkdir()
+    monkeypatch.setattr(os, "scandir", lambda _: Entries())
+    begun = time.monotonic()
+    found = walk(["p"])
+    assert next(found).id == "p/0.jpg"
+    print(f"the first after {time.monotonic() - begun:.2f} s")
+    assert [each.id for each in found][-1] == "p/99999.jpg"
+    print(f"all after {time.monotonic() - begun:.2f} s")
+
+
+# --- files and globs
+
+
+def test_files_and_globs():
+    make("p/a1.jpg", "p/a2.jpg", "p/a10.jpg", "p/notes.txt", "p/sub/b.png", "p/sub/deep/c.png")
+    assert ids("p/a1.jpg") == ["a1.jpg"]
+    assert ids("p/a*.jpg") == ids("p/a1.jpg", "p/a2.jpg", "p/a10.jpg") == ["a1.jpg", "a2.jpg", "a10.jpg"]
+    # As the shell would: folders are walked.
+    assert ids("p/*") == ["a1.jpg", "a2.jpg", "a10.jpg", "sub/b.png", "sub/deep/c.png"]
+    assert ids("p/**/*.png") == ids("p/**/[bc].png") == ["sub/b.png", "sub/deep/c.png"]
+    assert ids("*/*/*.png") == ["p/sub/b.png"]
+    assert ids(f"{Path.cwd()}/p/s*") == ["sub/b.png", "sub/deep/c.png"]
+
+
+def test_a_name_with_the_letters_of_a_glob():
+    make("a[1].jpg", "a1.jpg")
+    assert ids("a[1].jpg") == ["a[1].jpg"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        (["gone"], "gone: no such file or folder."),
+        (["p", "gone.jpg"], "gone.jpg: no such file or folder."),
+        (["*.jpg"], "*.jpg: no picture, PDF or folder matches."),
+        (["p/*"], "p/*: no picture, PDF or folder matches."),
+        (["p/notes.txt/a"], "p/notes.txt/a: Not a directory."),
+        (["nul\0"], "nul\N{REPLACEMENT CHARACTER}: not a path."),
+        (["x" * 300], f"{'x' * 100}...{'x' * 57}: File name too long."),
+        ([""], "An empty argument is no file or folder."),
+        (["https://h/a.jpg"], 'https://h/a.jpg is no file or folder. Put it into a manifest: {"images": ["https://..."]}'),
+        (["-", "-"], "Standard input ('-') can be one manifest only."),
+        (["pipe.jsonl"], "pipe.jsonl is not a regular file. Pipe it in, and give '-'."),
+    ],
+)  # fmt: skip
+def test_an_argument_that_leads_to_nothing_ends_it_at_once(inputs, says):
+    make("p/notes.txt")
+    os.mkfifo("pipe.jsonl")
+    with pytest.raises(UsageError) as caught:
+        walk(inputs)
+    assert str(caught.value) == says
+
+
+def test_standard_input_that_is_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="Standard input is closed"):
+        walk(["-"])
+
+
+# --- bodies
+
+
+def test_the_body_of_a_picture():
+    make("p/a.png")
+    one = item("p")
+    assert (one.id, one.images) == ("p/a.png", 1)
+    content = [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": DATA_URL}},
+    ]
+    body = one.body(DEFAULTS)
+    assert body == {"messages": [{"role": "user", "content": content}], "max_tokens": 512, "temperature": 0.7}
+    assert one.tokens(body) == pixtral.image_tokens(32, 16) + 3
+    wanted = {"type": "json_object"}
+    body = one.body(Defaults("Read it.", "Be brief.", 9, 0, wanted))
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert body["messages"][1]["content"][0]["text"] == "Read it."
+    assert (body["max_tokens"], body["temperature"], body["response_format"]) == (9, 0, wanted)
+
+
+def test_twenty_kinds_good_and_bad_in_one_folder():
+    make("p/good.jpg", data=picture(kind="JPEG"))
+    make("p/large.jpg", data=picture(3000, 2000, "JPEG"))
+    for kind in ("PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"):
+        make(f"p/good.{kind.lower()}", data=picture(kind=kind))
+    make("p/liar.png", data=picture(kind="JPEG"))
+    make("p/good.pdf", data=pdfs.made(b"", b""))
+    good = 11
+    make("p/empty.jpg", data=b"")
+    make("p/text.jpg", data=b"hello")
+    make("p/page.png", data=b"<html>")
+    make("p/half.jpg", data=picture(500, 500, "JPEG")[:900])
+    make("p/half.png", data=PNG[:50])
+    make("p/pdf.jpg", data=pdfs.made(b""))
+    Path("p/nowhere.jpg").symlink_to("gone")
+    os.mkfifo("p/pipe.jpg")
+    make("p/broken.pdf", data=b"%PDF-1.7 and no more")
+    make("p/locked.pdf", data=pdfs.encrypted())
+    make("p/folder.jpg/inner.png")
+    good += 1
+    done, failed = [], {}
+    for each in walk(["p"]):
+        if isinstance(each, Bad):
+            failed[each.id] = each.reason
+            continue
+        try:
+            done.append((each.id, each.tokens(each.body(DEFAULTS))))
+        except PictureError as error:
+            failed[each.id] = str(error)
+    assert len(done) == good
+    assert dict(done)["p/large.jpg"] == pixtral.image_tokens(3000, 2000) + 3
+    assert dict(done)["p/good.pdf#page=2"] == pixtral.image_tokens(800, 1024) + 3
+    assert sorted(failed) == [
+        "p/broken.pdf", "p/empty.jpg", "p/half.jpg", "p/half.png", "p/locked.pdf", "p/nowhere.jpg",
+        "p/page.png", "p/pdf.jpg", "p/pipe.jpg", "p/text.jpg",
+    ]  # fmt: skip
+    assert not [said for said in failed.values() if "\n" in said]
+    assert failed["p/broken.pdf"] == "p/broken.pdf is not a PDF that can be read."
+
+
+def test_files_that_change_or_vanish_meanwhile():
+    make("p/a.png", "p/b.png", "p/c.png")
+    make("p/d.pdf", data=pdfs.made(b"", b""))
+    a, b, c, first, second = (each for each in walk(["p"]) if isinstance(each, Item))
+    Path("p/a.png").unlink()
+    make("p/b.png", data=b"now it is text")
+    Path("p/c.png").unlink()
+    Path("p/c.png").mkdir()
+    make("p/d.pdf", data=pdfs.made(b""))
+    for each, says in (
+        (a, "p/a.png: no such file."),
+        (b, "p/b.png is not a picture."),
+        (c, "p/c.png is a directory."),
+        (second, "p/d.pdf#page=2: it has 1 pages."),
+    ):
+        with pytest.raises(PictureError) as caught:
+            each.body(DEFAULTS)
+        assert caught.value.what == says
+    assert first.body(DEFAULTS)
+    shutil.rmtree("p")
+    with pytest.raises(PictureError, match=r"p/d\.pdf: no such file"):
+        first.body(DEFAULTS)
+
+
+def pictures_kept() -> int:
+    gc.collect()
+    return sum(isinstance(each, images.Picture) for each in gc.get_objects())
+
+
+def test_bodies_by_threads_keep_nothing():
+    make("p/a.pdf", data=pdfs.made(*[b""] * 12))
+    make(*(f"p/{number}.jpg" for number in range(12)), data=picture(1500, 1000, "JPEG"))
+    items = [each for each in walk(["p"]) if isinstance(each, Item)]
+    before = pictures_kept()
+    with ThreadPoolExecutor(4) as pool:
+        tokens = list(pool.map(lambda each: each.tokens(each.body(DEFAULTS)), items))
+    expected = pixtral.image_tokens(1500, 1000) + 3, pixtral.image_tokens(800, 1024) + 3
+    assert sorted(tokens) == sorted(expected * 12)
+    assert pictures_kept() == before  # other tests may have some
+
+
+# --- PDFs, and several pictures in a request
+
+
+def test_pages_are_items():
+    make("p/paper.pdf", data=pdfs.made(*[b""] * 300))
+    found = ids("p")
+    assert (found[0], found[2], found[299], len(found)) == (
+        "p/paper.pdf#page=1", "p/paper.pdf#page=3", "p/paper.pdf#page=300", 300
+    )  # fmt: skip
+    assert ids("p/paper.pdf")[2] == ids("p/*.pdf")[2] == "paper.pdf#page=3"
+
+
+def test_pdfs_without_what_reads_them(monkeypatch):
+    make("p/a.pdf", data=pdfs.made(b""))
+    make("p/b.png")
+    monkeypatch.setitem(sys.modules, "pypdfium2", None)
+    assert bad("p") == [Bad("p/a.pdf", f"p/a.pdf is a PDF. {install('pdf')}")]
+
+
+def test_several_pictures_in_a_request():
+    make(*(f"p/{number}.png" for number in range(1, 6)), "p/sub/6.png")
+    make("p/3.pdf", data=pdfs.made(b"", b"", b""))
+    assert ids("p", per_request=2) == [
+        "p/1.png#count=2", "p/3.pdf#page=1&count=2", "p/3.pdf#page=3&count=1", "p/3.png#count=2",
+        "p/5.png#count=1", "p/sub/6.png#count=1",
+    ]  # fmt: skip
+    # What the shell makes of a glob is as the glob.
+    files = [f"p/{number}.png" for number in range(1, 6)]
+    assert ids("p/*.png", per_request=3) == ids(*files, per_request=3) == ["1.png#count=3", "4.png#count=2"]
+    one = item("p/[12].png", per_request=4)
+    assert one.images == 2
+    content = one.body(DEFAULTS)["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["text", "image_url", "image_url"]
+    assert result(one, document(), 1)["images"] == ["1.png", "2.png"]
+    assert one.tokens(one.body(DEFAULTS)) == 2 * pixtral.image_tokens(32, 16) + 3
+
+
+# --- manifests
+
+
+def test_a_manifest(here):
+    make("lists/a.png", "b.png")
+    url = "https://user:secret@h/c.png?token=secret#x"
+    name = manifest(
+        {"id": "one", "images": ["a.png", "../b.png"], "prompt": "Compare.", "system": "", "max_tokens": 7},
+        {"images": [f"{here}/b.png"]},
+        "",
+        {"images": ["a.png"]},
+        {"images": [url]},
+        {"images": [DATA_URL, "a.png"]},
+        "   ",
+        {"id": "\u00e4", "images": ["d.PDF#page=2"], "system": "Be brief."},
+        name="lists/list.jsonl",
+    )
+    expected = ["one", f"{here}/b.png", "a.png", "https://h/c.png", "list.jsonl#line=6", "\u00e4"]
+    assert ids(name) == expected
+    Path(name).write_bytes(b"\xef\xbb\xbf" + Path(name).read_bytes().replace(b"\n", b"\r\n"))
+    assert ids(name) == ids(f"{here}/{name}") == ids("lists/*.jsonl") == expected
+    one, absolute, _, remote, data, page = (each for each in walk([name]) if isinstance(each, Item))
+    body = one.body(Defaults("What?", "Be kind."))
+    assert [message["role"] for message in body["messages"]] == ["user"]
+    assert body["messages"][0]["content"][0]["text"] == "Compare."
+    assert (body["max_tokens"], len(body["messages"][0]["content"])) == (7, 3)
+    assert absolute.body(DEFAULTS)["messages"][0]["content"][1]["image_url"]["url"] == DATA_URL
+    assert result(remote, document(), 1)["images"] == ["https://h/c.png"]
+    assert result(data, document(), 1)["images"] == ["data:", "a.png"]
+    assert data.body(DEFAULTS)["messages"][0]["content"][1]["image_url"]["url"] == DATA_URL
+    with pytest.raises(PictureError, match=r"lists/d\.PDF: no such file"):
+        page.body(DEFAULTS)
+    make("lists/d.PDF", data=pdfs.made(b"", b""))
+    assert page.body(DEFAULTS)["messages"][0]["content"] == "Be brief."
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("nonsense", "it is no JSON (Expecting value, column 1)"),
+        ('{"images": ["a.png"]', "it is no JSON (Expecting ',' delimiter, column 21)"),
+        ("[]", "it is no JSON object"),
+        ('"a.png"', "it is no JSON object"),
+        ('{"images": NaN}', "it is no JSON (it says NaN)"),
+        ("[" * 100_000, "it is nested too deeply"),
+        ({"images": ["a.png"], "imgaes": 1}, 'unknown field "imgaes" (there are id, images, prompt, system, max_tokens)'),
+        ({"images": ["a.png"], "\n": 1}, 'unknown field "\N{REPLACEMENT CHARACTER}" (there are id, images, prompt, system, max_tokens)'),
+        ({}, '"images" has to be a list with at least one path or URL'),
+        ({"images": []}, '"images" has to be a list with at least one path or URL'),
+        ({"images": "a.png"}, '"images" has to be a list with at least one path or URL'),
+        ({"images": [1]}, '"images" has to be a list of paths and URLs'),
+        ({"images": [""]}, '"images" has to be a list of paths and URLs'),
+        ({"images": ["\ud800.png"]}, '"images" has to be a list of paths and URLs'),
+        ({"images": ["a.pdf"]}, '"images" has a PDF; say which page of it: "a.pdf#page=1"'),
+        ({"images": ["a.png"], "id": 1}, '"id" has to be a string, and not empty'),
+        ({"images": ["a.png"], "id": ""}, '"id" has to be a string, and not empty'),
+        ({"images": ["a.png"], "id": None}, '"id" has to be a string, and not empty'),
+        ({"images": ["a.png"], "prompt": ""}, '"prompt" has to be a string, and not empty'),
+        ({"images": ["a.png"], "prompt": ["x"]}, '"prompt" has to be a string, and not empty'),
+        ({"images": ["a.png"], "system": 1}, '"system" has to be a string'),
+        ({"images": ["a.png"], "max_tokens": 0}, '"max_tokens" has to be a whole number from 1'),
+        ({"images": ["a.png"], "max_tokens": 1.5}, '"max_tokens" has to be a whole number from 1'),
+        ({"images": ["a.png"], "max_tokens": True}, '"max_tokens" has to be a whole number from 1'),
+        ({"images": ["a.png"], "max_tokens": "9"}, '"max_tokens" has to be a whole number from 1'),
+        ({"images": ["a.png"], "id": "good"}, None),
+    ],
+)  # fmt: skip
+def test_a_bad_line_says_its_number_and_field(line, says):
+    name = manifest({"id": "good", "images": ["a.png"]}, line, {"id": "as good", "images": ["a.png"]})
+    if says is None:
+        said = 'list.jsonl#line=2: the id "good" is given twice.'
+    else:
+        said = f"list.jsonl, line 2: {says}."
+    assert bad(name) == [Bad("list.jsonl#line=2", said, place=bad(name)[0].place)]
+    assert [each.id for each in walk([name])] == ["good", "list.jsonl#line=2", "as good"]
+
+
+def test_lines_that_are_not_text_or_have_no_end(monkeypatch):
+    monkeypatch.setattr(jsonl, "MAX_LINE", 100)
+    long = json.dumps({"images": ["x" * 1000]}).encode()
+    Path("list.jsonl").write_bytes(b'{"id": "\xff"}\n' + long + b'\n{"id": "a", "images": ["b"]}\n' + long)
+    found = list(walk(["list.jsonl"]))
+    assert [getattr(each, "reason", each.id) for each in found] == [
+        "list.jsonl, line 1: it is not UTF-8.",
+        "list.jsonl, line 2: it is longer than 0 MiB.",
+        "a",
+        "list.jsonl, line 4: it is longer than 0 MiB.",
+    ]
+
+
+def test_a_bad_line_keeps_its_id():
+    name = manifest({"id": "mine", "images": 1}, {"id": "mine", "images": ["a.png"]})
+    first, second = walk([name])
+    assert (first.id, second.id) == ("mine", "list.jsonl#line=2")
+    assert isinstance(second, Bad)
+
+
+def test_ids_that_look_like_lines():
+    name = manifest(
+        {"id": "list.jsonl#line=2", "images": ["a"]}, "nonsense", {"id": "list.jsonl#line=2", "images": ["a"]}
+    )
+    assert [each.id for each in walk([name])] == [
+        "list.jsonl#line=2",
+        "list.jsonl#line=2#again=2",
+        "list.jsonl#line=3",
+    ]
+
+
+def test_standard_input(monkeypatch):
+    make("a.png")
+    lines = b'\n{"images": ["a.png"]}\n{"images": ["b.png"], "x": 1}\n'
+    stdin(monkeypatch, lines)
+    assert not is_openai(["-"])
+    walk(["-"])  # it may be asked what it leads to, and asked for again
+    first, second = walk(["-"])
+    assert isinstance(first, Item)
+    assert first.id == "a.png"
+    assert first.body(DEFAULTS)["messages"][0]["content"][1]["image_url"]["url"] == DATA_URL
+    assert isinstance(second, Bad)
+    assert (second.id, second.reason[:24]) == ("-#line=3", "standard input, line 3: ")
+
+
+def test_a_manifest_that_vanishes(monkeypatch):
+    name = manifest(*({"id": str(number), "images": ["a"]} for number in range(3)))
+    found = walk([name])
+    Path(name).unlink()
+    assert list(found) == [
+        Bad("list.jsonl", "list.jsonl cannot be read to its end: No such file or directory.")
+    ]
+
+
+def test_a_manifest_beside_folders():
+    make("p/a.png")
+    name = manifest({"images": ["p/a.png"]}, {"id": "b", "images": ["p/a.png"]})
+    assert [each.id for each in walk(["p", name])] == ["p/a.png", "list.jsonl#line=1", "b"]
+
+
+def test_memory_is_flat_over_200_000_lines():
+    """In a process of its own: what Python takes from the system, as tracemalloc makes it ten times as slow."""
+    with open("list.jsonl", "w") as file:
+        for number in range(200_000):
+            file.write(
+                f'{{"id": "picture-{number}", "images": ["p/{number}.jpg"], "prompt": "What is it?"}}\n'
+            )
+    code = """
+import resource
+from pixtral_sky.items import Item, walk
+held = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+next(walk(["list.jsonl"]))
+before = held()
+assert sum(isinstance(each, Item) for each in walk(["list.jsonl"])) == 200_000
+print((held() - before) * 1024 / 200_000)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    print(f"{float(run.stdout):.0f} bytes an item")
+    assert float(run.stdout) < 150
+
+
+def test_a_picture_of_a_url_is_downloaded_here():
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/a.png" else 404)
+            self.end_headers()
+            self.wfile.write(PNG)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        body = {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": f"{url}/a.png"}}]}
+            ]
+        }
+        for line in ({"images": [f"{url}/a.png"], "id": "x"}, request("x", **body)):
+            content = item(manifest(line)).body(DEFAULTS)["messages"][0]["content"]
+            assert content[-1]["image_url"]["url"] == DATA_URL
+        with pytest.raises(PictureError, match="404"):
+            item(manifest({"images": [f"{url}/b.png"]})).body(DEFAULTS)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+# --- OpenAI's format
+
+
+def request(
+    custom_id: Any = "request-1", method: Any = "POST", url: Any = "/v1/chat/completions", **body: Any
+) -> dict[str, Any]:
+    return {"custom_id": custom_id, "method": method, "url": url, "body": body}  # fmt: skip
+
+
+def test_openai_and_back():
+    """The example of their documentation, and what it says of the output."""
+    messages = [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": "What is 2+2?"},
+    ]
+    name = manifest(request("request-2", model="gpt-4o-mini", messages=messages, stream=True, seed=3))
+    assert is_openai([name])
+    one = item(name)
+    assert (one.id, one.images) == ("request-2", 0)
+    body = one.body(DEFAULTS)
+    assert body == {"messages": messages, "seed": 3}
+    assert one.tokens(body) == 3
+    line = result(one, document("4"), 1.5)
+    assert line == {
+        "id": line["id"],
+        "custom_id": "request-2",
+        "response": {"status_code": 200, "request_id": "chatcmpl-1", "body": document("4")},
+        "error": None,
+    }
+    assert line["id"].startswith("batch_req_")
+    assert result(one, document("5"), 2)["id"] == line["id"]
+    assert failure(one, PictureError("a.png is empty.")) == {
+        "id": line["id"],
+        "custom_id": "request-2",
+        "response": None,
+        "error": {"code": "picture_error", "message": "a.png is empty."},
+    }
+
+
+def test_pictures_of_openai_requests():
+    large = "data:image/png;base64," + base64.b64encode(picture(2000, 500)).decode()
+    gif = "data:image/gif;base64," + base64.b64encode(picture(kind="GIF")).decode()
+    parts: list[Any] = [
+        {"type": "image_url", "image_url": {"url": url, "detail": "low"}} for url in (DATA_URL, gif, large)
+    ]
+    odd = [
+        "text",
+        {"type": "image_url", "image_url": None},
+        {"type": "image_url"},
+        {"type": "text", "text": "?"},
+    ]
+    name = manifest(
+        request(messages=[{"role": "user", "content": [*parts, *odd]}, "odd", {"content": 7}], n=2)
+    )
+    one = item(name)
+    assert one.images == 3
+    before = json.dumps(one.request)  # type: ignore[attr-defined]
+    body = one.body(DEFAULTS)
+    first, second, third, *rest = body["messages"][0]["content"]
+    assert [first, second, rest] == [*parts[:2], odd]
+    assert third["image_url"]["detail"] == "low"
+    shrunk = images.read(large, stdin=bytes)
+    assert (shrunk.width, shrunk.height) == (1024, 256)
+    assert third["image_url"]["url"] == shrunk.data_url()
+    assert one.tokens(body) == 2 * pixtral.image_tokens(32, 16) + pixtral.image_tokens(2000, 500) + 3
+    assert json.dumps(one.request) == before  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("data:image/png;base64,AAAA", "the data: URL is not a picture."),
+        ("data:nonsense", "The data: URL is malformed: it has no comma."),
+        (
+            "data:image/png;base64," + base64.b64encode(picture(1100, 9)[:99]).decode(),
+            "the data: URL is damaged",
+        ),
+    ],
+)
+def test_pictures_that_cannot_be_read_are_not_sent(url, says):
+    content = [{"type": "image_url", "image_url": {"url": url}}]
+    with pytest.raises(PictureError) as caught:
+        item(manifest(request(messages=[{"role": "user", "content": content}]))).body(DEFAULTS)
+    assert caught.value.what.startswith(says)
+
+
+def test_a_url_that_the_server_alone_can_make_sense_of():
+    content = [{"type": "image_url", "image_url": {"url": "file:///a.png"}}]
+    one = item(manifest(request(messages=[{"role": "user", "content": content}])))
+    body = one.body(DEFAULTS)
+    assert body["messages"][0]["content"] == content
+    assert one.tokens(body) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "says"),
+    [
+        (request(7, messages=[1]), None, '"custom_id" has to be a string'),
+        (request("", messages=[1]), None, '"custom_id" has to be a string'),
+        (request("\ud800", messages=[1]), None, '"custom_id" is not valid Unicode'),
+        (request("a", "GET", messages=[1]), "a", '"method" has to be "POST"'),
+        (request("a", url="/v1/embeddings", messages=[1]), "a", '"url" has to be "/v1/chat/completions"'),
+        ({**request("a"), "body": None}, "a", '"body" has to be an object'),
+        (request("a"), "a", '"body.messages" has to be a list of messages'),
+        (request("a", messages=[]), "a", '"body.messages" has to be a list of messages'),
+        ({"id": "native", "images": ["a.png"]}, None, '"custom_id" has to be a string'),
+        ("nonsense", None, "it is no JSON (Expecting value, column 1)"),
+    ],
+)
+def test_bad_lines_of_openai(line, name, says):
+    good, wrong = walk([manifest(request("good", messages=[1]), line)])
+    assert isinstance(good, Item)
+    assert isinstance(wrong, Bad)
+    assert (wrong.id, wrong.reason) == (name or "list.jsonl#line=2", f"list.jsonl, line 2: {says}.")
+    line = failure(wrong, wrong.reason)
+    assert (line["custom_id"], line["error"]) == (wrong.id, {"code": "bad_input", "message": wrong.reason})
+
+
+def test_a_custom_id_given_twice():
+    name = manifest(request(messages=[1]), request(messages=[2]), request(messages=[]))
+    _, second, third = walk([name])
+    assert second == Bad("list.jsonl#line=2", 'list.jsonl#line=2: the id "request-1" is given twice.', True)
+    assert third.id == "list.jsonl#line=3"
+
+
+def test_the_first_object_says_the_format(monkeypatch):
+    assert is_openai([manifest("", "nonsense", "[]", request(messages=[1]))])
+    assert not is_openai([manifest({"images": ["a"]}, request(messages=[1]))])
+    assert not is_openai([manifest("")])
+    stdin(monkeypatch, json.dumps(request(messages=[1])).encode())
+    assert is_openai(["-"])
+    assert ids("-") == ["request-1"]
+
+
+def test_openai_alone():
+    make("p/a.png")
+    name = manifest(request(messages=[1]))
+    assert not is_openai(["p", name])
+    assert not is_openai(["p"])
+    with pytest.raises(UsageError) as caught:
+        walk(["p", name])
+    assert (
+        str(caught.value)
+        == "list.jsonl is in OpenAI's format, and other inputs are given beside it. Give it alone."
+    )
+
+
+# --- lines
+
+
+def test_the_line_of_an_answer():
+    make("p/a.png")
+    one = item("p")
+    line = result(one, document(), 1.23456)
+    assert line == {
+        "id": "p/a.png",
+        "images": ["p/a.png"],
+        "answer": "A red one.",
+        "finish_reason": "stop",
+        "usage": {"prompt_tokens": 9},
+        "seconds": 1.235,
+    }
+    wanted = Defaults("?", response_format={"type": "json_schema", "json_schema": {}})
+    assert result(one, document('{"a": [1]}'), 1, wanted)["answer"] == {"a": [1]}
+    assert result(one, document('{"a": [1'), 1, wanted)["answer"] == '{"a": [1'
+    assert result(one, document('{"a": [1]}'), 1, DEFAULTS)["answer"] == '{"a": [1]}'
+    assert result(one, document(None), 1)["answer"] == ""
+
+
+def test_the_line_of_a_failure():
+    make("p/a.png")
+    error = PictureError("caf\udce9 is empty.", "Look at it.")
+    assert failure(item("p"), error) == {
+        "id": "p/a.png",
+        "error": {"type": "PictureError", "message": "caf? is empty. Look at it."},
+    }
+    assert failure(Bad("x", "It is bad."), "It is bad.") == {
+        "id": "x",
+        "error": {"type": "BadInput", "message": "It is bad."},
+    }

@@ -1,0 +1,80 @@
+"""`make gpu`: what it reads and shows. On the CPU engine it runs whole, in `make prove`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+from pixtral_sky import memory
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(("name", "known"), [
+    ("NVIDIA L4", "L4"), ("NVIDIA L40S", "L40S"), ("NVIDIA A10G", "A10G"), ("NVIDIA A100-SXM4-40GB", "A100"),
+    ("NVIDIA A100 80GB PCIe", "A100-80GB"), ("NVIDIA A100-SXM4-80GB", "A100-80GB"), ("NVIDIA H100 80GB HBM3", "H100"),
+    ("NVIDIA H200", "H200"), ("NVIDIA B200", "B200"), ("NVIDIA GeForce RTX 4090", "RTX4090"), ("Tesla T4", ""),
+    ("NVIDIA RTX 6000 Ada Generation", "RTX6000-Ada"), ("NVIDIA L40", ""), ("NVIDIA GH200 480GB", ""),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", ""), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", ""), ("NVIDIA A10", ""),
+])  # fmt: skip
+def test_the_names_of_gpus(name, known):
+    assert gpu.known(name) == known
+
+
+def test_nvcc_is_put_on_the_path_and_taken_from_it(tmp_path):
+    cuda = tmp_path / "cuda" / "bin"
+    cuda.mkdir(parents=True)
+    for name in ("nvcc", "bash"):
+        (cuda / name).touch(mode=0o755)
+    environ = {"PATH": f"/nowhere:{cuda}:/bin", "CUDA_HOME": str(cuda.parent)}
+    without = gpu.without_nvcc(environ, tmp_path / "links")
+    assert (without["CUDA_HOME"], without["CUDA_PATH"]) == ("", "")
+    assert not shutil.which("nvcc", path=without["PATH"].removesuffix(":/bin"))
+    # Debian has it in /usr/bin: the rest of that folder stays.
+    assert Path(shutil.which("bash", path=without["PATH"]) or "").resolve() == (cuda / "bash").resolve()
+    found = gpu.with_nvcc(environ)
+    assert found
+    assert found["PATH"].startswith(f"{cuda}:")
+    assert [precision for precision, _, _ in gpu.cases(True, tmp_path)] == list(memory.PRECISIONS)
+
+
+def test_estimates_stand_beside_what_was_measured():
+    here = gpu.Gpus("NVIDIA L4", "L4", 2, "580.95.05")
+    rows = [
+        gpu.Row("bf16", False, 181.2, 32_768, "16 tokens in 0.9 s", said={"weights": "11.95", "tokens": "36,000"}),
+        gpu.Row("fp8", True, failure="The server ended: no nvcc"),
+    ]  # fmt: skip
+    lines = gpu.table(rows, here, "vLLM 0.32.0, torch 2.13.0")
+    assert lines[0] == "2 x NVIDIA L4 (driver 580.95.05), vLLM 0.32.0, torch 2.13.0. Random weights."
+    assert len({line.count("|") for line in lines[2:]}) == 1
+    found = memory.fits("L4", 2)
+    assert f"| {memory.weight_bytes(2) / memory.GIB:.2f}, 11.95 |" in lines[4]
+    assert f"| {found.kv_tokens:,} to {found.kv_tokens_most:,}, 36,000 | 32,768 |" in lines[4]
+    assert "| no: The server ended: no nvcc |" in lines[5]
+
+
+def test_without_a_gpu_it_says_so(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "There is no NVIDIA GPU on this machine. Without one: make prove\n"
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(300)
+def test_on_the_cpu_engine():
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--tiny"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [line for line in result.stdout.splitlines() if re.match(r"\| (bf16|fp8) ", line)]
+    assert [re.split(r" *\| *", row)[1:3] for row in rows] == [["bf16", "no"], ["fp8", "no"]]
+    for row in rows:
+        assert re.search(r"\| \d+ s \| -, - \| -, [\d,]{5,} \| 32,768 \| 16 tokens in [\d.]+ s \|", row), row
+    assert Path(ROOT / "Makefile").read_text().count("-m benchmarks.gpu") == 1

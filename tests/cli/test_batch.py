@@ -1,0 +1,501 @@
+"""``pixtral-sky batch`` from its arguments to its files, against a fake endpoint; killed at any moment."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pixtral_sky import output
+from pixtral_sky.batch import runner
+from pixtral_sky.cli import progress
+from tests.conftest import ROOT
+from tests.support import fake_endpoint as fake
+from tests.support.command_line import KEY, Result, run_main
+from tests.support.fake_endpoint import Exchange, FakeEndpoint, says
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs ``pixtral-sky batch`` in a directory with a picture, with the key; no run may show it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
+    monkeypatch.setattr(runner, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(output, "quiet", False)
+    Image.new("RGB", (32, 32), "red").save("red.png")
+
+    def run(endpoint: FakeEndpoint | None, *arguments: str, stdin: bytes = b"") -> Result:
+        where = ["--endpoint", endpoint.url] if endpoint else []
+        return run_main(monkeypatch, capsys, "batch", *where, *arguments, stdin=stdin)
+
+    return run
+
+
+def manifest(count: int, path: Path = Path("list.jsonl")) -> str:
+    """A file of so many items, each with a question of its own about red.png."""
+    items = ({"id": f"i{n}", "images": ["red.png"], "prompt": f"item {n}"} for n in range(count))
+    path.write_text("".join(f"{json.dumps(item)}\n" for item in items))
+    return str(path)
+
+
+def question(exchange: Exchange) -> str:
+    return str(exchange.request.json["messages"][-1]["content"][0]["text"])
+
+
+def echo(exchange: Exchange) -> None:
+    says("About ", question(exchange))(exchange)
+
+
+def lines(path: Path | str) -> list[dict[str, Any]]:
+    """Those of a file, which has to end with a whole one."""
+    text = Path(path).read_text() if Path(path).exists() else ""
+    assert not text or text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def count_of(path: str) -> int:
+    """The whole lines of a file that may be written at this moment."""
+    return Path(path).read_bytes().count(b"\n") if Path(path).exists() else 0
+
+
+def check(
+    count: int, failed: Sequence[str] = (), out: str = "out.jsonl", errors: str = "out.errors.jsonl"
+) -> None:
+    """Every item is there once, in one of the files, with its own answer."""
+    answers = lines(out)
+    names = Counter(line["id"] for line in [*answers, *lines(errors)])
+    assert names == Counter(f"i{number}" for number in range(count))
+    assert {line["id"] for line in lines(errors)} == set(failed)
+    assert all(line["answer"] == f"About item {line['id'][1:]}" for line in answers)
+
+
+# One run
+
+
+def test_a_folder_of_pictures(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for color in ("red", "green", "blue"):
+        Image.new("RGB", (32, 32), color).save(tmp_path / "photos" / f"{color}.png")
+    with FakeEndpoint([echo], key=KEY) as endpoint:
+        result = run(endpoint, "photos", "-o", "out.jsonl", "-p", "What color?", "--system", "Be short.", "--max-tokens", "9", "--temperature", "0")  # fmt: skip
+    assert (result.code, result.out) == (0, "")
+    assert re.fullmatch(
+        r"3 answers about 3 pictures in 0 s \([0-9.]+/s\): 1,980 tokens in the prompts, 36 in the answers\.\n",
+        result.err,
+    )
+    answers = {line["id"]: line for line in lines("out.jsonl")}
+    assert set(answers) == {"photos/red.png", "photos/green.png", "photos/blue.png"}
+    assert answers["photos/red.png"]["answer"] == "About What color?"
+    assert answers["photos/red.png"]["usage"] == fake.USAGE
+    for request in endpoint.asked:
+        assert request.json["messages"][0] == {"role": "system", "content": "Be short."}
+        assert (request.json["max_tokens"], request.json["temperature"]) == (9, 0)
+        assert (request.json["model"], request.json["stream"]) == ("pixtral", True)
+
+
+def test_openais_format(run: Run) -> None:
+    bodies = [
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": f"item {n}"}]}]} for n in (0, 1)
+    ]
+    entries = [
+        {"custom_id": f"i{n}", "method": "POST", "url": "/v1/chat/completions", "body": bodies[n]}
+        for n in (0, 1)
+    ]
+    Path("requests.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    with FakeEndpoint([echo]) as endpoint:
+        assert run(endpoint, "requests.jsonl", "-o", "out.jsonl").code == 0
+        found = {line["custom_id"]: line["response"]["body"] for line in lines("out.jsonl")}
+        assert found["i1"]["choices"][0]["message"]["content"] == "About item 1"
+        again = run(endpoint, "requests.jsonl", "-o", "out.jsonl")
+    assert again.err == "Before this: 2 done, 0 failed.\nThere is nothing left to do.\n"
+    assert len(endpoint.asked) == 2
+
+
+def test_standard_input(run: Run) -> None:
+    manifest(3)
+    with FakeEndpoint([echo]) as endpoint:
+        assert run(endpoint, "-", "-o", "out.jsonl", stdin=Path("list.jsonl").read_bytes()).code == 0
+    check(3)
+
+
+def test_some_fail(run: Run) -> None:
+    def behave(exchange: Exchange) -> None:
+        bad = question(exchange) in ("item 3", "item 7")
+        (fake.vllm_error(400, "Too long.") if bad else echo)(exchange)
+
+    with FakeEndpoint([behave]) as endpoint:
+        result = run(endpoint, manifest(10), "-o", "out.jsonl")
+    assert result.code == 1
+    assert result.err.endswith(
+        "Error: 2 failed: out.errors.jsonl says why. To ask them again: --retry-errors\n"
+    )
+    check(10, failed=["i3", "i7"])
+    assert lines("out.errors.jsonl")[0]["error"] == {"type": "Refused", "message": "Too long."}
+    with FakeEndpoint([echo]) as endpoint:
+        # They are not asked again, and have failed still.
+        assert run(endpoint, "list.jsonl", "-o", "out.jsonl").code == 1
+        assert not endpoint.asked
+        assert run(endpoint, "list.jsonl", "-o", "out.jsonl", "--retry-errors").code == 0
+    check(10)
+    assert len(lines("out.errors.jsonl.1")) == 2
+
+
+def test_the_summary_as_json(run: Run) -> None:
+    with FakeEndpoint([says("Red", finish_reason="length")]) as endpoint:
+        result = run(
+            endpoint, manifest(4), "-o", "out.jsonl", "--json", "--price-per-hour", "3600", "--limit", "3"
+        )
+    summary = json.loads(result.out)
+    assert result.code == 0
+    assert "Warning: 3 answers were cut off at --max-tokens." in result.err
+    assert summary.pop("seconds") == pytest.approx(summary["cost_usd"], abs=0.2)
+    assert summary.pop("images_per_second") * summary.pop("cost_usd") == pytest.approx(3, rel=0.5)
+    assert summary.pop("tokens_per_second") > 0
+    assert summary == {
+        "complete": True, "done": 3, "failed": 0, "images": 3, "prompt_tokens": 1980, "answer_tokens": 36, "cut_off": 3,
+        "asked_again": 0, "done_before": 0, "failed_before": 0, "out": "out.jsonl", "errors": None, "csv": None,
+    }  # fmt: skip
+
+
+def test_a_schema_and_a_table(run: Run) -> None:
+    schema = {"type": "object", "properties": {"shop": {"type": "string"}, "total": {"type": "number"}}}
+    Path("s.json").write_text(json.dumps({**schema, "required": ["total"]}))
+    with FakeEndpoint([says('{"total": 7.5, "shop": "A, B"}')]) as endpoint:
+        assert run(endpoint, manifest(2), "-o", "out.jsonl", "--schema", "s.json", "--csv").code == 0
+    with open("out.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["id", "shop", "total"]
+    assert sorted(rows[1:]) == [["i0", "A, B", "7.5"], ["i1", "A, B", "7.5"]]
+    with FakeEndpoint([says('{"total": "much"}'), says("{}")]) as endpoint:
+        result = run(endpoint, manifest(1), "-o", "bad.jsonl", "--schema", "s.json", "--concurrency", "1")
+    assert result.code == 1
+    assert lines("bad.errors.jsonl")[0]["error"]["type"] == "SchemaError"
+    assert len(endpoint.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["list.jsonl"], "Missing option '--out'"),
+        (["-o", "out.jsonl"], "Missing argument 'INPUT...'"),
+        (["none.png", "-o", "out.jsonl"], "none.png"),
+        (["list.jsonl", "-o", "out.jsonl", "--shard", "3/2"], "--shard '3/2' is no share."),
+        (["list.jsonl", "-o", "out.jsonl", "--concurrency", "many"], "--concurrency takes auto, or a number"),
+        (["list.jsonl", "-o", "out.jsonl", "--concurrency", "257"], "a number from 1 to 256"),
+        (["list.jsonl", "-o", "out.jsonl", "--errors", "./out.jsonl"], "cannot go to one file"),
+        (["list.jsonl", "-o", "out.jsonl", "--csv"], "--csv makes columns of the properties in --schema"),
+        (["list.jsonl", "-o", "out.jsonl", "--csv", "--schema", "none.json"], "none.json"),
+        (["list.jsonl", "-o", "out.jsonl", "--csv", "--schema", "any.json"], "no properties"),
+        (["list.jsonl", "-o", "out.jsonl", "--limit", "0"], "limit"),
+        (["list.jsonl", "-o", "out.jsonl", "--per-request", "0"], "per-request"),
+    ],
+)
+def test_exit_code_2(arguments: list[str], reason: str, run: Run) -> None:
+    Path("any.json").write_text("{}")
+    manifest(2)
+    with FakeEndpoint() as endpoint:
+        result = run(endpoint, *arguments)
+        assert not endpoint.requests
+    assert (result.code, result.out) == (2, "")
+    assert reason in result.err
+    assert not Path("out.jsonl").exists()
+
+
+def test_a_wrong_key_ends_it_with_one_line(run: Run) -> None:
+    with FakeEndpoint(key="another") as endpoint:
+        result = run(endpoint, manifest(9), "-o", "out.jsonl")
+    assert result.code == 1
+    assert "does not take this key (401)." in result.error
+
+
+def test_an_endpoint_that_goes_away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "PATIENCE_SECONDS", 0.5)
+    gone = threading.Event()
+
+    def behave(exchange: Exchange) -> None:
+        if count_of("out.jsonl") >= 5:
+            gone.set()
+        (fake.drops() if gone.is_set() else echo)(exchange)
+
+    with FakeEndpoint([behave]) as endpoint:
+        result = run(endpoint, manifest(50), "-o", "out.jsonl", "--concurrency", "2")
+    assert result.code == 1
+    done = len(lines("out.jsonl"))
+    assert re.search(
+        rf"\nError: http://\S+ hangs up without an answer to a request of 0\.0 MiB\. .*\. {done} are done in this "
+        r"run\. Is it|.*The same command goes on\.\n$",
+        result.err,
+    )
+    assert f" {done} are done in this run." in result.err
+    assert result.err.endswith(" The same command goes on.\n")
+    with FakeEndpoint([echo]) as endpoint:
+        assert run(endpoint, "list.jsonl", "-o", "out.jsonl").code == 0
+    check(50)
+
+
+# Going on, or not
+
+
+def test_other_options_are_noticed(run: Run) -> None:
+    with FakeEndpoint([echo]) as endpoint:
+        assert run(endpoint, manifest(4), "-o", "out.jsonl", "--limit", "2").code == 0
+        for option, value, was in (
+            ("--prompt", "Why?", "'Describe this image in detail please.' and is 'Why?'"),
+            ("--system", "Be short.", "none and is 'Be short.'"),
+            ("--max-tokens", "9", "512 and is 9"),
+            ("--temperature", "0", "0.7 and is 0"),
+            ("--per-request", "2", "1 and is 2"),
+        ):
+            result = run(endpoint, "list.jsonl", "-o", "out.jsonl", option, value)
+            assert result.code == 2
+            assert f"out.jsonl was made in another way: {option} was {was}" in result.error
+            assert result.error.endswith(
+                "Go on all the same: --resume. Begin anew, with the old file kept aside: --fresh"
+            )
+        Path("s.json").write_text('{"type": "object"}')
+        assert (
+            "--schema was none and is {"
+            in run(endpoint, "list.jsonl", "-o", "out.jsonl", "--schema", "s.json").error
+        )
+        assert len(endpoint.asked) == 2
+        # What changes neither an answer nor an id may change.
+        assert run(endpoint, "list.jsonl", "-o", "out.jsonl", "--concurrency", "2", "--limit", "1").code == 0
+        assert run(endpoint, "list.jsonl", "-o", "out.jsonl", "--max-tokens", "9", "--resume").code == 0
+        check(4)
+        assert endpoint.asked[-1].json["max_tokens"] == 9
+        fresh = run(endpoint, "list.jsonl", "-o", "out.jsonl", "--fresh")
+    assert fresh.code == 0
+    assert "out.jsonl of before is out.jsonl.1 now.\n" in fresh.err
+    check(4)
+    check(4, out="out.jsonl.1")
+    with FakeEndpoint([echo], models=[{"id": "another"}]) as endpoint:
+        assert (
+            "the model was 'pixtral' and is 'another'" in run(endpoint, "list.jsonl", "-o", "out.jsonl").error
+        )
+
+
+def test_shares_are_together_all(run: Run) -> None:
+    """Each by a process of its own, all at once, against one endpoint."""
+    manifest(60)
+    with FakeEndpoint([echo]) as endpoint:
+        parts = [
+            start(endpoint, "list.jsonl", "-o", f"part{index}.jsonl", "--shard", f"{index}/3")
+            for index in (1, 2, 3)
+        ]
+        assert [part.wait(30) for part in parts] == [0, 0, 0]
+        for part in parts:
+            part.communicate()
+        assert run(endpoint, "list.jsonl", "-o", "out.jsonl").code == 0
+    check(60)
+    found = [line["id"] for index in (1, 2, 3) for line in lines(f"part{index}.jsonl")]
+    assert sorted(found) == sorted(line["id"] for line in lines("out.jsonl"))
+
+
+# Killed, interrupted, full
+
+
+def start(endpoint: FakeEndpoint, *arguments: str, file_size: int = 0) -> subprocess.Popen[str]:
+    """``pixtral-sky batch`` in a process of its own. ``file_size``: no file can become larger (bytes)."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PIXTRAL_API_KEY": KEY}
+
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "pixtral_sky", "batch", "--endpoint", endpoint.url, *arguments],
+        env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=small if file_size else None,
+    )  # fmt: skip
+
+
+def until(what: Callable[[], Any], seconds: float = 40) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("count", "kills"),
+    [
+        pytest.param(250, 4),
+        pytest.param(10_000, 20, marks=[pytest.mark.serve, pytest.mark.timeout(600)]),
+    ],
+)
+def test_killed_at_any_moment_and_once_by_a_full_disk(run: Run, count: int, kills: int) -> None:
+    """Every item is in one of the files, once; and no line is torn."""
+    chance = random.Random()
+    bad = [f"i{number}" for number in range(5, count, 50)]
+
+    def behave(exchange: Exchange) -> None:
+        text = question(exchange)
+        refused = f"i{text.removeprefix('item ')}" in bad
+        (fake.vllm_error(400, "Too long.") if refused else echo)(exchange)
+
+    arguments = (manifest(count), "-o", "out.jsonl")
+    with FakeEndpoint([behave]) as endpoint:
+        for number in range(kills):
+            if number == kills // 2:
+                # A little more than there is: it is full soon.
+                size = Path("out.jsonl").stat().st_size + 40 * count // kills
+                with start(endpoint, *arguments, file_size=size) as process:
+                    assert process.stderr is not None
+                    assert process.wait(60) == 1
+                    error = process.stderr.read().splitlines()[-1]
+                assert error.startswith("Error: out.jsonl cannot be written: File too large. ")
+                assert error.endswith("When that is mended, the same command goes on.")
+                assert lines("out.jsonl")
+            with start(endpoint, *arguments) as process:
+                wanted = count_of("out.jsonl") + chance.randrange(count // (kills + 2))
+                until(lambda wanted=wanted: count_of("out.jsonl") >= wanted)  # type: ignore[misc]
+                time.sleep(chance.uniform(0, 0.08))
+                process.send_signal(signal.SIGKILL)
+        before = count_of("out.jsonl") + count_of("out.errors.jsonl")
+        assert 0 < before < count, "it was not killed in the middle"
+        asked = len(endpoint.asked)
+        result = run(endpoint, *arguments)
+        assert len(endpoint.asked) - asked == count - before, "exactly the rest"
+    assert result.code == 1
+    check(count, failed=bad)
+
+
+@pytest.mark.serve
+@pytest.mark.timeout(300)
+def test_memory_stays_flat(run: Run) -> None:
+    """Photos of 12 megapixels, and many items: the process that prepares and sends them stays small."""
+    photo = Image.effect_noise((400, 300), 64).resize((4000, 3000), Image.Resampling.BICUBIC).convert("RGB")
+    photo.save("photo.jpg", quality=90)
+    names = ["photo.jpg" if number % 20 == 0 else "red.png" for number in range(4000)]
+    items = [
+        {"id": f"i{number}", "images": [name], "prompt": f"item {number}"}
+        for number, name in enumerate(names)
+    ]
+    Path("list.jsonl").write_text("".join(f"{json.dumps(item)}\n" for item in items))
+    with FakeEndpoint([echo]) as endpoint, start(endpoint, "list.jsonl", "-o", "out.jsonl") as process:
+        most = 0
+        while process.poll() is None:
+            found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+            most = max(most, int(found[1]) if found else 0)  # none of a process that has just ended
+            time.sleep(0.05)
+    assert process.returncode == 0
+    check(len(items))
+    print(f"{most / 1024:.0f} MiB at the most")
+    assert most < 300 * 1024
+
+
+def test_a_second_run_on_the_same_file_is_refused(run: Run) -> None:
+    def slow(exchange: Exchange) -> None:
+        exchange.wait(0.2)
+        echo(exchange)
+
+    with FakeEndpoint([slow]) as endpoint:
+        arguments = (manifest(12), "-o", "out.jsonl", "--concurrency", "4")
+        with start(endpoint, *arguments) as first:
+            until(lambda: count_of("out.jsonl"))
+            second = run(endpoint, *arguments)
+            assert first.wait(20) == 0
+    assert second.code == 1
+    assert second.error == "Another run writes out.jsonl. Wait for its end, or write elsewhere: -o FILE"
+    check(12)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(run: Run, number: signal.Signals) -> None:
+    def slow(exchange: Exchange) -> None:
+        exchange.wait(0.3)
+        echo(exchange)
+
+    with FakeEndpoint([slow]) as endpoint:
+        arguments = (manifest(60), "-o", "out.jsonl", "--concurrency", "4", "--json")
+        with start(endpoint, *arguments) as process:
+            until(lambda: count_of("out.jsonl"))
+            process.send_signal(number)
+            out, err = process.communicate(timeout=20)
+        assert process.returncode == 128 + number
+        done = len(lines("out.jsonl"))
+        assert err.splitlines()[-1] == f"Stopped: {done} are done in this run. The same command goes on."
+        assert json.loads(out)["complete"] is False
+        assert len(endpoint.asked) == done, "what was on its way is done"
+    with FakeEndpoint([echo]) as endpoint:
+        assert run(endpoint, *arguments).code == 0
+        assert len(endpoint.asked) == 60 - done
+    check(60)
+
+
+def test_the_second_ctrl_c_ends_it_at_once(run: Run) -> None:
+    with FakeEndpoint([fake.stalls(30)]) as endpoint:
+        with start(endpoint, manifest(20), "-o", "out.jsonl") as process:
+            until(lambda: len(endpoint.asked) >= 8)
+            for _ in range(2):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.3)
+            begun = time.monotonic()
+            out, err = process.communicate(timeout=20)
+        assert time.monotonic() - begun < 3
+    assert (process.returncode, out) == (130, "")
+    assert err == "Stopped: 0 are done in this run. The same command goes on.\n"
+    assert lines("out.jsonl") == lines("out.errors.jsonl") == []
+
+
+# What is shown meanwhile
+
+
+def test_a_line_a_minute(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.3)
+    monkeypatch.setattr(progress, "SAMPLE_SECONDS", 0.05)
+
+    def slow(exchange: Exchange) -> None:
+        exchange.wait(0.05)
+        echo(exchange)
+
+    with FakeEndpoint([slow]) as endpoint:
+        result = run(
+            endpoint, manifest(40), "-o", "out.jsonl", "--concurrency", "2", "--price-per-hour", "36"
+        )
+    said = result.err.splitlines()
+    assert 2 <= len(said) <= 8
+    assert re.fullmatch(
+        r"\d+ of 40 done, [12] on their way, \d+\.\d pictures/s, [\d,]+ tokens/s, \d+ s left, 0\.\d\d USD",
+        said[1],
+    )
+
+
+def test_a_bar_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    def slow(exchange: Exchange) -> None:
+        exchange.wait(0.05)
+        echo(exchange)
+
+    with FakeEndpoint([slow]) as endpoint:
+        result = run(endpoint, manifest(40), "-o", "out.jsonl", "--concurrency", "4")
+    assert result.code == 0
+    assert "of 40 done" in result.err
+    check(40)
+
+
+def test_quiet(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeEndpoint([echo]) as endpoint:
+        arguments = ("--quiet", "batch", manifest(3), "-o", "out.jsonl", "--endpoint", endpoint.url)
+        result = run_main(monkeypatch, capsys, *arguments)
+    assert (result.code, result.out, result.err) == (0, "", "")

@@ -1,0 +1,702 @@
+"""What is made of pictures of every kind, and of what is none. Every picture is made here."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import os
+import runpy
+import struct
+import sys
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFilter
+
+from pixtral_sky import pixtral
+from pixtral_sky.errors import PictureError
+from pixtral_sky.extras import install
+from pixtral_sky.pictures import picture as images
+from pixtral_sky.pictures import prepare
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RED, GREEN, BLUE, YELLOW = (220, 20, 30), (20, 200, 40), (30, 40, 220), (230, 220, 10)
+
+
+def no_stdin() -> bytes:
+    raise AssertionError("standard input was read")
+
+
+def read(source: str | Path) -> images.Picture:
+    return images.read(str(source), stdin=no_stdin)
+
+
+def corners(width: int = 96, height: int = 64) -> Image.Image:
+    """Red and green above, blue and yellow below."""
+    image = Image.new("RGB", (width, height), RED)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((width // 2, 0, width, height // 2 - 1), GREEN)
+    draw.rectangle((0, height // 2, width // 2 - 1, height), BLUE)
+    draw.rectangle((width // 2, height // 2, width, height), YELLOW)
+    return image
+
+
+def scene(width: int, height: int) -> Image.Image:
+    """Smooth shapes with a little grain, as in a photo, up to all four borders."""
+    coarse = Image.effect_noise((width // 8 + 1, height // 8 + 1), 90)
+    channels = [
+        coarse.rotate(turn).resize((width, height), Image.Resampling.BICUBIC) for turn in (0, 90, 180)
+    ]
+    photo = Image.merge("RGB", channels).filter(ImageFilter.GaussianBlur(3))
+    grain = Image.effect_noise((width, height), 40).filter(ImageFilter.GaussianBlur(1.5)).convert("RGB")
+    return Image.blend(photo, grain, 0.1)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def decoded(picture: images.Picture) -> Image.Image:
+    with Image.open(io.BytesIO(picture.data)) as image:
+        image.load()
+        assert image.size == (picture.width, picture.height)
+        assert f"image/{(image.format or '').lower()}" == picture.media_type
+        assert image.getexif().get(0x0112, 1) == 1
+        return image.convert("RGB")
+
+
+def near(actual: object, expected: tuple[int, int, int], most: int = 24) -> bool:
+    assert isinstance(actual, tuple)
+    return all(abs(a - e) <= most for a, e in zip(actual, expected, strict=True))
+
+
+def assert_corners(picture: images.Picture, expected: list[tuple[int, int, int]]) -> None:
+    image = decoded(picture)
+    x, y = image.width - 5, image.height - 5
+    for place, color in zip([(4, 4), (x, 4), (4, y), (x, y)], expected, strict=True):
+        assert near(image.getpixel(place), color), (place, image.getpixel(place), color)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, bits: int, color: int, rows: bytes, *extra: bytes) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
+    body = b"".join(extra) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + body
+
+
+def refused(data: bytes, name: str = "a.jpg") -> PictureError:
+    with pytest.raises(PictureError) as caught:
+        images.prepare(data, name)
+    assert name in caught.value.what
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+# As it is
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "media_type"),
+    [
+        (corners(), "JPEG", "image/jpeg"),
+        (corners(), "PNG", "image/png"),
+        (corners(), "WEBP", "image/webp"),
+        (corners().convert("L"), "JPEG", "image/jpeg"),
+        (corners().convert("L"), "PNG", "image/png"),
+        (corners(1024, 1024), "PNG", "image/png"),
+    ],
+)
+def test_what_needs_no_change_is_sent_byte_for_byte(image: Image.Image, kind: str, media_type: str) -> None:
+    data = encoded(image, kind)
+    picture = images.prepare(data, "a.gif")  # the extension says nothing
+    assert picture.data == data
+    assert (picture.name, picture.width, picture.height) == ("a.gif", *image.size)
+    assert picture.media_type == media_type
+    assert picture.tokens == pixtral.image_tokens(*image.size)
+    assert picture.data_url() == f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+    assert "data" not in repr(picture)
+
+
+def test_a_film_behind_a_small_picture_is_not_sent() -> None:
+    data = encoded(corners(), "JPEG") + bytes(prepare.MAX_AS_IS)
+    picture = images.prepare(data, "motion.jpg")
+    assert len(picture.data) < 10_000
+    assert_corners(picture, [RED, GREEN, BLUE, YELLOW])
+
+
+# Every kind
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO"])
+@pytest.mark.parametrize("size", [(96, 64), (1600, 1200)])
+def test_every_kind_is_read(kind: str, size: tuple[int, int]) -> None:
+    picture = images.prepare(encoded(corners(*size), kind), "x")
+    assert (picture.width, picture.height) == (pixtral.fit(*size) if max(size) > 1024 else size)
+    assert picture.tokens == pixtral.image_tokens(*size)
+    assert_corners(picture, [RED, GREEN, BLUE, YELLOW])
+
+
+def test_heic() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(corners(256, 128)).save(file, quality=90)
+    picture = images.prepare(file.getvalue(), "IMG_1.HEIC")
+    assert (picture.width, picture.height, picture.media_type) == (256, 128, "image/png")
+    assert_corners(picture, [RED, GREEN, BLUE, YELLOW])
+    assert refused(file.getvalue()[:300], "IMG_1.HEIC")
+
+
+def test_a_turned_heic_is_turned_once() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = images.prepare(encoded(corners(256, 128), "HEIF", exif=exif.tobytes()), "IMG_1.HEIC")
+    assert (picture.width, picture.height) == (128, 256)
+    assert_corners(picture, [BLUE, RED, YELLOW, GREEN])
+
+
+@pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heix"])
+def test_heic_without_its_plugin_names_the_command(brands: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    error = refused(struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(99), "IMG_1.HEIC")
+    assert "HEIC" in error.what
+    assert error.hint == install("heic")
+
+
+def test_avif_needs_no_heic_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert_corners(images.prepare(encoded(corners(), "AVIF"), "x"), [RED, GREEN, BLUE, YELLOW])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG", "MPO"])
+def test_the_first_of_many_frames_alone_is_sent(kind: str) -> None:
+    more = [Image.new("RGB", (96, 64), color) for color in ("black", "white")]
+    data = encoded(corners(), kind, save_all=True, append_images=more)
+    picture = images.prepare(data, "x")
+    assert picture.media_type == "image/png"
+    with Image.open(io.BytesIO(picture.data)) as image:
+        assert getattr(image, "n_frames", 1) == 1
+    assert_corners(picture, [RED, GREEN, BLUE, YELLOW])
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "PCX", "TGA", "PPM"])
+def test_other_kinds_are_refused(kind: str) -> None:
+    assert "not a picture" in refused(encoded(corners(), kind)).what
+
+
+# Colors
+
+
+def test_cmyk() -> None:
+    picture = images.prepare(encoded(corners().convert("CMYK"), "JPEG", quality=95), "x")
+    assert picture.media_type == "image/png"
+    assert_corners(picture, [RED, GREEN, BLUE, YELLOW])
+
+
+def mean(picture: images.Picture) -> float:
+    band = decoded(picture).convert("L").tobytes()
+    return sum(band) / len(band)
+
+
+def test_16_bit_gray_keeps_its_brightness() -> None:
+    values = [i * 65535 // 9999 for i in range(10_000)]
+    rows = b"".join(
+        b"\0" + b"".join(struct.pack(">H", v) for v in values[i : i + 100]) for i in range(0, 10_000, 100)
+    )
+    assert mean(images.prepare(png(100, 100, 16, 0, rows), "x")) == pytest.approx(127.5, abs=1)
+    # With a transparent color, too: the gray is what counts.
+    picture = images.prepare(png(100, 100, 16, 0, rows, chunk(b"tRNS", struct.pack(">H", 0))), "x")
+    assert mean(picture) == pytest.approx(127.5, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "low", "high"),
+    [
+        ("I", 0, 255),
+        ("I", 0, 65535),
+        ("I", -5000, 900_000),
+        ("F", 0.0, 1.0),
+        ("F", 0.0, 255.0),
+        ("F", -3.0, 9.5),
+    ],
+)
+def test_wide_gray_is_brought_to_8_bits(mode: str, low: float, high: float) -> None:
+    image = Image.new(mode, (64, 64), low)
+    image.paste(high, (32, 0, 64, 64))
+    picture = decoded(images.prepare(encoded(image, "TIFF"), "x"))
+    assert picture.getpixel((4, 4)) == (0, 0, 0)
+    assert picture.getpixel((60, 4)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("value", [-7.0, float("nan"), float("inf")])
+def test_gray_without_a_range_is_no_crash(value: float) -> None:
+    assert images.prepare(encoded(Image.new("F", (8, 8), value), "TIFF"), "x").width == 8
+
+
+def test_a_large_16_bit_picture_is_shrunk() -> None:
+    picture = images.prepare(encoded(Image.new("I;16", (1500, 20), 30_000), "PNG"), "x")
+    assert (picture.width, picture.height) == pixtral.fit(1500, 20)
+    assert mean(picture) == pytest.approx(30_000 / 257, abs=2)
+
+
+def test_1_bit() -> None:
+    image = Image.new("1", (40, 40), 1)
+    image.paste(0, (0, 0, 20, 40))
+    for kind in ("PNG", "TIFF", "BMP"):
+        picture = decoded(images.prepare(encoded(image, kind), "x"))
+        assert (picture.getpixel((3, 3)), picture.getpixel((33, 3))) == ((0, 0, 0), (255, 255, 255))
+
+
+def transparent(mode: str) -> bytes:
+    """Left half opaque gray (or red), right half fully transparent over black."""
+    if mode == "P":
+        image = Image.new("P", (64, 32), 0)
+        image.putpalette([*RED, 0, 0, 0])
+        image.paste(1, (32, 0, 64, 32))
+        return encoded(image, "PNG", transparency=b"\xff\x00")
+    if mode == "GIF":
+        image = Image.new("P", (64, 32), 0)
+        image.putpalette([*RED, 0, 0, 0])
+        image.paste(1, (32, 0, 64, 32))
+        return encoded(image, "GIF", transparency=1)
+    if mode in ("RGB", "L", "1"):  # one color is the transparent one
+        image = Image.new(mode, (64, 32), 255 if mode != "RGB" else RED)
+        image.paste(0 if mode != "RGB" else (0, 0, 0), (32, 0, 64, 32))
+        return encoded(image, "PNG", transparency=0 if mode != "RGB" else (0, 0, 0))
+    image = Image.new(mode, (64, 32), (90, 255) if mode == "LA" else (*RED, 255))
+    image.paste((0, 0) if mode == "LA" else (0, 0, 0, 0), (32, 0, 64, 32))
+    return encoded(image, "PNG")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "GIF", "RGB", "L", "1"])
+def test_what_is_transparent_becomes_white(mode: str) -> None:
+    picture = images.prepare(transparent(mode), "x")
+    image = decoded(picture)
+    left = {"LA": (90, 90, 90), "L": (255, 255, 255), "1": (255, 255, 255)}.get(mode, RED)
+    assert image.getpixel((5, 5)) == left
+    assert image.getpixel((60, 5)) == (255, 255, 255)
+    with Image.open(io.BytesIO(picture.data)) as sent:
+        assert not sent.has_transparency_data
+
+
+def test_half_transparent_is_half_white() -> None:
+    image = decoded(images.prepare(encoded(Image.new("RGBA", (20, 20), (0, 0, 0, 128)), "WEBP"), "x"))
+    assert near(image.getpixel((9, 9)), (127, 127, 127), 2)
+
+
+def test_a_large_transparent_picture() -> None:
+    picture = images.prepare(encoded(Image.new("RGBA", (1200, 40), (0, 0, 0, 0)), "PNG"), "x")
+    assert near(decoded(picture).getpixel((500, 5)), (255, 255, 255), 2)
+
+
+def test_16_bit_rgb_with_a_transparent_color() -> None:
+    rows = (b"\0" + struct.pack(">HHH", 65535, 0, 0) * 20) * 20
+    data = png(20, 20, 16, 2, rows, chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3)))
+    assert decoded(images.prepare(data, "x")).getpixel((5, 5)) == (255, 0, 0)
+
+
+# EXIF
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        *((kind, (96, 64)) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")),
+        *((kind, (1200, 600)) for kind in ("JPEG", "TIFF")),
+    ],
+)
+@pytest.mark.parametrize(
+    ("orientation", "expected"),
+    [
+        (1, [RED, GREEN, BLUE, YELLOW]),
+        (2, [GREEN, RED, YELLOW, BLUE]),
+        (3, [YELLOW, BLUE, GREEN, RED]),
+        (4, [BLUE, YELLOW, RED, GREEN]),
+        (5, [RED, BLUE, GREEN, YELLOW]),
+        (6, [BLUE, RED, YELLOW, GREEN]),
+        (7, [YELLOW, GREEN, BLUE, RED]),
+        (8, [GREEN, YELLOW, RED, BLUE]),
+    ],
+)
+def test_pictures_are_turned_upright(
+    kind: str, size: tuple[int, int], orientation: int, expected: list[tuple[int, int, int]]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = images.prepare(encoded(corners(*size), kind, exif=exif), "x")
+    upright = size if orientation < 5 else size[::-1]
+    assert (picture.width, picture.height) == (pixtral.fit(*upright) if max(size) > 1024 else upright)
+    assert_corners(picture, expected)
+
+
+def test_what_is_stored_anew_says_nothing_but_pixels() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "SECRET"
+    exif[0x0112] = 3
+    for size in ((64, 64), (1100, 64)):
+        data = encoded(
+            corners(*size), "JPEG", exif=exif, comment=b"SECRET", icc_profile=b"SECRET", xmp=b"SECRET"
+        )
+        assert data.count(b"SECRET") == 4
+        assert b"SECRET" not in images.prepare(data, "x").data
+
+
+def test_damaged_exif_is_no_reason_to_refuse() -> None:
+    for junk in (b"Exif\0\0", b"Exif\0\0MM\0\x2a\xff\xff\xff\xff", b"Exif\0\0II" + bytes(range(99))):
+        data = encoded(corners(), "JPEG", exif=junk)
+        assert images.prepare(data, "x").data == data
+
+
+# Size
+
+
+@given(st.integers(1, 40_000), st.integers(1, 40_000))
+def test_the_size_sent_costs_the_same_tokens(width: int, height: int) -> None:
+    sent = pixtral.fit(width, height)
+    assert pixtral.image_tokens(*sent) == pixtral.image_tokens(width, height)
+    assert pixtral.fit(*sent) == sent  # the server leaves it alone
+    assert pixtral.fit(height, width) == sent[::-1]  # shrunk and turned is turned and shrunk
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 2500), st.integers(1, 400), st.booleans())
+def test_tokens_are_those_of_the_original(width: int, height: int, tall: bool) -> None:
+    size = (height, width) if tall else (width, height)
+    picture = images.prepare(encoded(Image.new("L", size, 99), "BMP"), "x")
+    assert picture.tokens == pixtral.image_tokens(*size)
+    assert max(picture.width, picture.height) <= 1024
+
+
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1), (1, 1), (1025, 1024)])
+def test_extreme_sizes(size: tuple[int, int]) -> None:
+    picture = images.prepare(encoded(Image.new("RGB", size, RED), "PNG"), "x")
+    assert (picture.width, picture.height) == (pixtral.fit(*size) if max(size) > 1024 else size)
+    image = decoded(picture)
+    for place in [(0, 0), (image.width - 1, image.height - 1), (image.width // 2, image.height // 2)]:
+        assert near(image.getpixel(place), RED, 4)
+
+
+# None that can be sent
+
+
+def test_empty() -> None:
+    assert refused(b"").what == "a.jpg is empty."
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("size", [(300, 200), (1400, 900)])
+def test_truncated(kind: str, size: tuple[int, int], capfd: pytest.CaptureFixture[str]) -> None:
+    data = encoded(scene(*size), kind)
+    for part in (0.1, 0.5, 0.9):
+        refused(data[: int(len(data) * part)])
+    assert capfd.readouterr() == ("", "")  # the decoders in C keep quiet, too
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "tiff_adobe_deflate"])
+def test_a_truncated_compressed_tiff(compression: str, capfd: pytest.CaptureFixture[str]) -> None:
+    data = encoded(scene(300, 200), "TIFF", compression=compression)
+    for part in (0.1, 0.5, 0.9):
+        refused(data[: int(len(data) * part)])
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_noise_in_a_file_is_an_error_or_a_picture(kind: str) -> None:
+    whole = encoded(scene(64, 48), kind)
+    for at in range(0, min(len(whole), 1200), 23):
+        data = bytearray(whole)
+        data[at : at + 4] = b"\xff\x00\xff\xf7"
+        with contextlib.suppress(PictureError):  # it, and nothing else
+            assert images.prepare(bytes(data), "x.tif").tokens
+
+
+def test_what_is_no_picture() -> None:
+    assert "PNG" in refused(b"Dear all,\nplease find attached").hint
+    assert "pdftoppm" in refused(b"%PDF-1.7\n").hint
+    assert "SVG" in refused(b"\n<svg xmlns='http://www.w3.org/2000/svg'/>").hint
+
+
+def test_a_decompression_bomb() -> None:
+    error = refused(png(20_000, 20_000, 8, 2, b""))
+    assert "178,956,970 pixels" in error.what
+
+
+def test_a_large_picture_is_no_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)  # warns from here, refuses from twice that
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert images.prepare(encoded(corners(), "PNG"), "x").width == 96
+    assert not shown
+
+
+def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(prepare, "upload", fail)
+    assert "memory" in refused(encoded(corners(), "PNG")).what
+
+
+def test_a_name_that_would_move_the_cursor() -> None:
+    with pytest.raises(PictureError) as caught:
+        images.prepare(b"", "a\n\x1b[2J\udcff.jpg")
+    assert caught.value.what == "a\ufffd\ufffd[2J\ufffd.jpg is empty."
+    assert len(images.shown("x" * 9999)) == 160
+
+
+# Files
+
+
+def test_a_file_and_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "Übergröße und Ärger.jpg"
+    path.write_bytes(encoded(corners(), "PNG"))
+    picture = read(path)
+    assert picture.name == str(path)
+    assert picture.media_type == "image/png"
+
+
+def fails(source: str | Path) -> PictureError:
+    with pytest.raises(PictureError) as caught:
+        read(source)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    error = fails(tmp_path)
+    assert error.what == f"{tmp_path} is a directory."
+    assert f"'{tmp_path}/*.jpg'" in error.hint
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    assert fails(tmp_path / "a.jpg").what == f"{tmp_path}/a.jpg: no such file."
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 300, "/dev/null/a.jpg"])
+def test_no_path(path: str) -> None:
+    assert "cannot be read" in fails(path).what
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert fails(pipe).what == f"{pipe} is not a regular file."
+    assert fails("/dev/zero").what == "/dev/zero is not a regular file."
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"x")
+
+    def deny(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", deny)
+    assert fails(path).what == f"{path} cannot be read: Permission denied."
+
+
+def test_a_file_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    with path.open("wb") as file:
+        file.truncate(images.MAX_FILE + 1)  # holds no blocks
+    assert fails(path).what == f"{path} is larger than 512 MiB."
+
+
+def test_standard_input() -> None:
+    data = encoded(corners(), "PNG")
+    picture = images.read("-", stdin=lambda: data)
+    assert (picture.name, picture.data) == ("standard input", data)
+    with pytest.raises(PictureError, match="standard input is empty"):
+        images.read("-", stdin=bytes)
+
+
+# data: URLs
+
+
+def test_data_urls() -> None:
+    data = encoded(corners(), "PNG")
+    text = base64.b64encode(data).decode()
+    percent = "".join(f"%{byte:02x}" for byte in data)
+    for url in (
+        f"data:image/png;base64,{text}",
+        f"DATA:image/jpeg;BASE64,{text.rstrip('=')}",
+        f"data:;base64,{text[:40]}\n {text[40:]}",
+        f"data:;base64,{text.replace('+', '%2B').replace('/', '%2F').replace('=', '%3D')}",
+        f"data:image/png,{percent}",
+    ):
+        assert read(url).data == data
+    assert read(images.prepare(data, "x").data_url()).data == data
+
+
+@pytest.mark.parametrize(
+    "url", ["data:image/png;base64", "data:;base64,!!!!", "data:;base64,A", "data:,\udcff", "data:;base64,ü"]
+)
+def test_malformed_data_urls(url: str) -> None:
+    assert "data: URL is malformed" in fails(url).what
+
+
+def test_data_urls_of_no_picture() -> None:
+    assert fails("data:text/plain,hello").what == "the data: URL is not a picture."
+    assert fails("data:image/png;base64,").what == "the data: URL is empty."
+
+
+# http(s) URLs
+
+
+class Site(BaseHTTPRequestHandler):
+    picture = encoded(corners(), "PNG")
+
+    def do_GET(self) -> None:
+        self.server.seen.append(dict(self.headers))  # type: ignore[attr-defined]
+        path = self.path.partition("?")[0]
+        if path == "/moved":
+            self.answer(302, b"", Location="/a.png")
+        elif path == "/circle":
+            self.answer(302, b"", Location="/circle")
+        elif path == "/away":
+            self.answer(302, b"", Location="file:///etc/passwd")
+        elif path == "/a.png":
+            self.answer(200, self.picture)
+        elif path == "/text":
+            self.answer(200, b"<html>Log in")
+        elif path == "/short":  # less than it says
+            self.answer(200, self.picture[:50], length=len(self.picture))
+        elif path == "/endless":  # says no length
+            self.send_response(200)
+            self.end_headers()
+            try:
+                while True:
+                    self.wfile.write(bytes(4096))
+            except OSError:
+                pass
+        elif path == "/drip":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"x")
+            self.server.leave.wait(10)  # type: ignore[attr-defined]
+        elif path == "/garbage":
+            self.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+        else:
+            self.answer(404, b"nothing")
+
+    def answer(self, status: int, body: bytes, length: int | None = None, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@contextlib.contextmanager
+def serve() -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        server.seen, server.leave = [], threading.Event()  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.leave.set()  # type: ignore[attr-defined]
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def site(server: ThreadingHTTPServer) -> str:
+    return f"127.0.0.1:{server.server_address[1]}"
+
+
+def test_a_url_is_downloaded(server: ThreadingHTTPServer, site: str) -> None:
+    for path in ("/a.png", "/moved"):
+        picture = read(f"http://{site}{path}?token=SECRET#SECRET")
+        assert picture.name == f"http://{site}{path}"
+        assert picture.data == Site.picture
+    assert "authorization" not in {name.lower() for name in server.seen[0]}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        ("/none", "answers 404 Not Found."),
+        ("/text", "is not a picture."),
+        ("/short", "cannot be downloaded (RemoteProtocolError)."),
+        ("/garbage", "cannot be downloaded (RemoteProtocolError)."),
+        ("/circle", "cannot be downloaded (TooManyRedirects)."),
+        ("/away", "cannot be downloaded (UnsupportedProtocol)."),
+        ("/endless", "is larger than 1 MiB."),
+        ("/drip", "does not answer within 0.2 s."),
+    ],
+)
+def test_urls_that_give_no_picture(site: str, path: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_DOWNLOAD", images.MIB)
+    if path == "/drip":
+        monkeypatch.setattr(images, "WAIT_SECONDS", 0.2)
+    error = fails(f"http://user:SECRET@{site}{path}?token=SECRET")
+    assert error.what == f"http://{site}{path} {what}"
+    assert "SECRET" not in str(error)
+
+
+def test_a_download_that_never_ends(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "DOWNLOAD_SECONDS", 0)
+    assert "takes longer than 0 s" in fails(f"http://{site}/endless").what
+
+
+def test_nobody_there(server: ThreadingHTTPServer, site: str) -> None:
+    with serve() as other:
+        gone = other.server_address[1]
+    error = fails(f"http://user:SECRET@127.0.0.1:{gone}/a.png?SECRET")
+    assert error.what.startswith(f"http://127.0.0.1:{gone}/a.png cannot be reached: ")
+    assert "SECRET" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1/a.png", "http://user:SEC/RET@host/a", "https://", "http://a b/c"]
+)
+def test_malformed_urls(url: str) -> None:
+    error = fails(url)
+    assert "cannot be" in error.what
+    assert "RET" not in str(error)
+
+
+# The examples
+
+
+def test_the_examples_are_what_their_script_draws(tmp_path: Path) -> None:
+    runpy.run_path(str(EXAMPLES / "draw.py"))["main"](tmp_path)
+    for name in ("chart.png", "receipt.jpg"):
+        committed = EXAMPLES / name
+        assert committed.stat().st_size < 250_000
+        with Image.open(committed) as ours, Image.open(tmp_path / name) as drawn:
+            assert (ours.size, ours.mode, ours.format) == (drawn.size, drawn.mode, drawn.format)
+        assert read(committed).tokens > 1000
+
+
+def test_the_receipt_adds_up() -> None:
+    script = runpy.run_path(str(EXAMPLES / "draw.py"))
+    assert sum(count * price for _, count, price in script["BOUGHT"]) == 3421 <= script["CASH"]
