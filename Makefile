@@ -14,6 +14,7 @@ check: .venv/dev  ## lint, types, and what is rendered or drawn against what it 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/arrows.py
 	$(BIN)/python tools/render.py --check
 	$(BIN)/python tools/autoscaling.py --check
 	$(BIN)/python tools/capacity.py --check

@@ -27,9 +27,9 @@ from pathlib import Path
 
 from pixtral_sky import memory
 from pixtral_sky.client.client import Client
-from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.client.messages import messages
 from pixtral_sky.deploy import store, task
+from pixtral_sky.deploy.resolve import endpoint_of
 from pixtral_sky.errors import PixtralSkyError
 from pixtral_sky.pictures import picture as images
 from pixtral_sky.pixtral import TENSOR_PARALLEL
@@ -156,7 +156,7 @@ def measured(
         process.wait_until_ready(deployment, START_SECONDS)
         row.seconds = time.monotonic() - begin
         picture = images.prepare(task.shipped("examples/chart.png").read_bytes(), "chart.png")
-        with Client(Endpoint.of(deployment), budget=0, read_timeout=ANSWER_SECONDS) as client:
+        with Client(endpoint_of(deployment), budget=0, read_timeout=ANSWER_SECONDS) as client:
             row.context = client.models()[0]["max_model_len"]
             begin = time.monotonic()
             usage = client.complete(messages(["What is this?", picture]), max_tokens=16)["usage"]

@@ -3,9 +3,9 @@
     python -m benchmarks.images             # prints the table
     python -m benchmarks.images --write     # and puts it into docs/performance.md
 
-The pictures are drawn from seeds (tests/support/pictures.py). Against naive Pillow: opened, made RGB, shrunk into
-1024 x 1024 by its filter for quality, saved as a JPEG of 95. The sides take turns in one run; medians, and
-in brackets the quartiles. Of one thread it is the time of the processor that counts, and OpenCV has one
+The pictures are drawn from seeds (tests/support/pictures.py). Against naive Pillow: opened, made RGB, shrunk
+into 1024 x 1024 by its filter for quality, saved as a JPEG of 95. The sides take turns in one run; medians,
+and in brackets the quartiles. Of one thread it is the time of the processor that counts, and OpenCV has one
 thread, so that the figures are those of one core; two threads are compared with one by the clock.
 """
 

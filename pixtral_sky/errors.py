@@ -64,6 +64,10 @@ class Unreachable(EndpointError):
     pass
 
 
+class NoTunnel(Unreachable):
+    """There is no way to try: no ssh, or nothing that SkyPilot has left. Another attempt is of no use."""
+
+
 class Untrusted(Unreachable):
     pass
 

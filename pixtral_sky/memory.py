@@ -1,7 +1,7 @@
 """Which GPUs hold Pixtral 12B in bf16 and FP8, with how much context, for how many requests at once. Pure.
 
-Exact, and checked against vLLM's own code by ``tests/real/engine/test_memory.py``: the weights on each GPU, and
-the tokens and the context that an amount of memory holds. Estimated, on the safe side: what vLLM needs
+Exact, and checked against vLLM's own code by ``tests/real/engine/test_memory.py``: the weights on each GPU,
+and the tokens and the context that an amount of memory holds. Estimated, on the safe side: what vLLM needs
 besides (``activations``, ``OTHER_GIB``). So a number of tokens is a range, and its low end decides.
 
 FP8 is vLLM's online quantization, of the linear layers of the decoder alone: the vision encoder, the adapter,

@@ -60,7 +60,7 @@ def ask(
       PIXTRAL_API_KEY=... pixtral-sky ask --endpoint http://10.0.0.7:8081 "Hello"
     """
     from pixtral_sky.client import messages as asking
-    from pixtral_sky.client.endpoint import find
+    from pixtral_sky.deploy.resolve import find
     from pixtral_sky.pictures import picture
     from pixtral_sky.pictures.source import Words, parse
 
@@ -82,7 +82,7 @@ def ask(
 
     with Client(endpoint, notify=output.say) as client:
         if endpoint.max_model_len is None:
-            endpoint = asking.learn(client)
+            endpoint = client.learn()
         if not no_check:
             asking.check_tokens(endpoint, content, max_tokens)
         messages = asking.messages(content, system)

@@ -87,7 +87,7 @@ def batch(
     from pixtral_sky.cli.progress import Progress
     from pixtral_sky.client import messages
     from pixtral_sky.client.client import Client
-    from pixtral_sky.client.endpoint import find
+    from pixtral_sky.deploy.resolve import find
     from pixtral_sky.errors import PixtralSkyError, UsageError
     from pixtral_sky.pictures.source import DEFAULT_QUESTION
 
@@ -114,7 +114,7 @@ def batch(
     items.walk(inputs, per_request=per_request)  # an input that leads to nothing is said now
 
     with Client(find(url, api_key, name), notify=output.say) as client:
-        endpoint = messages.learn(client)
+        endpoint = client.learn()
     job = runner.Job(
         lambda: items.walk(inputs, per_request=per_request),
         defaults,

@@ -42,8 +42,8 @@ def envs(words: list[str], precision: str | None) -> dict[str, str]:
 
 def key(name: str) -> str:
     """The key of the environment, else that of before, else a new one."""
-    from pixtral_sky.client.endpoint import key_of_environment
     from pixtral_sky.deploy import store
+    from pixtral_sky.deploy.resolve import key_of_environment
     from pixtral_sky.errors import UsageError
 
     old = store.recall(name)

@@ -78,9 +78,8 @@ def doctor(
 def _check_answers(name: str | None, as_json: bool) -> None:
     from pixtral_sky import __version__
     from pixtral_sky.client.client import Client
-    from pixtral_sky.client.endpoint import find
-    from pixtral_sky.client.messages import learn
     from pixtral_sky.deploy import clusters, store
+    from pixtral_sky.deploy.resolve import find
     from pixtral_sky.doctor import answers
 
     answered = []
@@ -88,7 +87,7 @@ def _check_answers(name: str | None, as_json: bool) -> None:
     if not endpoint.is_baseten:  # that may have to start it, which takes long
         clusters.reach(endpoint)  # once: of one that is not there, a person is not to wait to hear
     with Client(endpoint, notify=output.say) as client:
-        model = learn(client).model
+        model = client.learn().model
         for each in answers.ask(client):
             answered.append(each)
             if not as_json:

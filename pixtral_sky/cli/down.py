@@ -93,8 +93,8 @@ def _rehearsal(one: Rehearsal) -> None:
 
 def _cluster(name: str, one: Cluster | None) -> bool:
     """Whether there was one."""
-    from pixtral_sky.client.endpoint import Endpoint
     from pixtral_sky.deploy import clusters, skypilot, store
+    from pixtral_sky.deploy.resolve import tunnel_of
     from pixtral_sky.errors import UsageError
 
     store.check_name(name)
@@ -104,7 +104,7 @@ def _cluster(name: str, one: Cluster | None) -> bool:
         found = clusters.records([name])
         if found and not found[0].ours:
             raise UsageError(f"{name!r} is a cluster with something else on it.", f"sky down {name}")
-    if one and one.private and (tunnel := Endpoint.of(one).tunnel):
+    if tunnel := tunnel_of(one):
         tunnel.close()
     was_there = clusters.down(name, one.request if one else "")
     store.forget(name)

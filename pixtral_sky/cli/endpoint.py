@@ -78,7 +78,7 @@ def curl(endpoint: Endpoint) -> str:
 
 def find_anywhere(name: str | None) -> Endpoint:
     """As ``endpoint.find``, and what SkyPilot has under that name is remembered."""
-    from pixtral_sky.client.endpoint import find
+    from pixtral_sky.deploy.resolve import find
     from pixtral_sky.errors import NoEndpoint, SkyError
 
     try:
@@ -94,8 +94,8 @@ def find_anywhere(name: str | None) -> Endpoint:
 
 def _is_at_skypilot(name: str) -> bool:
     """Whether SkyPilot has it; it is then remembered here."""
-    from pixtral_sky.client.endpoint import key_of_environment
     from pixtral_sky.deploy import clusters, services, skypilot, store
+    from pixtral_sky.deploy.resolve import key_of_environment
 
     if isinstance(store.recall(name), store.Rehearsal) or not skypilot.was_used():
         return False

@@ -15,6 +15,7 @@ from pixtral_sky.deploy.store import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from pixtral_sky.client.endpoint import Endpoint
+    from pixtral_sky.deploy.resolve import endpoint_of
 
 QUESTION = ("Describe this chart in detail please.", "And what does this receipt add up to?")
 ANSWER_TOKENS = 48
@@ -42,7 +43,6 @@ def rehearse(
       pixtral-sky rehearse
       pixtral-sky rehearse --keep && pixtral-sky ask "What is this?" photo.jpg
     """
-    from pixtral_sky.client.endpoint import Endpoint
     from pixtral_sky.deploy import store, task
     from pixtral_sky.rehearsal import checkpoint, engine, process
 
@@ -73,7 +73,7 @@ def rehearse(
         output.say(
             f"Ready in {time.monotonic() - started:.0f} s at {deployment.url}, behind the front door.\n"
         )
-        _ask_about_two_pictures(Endpoint.of(deployment))
+        _ask_about_two_pictures(endpoint_of(deployment))
         keeping = keep
     finally:
         if not keeping:

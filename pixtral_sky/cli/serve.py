@@ -156,8 +156,8 @@ def update(
     after the other, and requests go to old and new ones meanwhile. Answers that an old one still streams when
     it is retired break off.
     """
-    from pixtral_sky.client.endpoint import key_of_environment
     from pixtral_sky.deploy import services
+    from pixtral_sky.deploy.resolve import key_of_environment
     from pixtral_sky.errors import SkyError, UsageError
 
     plan = _plan(name, replicas, target_qps, spot, infra, gpus, precision, max_price, env, file)
@@ -401,8 +401,8 @@ def _say_changes(plan: Plan, blue_green: bool, old_key: str) -> None:
 def _document(record: ServiceRecord) -> dict[str, Any]:
     from concurrent.futures import ThreadPoolExecutor
 
-    from pixtral_sky.client.endpoint import key_of_environment
     from pixtral_sky.deploy import services
+    from pixtral_sky.deploy.resolve import key_of_environment
     from pixtral_sky.errors import PixtralSkyError
 
     service: Service | None = None

@@ -24,10 +24,10 @@ def tunnel(
       eval "$(pixtral-sky endpoint --env)" && bash examples/curl.sh     # meanwhile, elsewhere
     """
     from pixtral_sky.cli.endpoint import find_anywhere
-    from pixtral_sky.deploy.tunnel import PERSIST_SECONDS
+    from pixtral_sky.deploy.tunnel import PERSIST_SECONDS, Tunnel
 
     found = find_anywhere(name)
-    if not found.tunnel:
+    if not isinstance(found.tunnel, Tunnel):
         output.data(found.url)
         output.say(f"{name} needs no tunnel: use it as it is.")
         return

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,12 +22,12 @@ from pixtral_sky.client import transport
 from pixtral_sky.client.endpoint import BASETEN_SECONDS, Endpoint
 from pixtral_sky.client.messages import Answer, printable
 from pixtral_sky.client.transport import Response, Wire
-from pixtral_sky.deploy.tunnel import NoWay
 from pixtral_sky.errors import (
     BrokenAnswer,
     Busy,
     Failed,
     NotAnAPI,
+    NoTunnel,
     Refused,
     Unauthorized,
     Unreachable,
@@ -165,6 +165,20 @@ class Client:
         except (LookupError, TypeError, ValueError):
             raise self._not_an_api() from None
 
+    def learn(self) -> Endpoint:
+        """The endpoint with its model and ``max_model_len`` as it reports them; used from now on.
+
+        The model is the endpoint's own if that is served, else the first. Raises EndpointError.
+        """
+        models = self.models()
+        if not models:
+            raise NotAnAPI(f"{self.endpoint.url} serves no model.")
+        model = next((m for m in models if m["id"] == self.endpoint.model), models[0])
+        length = model.get("max_model_len")
+        length = length if isinstance(length, int) else None
+        self.endpoint = replace(self.endpoint, model=model["id"], max_model_len=length)
+        return self.endpoint
+
     def _stream(self, body: dict[str, Any]) -> Answer:
         asked = time.monotonic()
         body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -218,7 +232,7 @@ class Client:
             try:
                 # Each time: its port may have become another program's, who would be sent the key.
                 self.endpoint.tunnel.open()
-            except NoWay:
+            except NoTunnel:
                 raise
             except Unreachable as error:
                 raise _PassingError(f"{self.endpoint.tunnel.name} cannot be reached", error) from None

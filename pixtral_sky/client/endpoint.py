@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Protocol
 from urllib.parse import urlsplit
 
-from pixtral_sky.deploy.store import DEFAULT_NAME, Cluster, Deployment, Rehearsal, known, recall
-from pixtral_sky.deploy.tunnel import Tunnel
-from pixtral_sky.errors import NoEndpoint, UsageError
+from pixtral_sky.errors import UsageError
 from pixtral_sky.pixtral import SERVED_NAME
 
 DEFAULT_MAX_IMAGES = 4  # what pixtral.yaml and service.yaml ship
@@ -29,6 +26,17 @@ _BASETEN_PATH = re.compile(
 _BASETEN_ELSEWHERE = re.compile(rf"(?P<way>.*{_BASETEN_WAY})(?P<route>/predict|/sync(?:/v1(?:/.*)?)?)/*")
 
 
+class Tunnel(Protocol):
+    """What has to be open before an endpoint's URL leads anywhere."""
+
+    @property
+    def name(self) -> str:
+        """What it leads to."""
+
+    def open(self) -> None:
+        """Return when it is open. Raises Unreachable; NoTunnel where another attempt is of no use."""
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where to send a request. ``url`` has no trailing slash and no ``/v1``; ``key`` may be empty."""
@@ -41,7 +49,6 @@ class Endpoint:
     max_images: int = DEFAULT_MAX_IMAGES
     # The name of the remembered deployment that it is, or the variable that names it; empty: it was given.
     origin: str = ""
-    # What has to be open before ``url`` leads anywhere.
     tunnel: Tunnel | None = None
     # Chat goes by Baseten's `predict`, as it was given, and not by `sync/`, which ``url`` is.
     predict: bool = False
@@ -51,28 +58,6 @@ class Endpoint:
         """The endpoint at a URL in whatever form a user has at hand. Raises UsageError as `base_url` does."""
         url, predict = _read(text)
         return cls(url, key, origin=origin, predict=predict)
-
-    @classmethod
-    def of(cls, deployment: Deployment) -> Endpoint:
-        """The endpoint of a deployment. Raises NoEndpoint when it has ended, or has none yet."""
-        name, tunnel = deployment.name, None
-        if isinstance(deployment, Rehearsal) and not deployment.is_running():
-            raise NoEndpoint(
-                f"The rehearsal {name!r} has ended (its log: {deployment.log}).",
-                f"Start it again: pixtral-sky rehearse --keep --name {name}",
-            )
-        if not deployment.url:
-            raise NoEndpoint(f"{name!r} has no endpoint yet.", f"What it does: pixtral-sky status {name}")
-        if isinstance(deployment, Cluster) and deployment.private:
-            tunnel = Tunnel(name, urlsplit(deployment.url).port or 0, deployment.port)
-        return cls(
-            deployment.url,
-            deployment.key,
-            max_model_len=deployment.max_model_len if deployment.max_model_len > 0 else None,
-            max_images=deployment.max_images,
-            origin=name,
-            tunnel=tunnel,
-        )
 
     @property
     def is_baseten(self) -> bool:
@@ -161,43 +146,3 @@ def _read_baseten(text: str, host: str, path: str) -> tuple[str, bool]:
         )
     way = its_path["way"] or ("" if its_host["regional"] else "/environments/production")
     return f"https://{host}{way}/sync", its_path["route"] == "/predict"
-
-
-def key_of_environment(environ: Mapping[str, str] = os.environ) -> str:
-    """PIXTRAL_API_KEY, unless it is for the endpoint that the environment names."""
-    return "" if environ.get("PIXTRAL_ENDPOINT") else environ.get("PIXTRAL_API_KEY", "")
-
-
-def find(
-    url: str | None = None,
-    key: str | None = None,
-    name: str | None = None,
-    environ: Mapping[str, str] = os.environ,
-) -> Endpoint:
-    """The endpoint to use: as given, else from the environment, else the remembered deployment.
-
-    ``name`` given without ``url`` asks for that deployment, whatever the environment says.
-    A key is never sent to a place that it was not given for: one from the environment goes with the
-    URL given or from the environment, one that is remembered only to its own deployment.
-
-    Raises NoEndpoint when there is none.
-    """
-    if url:
-        known_url = environ.get("PIXTRAL_ENDPOINT")
-        # The key of the environment is for the endpoint of the environment, where it names one.
-        theirs = not known_url or base_url(known_url) == base_url(url)
-        return Endpoint.at(url, key or (environ.get("PIXTRAL_API_KEY", "") if theirs else ""))
-    if name is None and environ.get("PIXTRAL_ENDPOINT"):
-        given = key or environ.get("PIXTRAL_API_KEY", "")
-        return Endpoint.at(environ["PIXTRAL_ENDPOINT"], given, origin="PIXTRAL_ENDPOINT")
-    deployment = recall(name or DEFAULT_NAME)
-    if deployment is None:
-        others = known()
-        raise NoEndpoint(
-            f"No deployment named {name or DEFAULT_NAME!r} is remembered here.",
-            f"Name one of: {', '.join(others)} (--name)."
-            if others
-            else "Start one: pixtral-sky launch, or pixtral-sky rehearse --keep. Or PIXTRAL_ENDPOINT=URL",
-        )
-    found = Endpoint.of(deployment)
-    return replace(found, key=key) if key else found

@@ -6,16 +6,15 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixtral_sky.client.endpoint import Endpoint
-from pixtral_sky.errors import BrokenAnswer, LimitError, NotAnAPI, Refused, SchemaError, UsageError
+from pixtral_sky.errors import BrokenAnswer, LimitError, Refused, SchemaError, UsageError
 from pixtral_sky.pixtral import MAX_IMAGE_TOKENS
 
 if TYPE_CHECKING:
-    from pixtral_sky.client.client import Client
     from pixtral_sky.pictures.picture import Picture
 
 # Tokens of a prompt beside pictures and words: its beginning, and the two that frame the question.
@@ -79,21 +78,6 @@ def check_tokens(endpoint: Endpoint, parts: Sequence[str | Picture | RemoteUrl],
             f"{what} {needed:,}, and this endpoint has {endpoint.max_model_len:,} tokens for all.",
             f"Lower --max-tokens, {fewer}raise its MAX_MODEL_LEN, or send it: --no-check",
         )
-
-
-def learn(client: Client) -> Endpoint:
-    """The client's endpoint, with its model and ``max_model_len`` as it reports them; used from now on.
-
-    The model is the endpoint's own if that is served, else the first. Raises EndpointError.
-    """
-    models = client.models()
-    if not models:
-        raise NotAnAPI(f"{client.endpoint.url} serves no model.")
-    model = next((m for m in models if m["id"] == client.endpoint.model), models[0])
-    length = model.get("max_model_len")
-    length = length if isinstance(length, int) else None
-    client.endpoint = replace(client.endpoint, model=model["id"], max_model_len=length)
-    return client.endpoint
 
 
 class Answer:

@@ -27,10 +27,11 @@ from typing import Any
 from pixtral_sky import output
 from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.deploy import candidates, prices, store, task
+from pixtral_sky.deploy.resolve import endpoint_of, tunnel_of
 from pixtral_sky.deploy.skypilot import NoMachine, Voice, enabled_by, hide, plain, shown, sky_sdk, voice
 from pixtral_sky.deploy.store import Cluster
 from pixtral_sky.errors import EndpointError, NoEndpoint, SkyError, UsageError
-from pixtral_sky.rehearsal import process
+from pixtral_sky.text import reason
 
 ALIAS_SECONDS = 180.0
 RETRY_SECONDS = 60.0  # until it is asked again for a machine that nobody gives
@@ -269,7 +270,7 @@ def launch(plan: Plan) -> tuple[Cluster, int]:
         older = [each.job_id for each in sky.get(sky.queue(name, skip_finished=True)) if each.job_id < job]
         if older:
             sky.get(sky.cancel(name, job_ids=older))
-    if tunnel := Endpoint.of(cluster).tunnel if cluster.private else None:
+    if tunnel := tunnel_of(cluster):
         write_ssh_alias(name)
         tunnel.close()  # the way to the machine of before
     return cluster, job
@@ -373,7 +374,7 @@ def _listen(sky: Any, name: str, job: int, lines: queue.Queue[str | None]) -> No
 
 
 def _ended(name: str, status: Any, said: deque[str]) -> SkyError:
-    why = process.reason(said).removeprefix("pixtral: ").rstrip(".")
+    why = reason(said).removeprefix("pixtral: ").rstrip(".")
     word = status.value if status else "gone"
     return SkyError(f"The job on {name!r} is {word}: {why}.", f"All it said: pixtral-sky logs {name}")
 
@@ -398,7 +399,7 @@ def located(cluster: Cluster) -> Cluster:
 def problem(deployment: store.Deployment) -> str:
     """Why it does not answer a request with its key; empty when it does."""
     try:
-        return problem_at(Endpoint.of(deployment))
+        return problem_at(endpoint_of(deployment))
     except NoEndpoint as error:
         return error.what
 

@@ -15,6 +15,7 @@ from pixtral_sky import output
 from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.deploy import candidates, clusters, prices, task
 from pixtral_sky.deploy import store as state
+from pixtral_sky.deploy.resolve import endpoint_of
 from pixtral_sky.deploy.skypilot import Voice, hide, sky_sdk, voice
 from pixtral_sky.deploy.store import Service
 from pixtral_sky.errors import (
@@ -279,7 +280,7 @@ def follow(service: Service, version: int = 0) -> Iterator[str]:
             return
         if any(each.status == "READY" for each in new) and not older:
             try:
-                clusters.reach(Endpoint.of(remembered(record)))
+                clusters.reach(endpoint_of(remembered(record)))
                 return
             except Untrusted as error:  # it is up, and no waiting helps
                 raise SkyError(f"{name!r} is up, but {error.what}", error.hint) from error

@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pixtral_sky.client.endpoint import key_of_environment
 from pixtral_sky.deploy import clusters as deployment
 from pixtral_sky.deploy import services as serving
 from pixtral_sky.deploy import skypilot
 from pixtral_sky.deploy import store as state
 from pixtral_sky.deploy.clusters import Record
+from pixtral_sky.deploy.resolve import key_of_environment
 from pixtral_sky.deploy.services import ServiceRecord
 from pixtral_sky.deploy.store import Cluster, Deployment, Rehearsal, Service
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError

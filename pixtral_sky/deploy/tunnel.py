@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixtral_sky.deploy import store
-from pixtral_sky.errors import Unreachable
+from pixtral_sky.errors import NoTunnel, Unreachable
 
 PERSIST_SECONDS = 60
 CONNECT_SECONDS = 20
@@ -37,10 +37,6 @@ OPTIONS = {
     "ServerAliveInterval": "5",
     "ServerAliveCountMax": "2",
 }
-
-
-class NoWay(Unreachable):
-    """There is no way to try: no ssh, or nothing that SkyPilot has left. Another attempt is of no use."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ class Tunnel:
     def hold(self, notify: Callable[[str], None]) -> None:
         """Keep it open until the program is interrupted; ``notify`` is told when it breaks, and is back.
 
-        Raises NoWay when SkyPilot has removed the way to the cluster, or another launch has changed it.
+        Raises NoTunnel when SkyPilot has removed the way to the cluster, or another launch has changed it.
         """
         trouble = ""
         while True:
@@ -81,7 +77,7 @@ class Tunnel:
                 if not self.is_open():
                     # Two that hold it in two ways would end each other. Twice: it may just have been opened.
                     if self._control("check") and not self.is_open():
-                        raise NoWay(
+                        raise NoTunnel(
                             f"{self.name!r} listens on another port now.",
                             f"Hold that one: pixtral-sky tunnel {self.name}",
                         )
@@ -89,7 +85,7 @@ class Tunnel:
                         trouble = f"The connection to {self.name} was lost; connecting again."
                         notify(trouble)
                     self.open()
-            except NoWay:
+            except NoTunnel:
                 raise
             except Unreachable as error:
                 if str(error) != trouble:  # once, and not every few seconds
@@ -115,7 +111,7 @@ class Tunnel:
     def _start(self) -> None:
         config = Path.home() / ".sky/generated/ssh" / self.name
         if not config.is_file():
-            raise NoWay(f"SkyPilot has left no way to {self.name!r} here.", f"Run: sky status {self.name}")
+            raise NoTunnel(f"SkyPilot has left no way to {self.name!r} here.", f"Run: sky status {self.name}")
         arguments = ["-F", str(config), "-f", "-N", "-L", self._forward]
         arguments += [f"-o{option}={value}" for option, value in OPTIONS.items()]
         # ssh itself takes ~ in that file from the system's list of users, SkyPilot from $HOME.
@@ -160,7 +156,7 @@ class Tunnel:
                     timeout=seconds,
                 )
             except FileNotFoundError:
-                raise NoWay("There is no ssh on this machine.", "Install OpenSSH's client.") from None
+                raise NoTunnel("There is no ssh on this machine.", "Install OpenSSH's client.") from None
             except subprocess.TimeoutExpired:
                 # It may still be there, and is left alone.
                 raise Unreachable(

@@ -25,11 +25,12 @@ import httpx
 
 from pixtral_sky import __version__, extras
 from pixtral_sky.client.client import Client
-from pixtral_sky.client.endpoint import Endpoint, find
-from pixtral_sky.client.messages import learn, messages, printable
+from pixtral_sky.client.endpoint import Endpoint
+from pixtral_sky.client.messages import messages, printable
 from pixtral_sky.deploy import candidates, huggingface, task
 from pixtral_sky.deploy import skypilot as sdk
 from pixtral_sky.deploy import store as state
+from pixtral_sky.deploy.resolve import find
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, Unauthorized, Unreachable
 from pixtral_sky.pictures import picture as images
 
@@ -274,7 +275,7 @@ class _Examination:
     def models(self) -> str:
         with Client(self.endpoint, budget=0, read_timeout=WAIT_SECONDS) as client:
             names = ", ".join(model["id"] for model in client.models())
-            self.endpoint = learn(client)
+            self.endpoint = client.learn()
         length = self.endpoint.max_model_len
         return f"{'the key opens' if self.endpoint.key else 'without a key:'} {names}" + (
             f", for {length:,} tokens" if length else ""

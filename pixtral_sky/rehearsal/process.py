@@ -13,7 +13,7 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ from pixtral_sky.deploy import store
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.deploy.task import Task, number
 from pixtral_sky.errors import RehearsalError, UsageError
+from pixtral_sky.text import reason
 
 # What a CPU needs: no compiling and profiling for a GPU.
 CPU_ARGS = "--enforce-eager --skip-mm-profiling --distributed-executor-backend uni"
@@ -199,15 +200,6 @@ def _is_listening(deployment: Rehearsal) -> bool:
                 if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
                     return True
     return False
-
-
-def reason(log: Iterable[str]) -> str:
-    """Of the lines of a log, the one that says best why the server ended."""
-    lines = [line.strip() for line in log if line.strip()]
-    ours = [line for line in lines if line.startswith("pixtral: ")]
-    errors = [line for line in lines if "rror: " in line]
-    found = (ours or errors or lines or ["it said nothing"])[-1]
-    return found[:300]
 
 
 def _outside() -> dict[str, str]:

@@ -12,9 +12,9 @@ import pytest
 
 from pixtral_sky.client import client as client_module
 from pixtral_sky.client.client import Client
-from pixtral_sky.client.endpoint import BASETEN_SECONDS, Endpoint, base_url, find
-from pixtral_sky.client.messages import learn
+from pixtral_sky.client.endpoint import BASETEN_SECONDS, Endpoint, base_url
 from pixtral_sky.deploy import store
+from pixtral_sky.deploy.resolve import find
 from pixtral_sky.deploy.store import Cluster, Service
 from pixtral_sky.errors import Busy, NotAnAPI, PixtralSkyError, Refused, Unauthorized, UsageError
 from tests.client.test_endpoint import deployment
@@ -170,7 +170,7 @@ def test_the_key_of_the_environment_is_for_every_form_of_its_address() -> None:
 ])  # fmt: skip
 def test_a_question(route: str, path: str) -> None:
     with talk(says("Hi", " there."), route=route) as (baseten, client, _, _):
-        assert learn(client).max_model_len == 32768
+        assert client.learn().max_model_len == 32768
         assert client.endpoint.is_baseten, "learning changes nothing of that"
         assert list(client.ask(MESSAGES)) == ["Hi", " there."]
         assert client.complete(MESSAGES)["choices"][0]["message"]["content"] == "Hi there."
@@ -231,7 +231,7 @@ def test_a_cold_start(code: int, answer: Behaviour) -> None:
 def test_a_cold_start_before_anything_is_known_of_it() -> None:
     with talk() as (baseten, client, notices, _):
         baseten.cold = 20
-        assert learn(client).max_model_len == 32768
+        assert client.learn().max_model_len == 32768
     assert len(notices) == 20
 
 

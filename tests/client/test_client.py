@@ -20,7 +20,6 @@ import pytest
 from pixtral_sky import errors
 from pixtral_sky.client.client import READ_SECONDS, RETRY_SECONDS, Client
 from pixtral_sky.client.endpoint import Endpoint
-from pixtral_sky.client.messages import learn
 from tests.support import fake_endpoint as fake
 from tests.support.fake_endpoint import FakeEndpoint, says
 
@@ -419,7 +418,7 @@ def test_learn_takes_pixtral_or_else_the_first() -> None:
             FakeEndpoint(models=models) as endpoint,
             talk_to(endpoint.endpoint(max_model_len=None)) as talking,
         ):
-            found = learn(talking.client)
+            found = talking.client.learn()
             assert (found.model, found.max_model_len) == (model, 1000 + len(model))
             talking.ask()
         assert endpoint.asked[0].json["model"] == model
@@ -427,9 +426,9 @@ def test_learn_takes_pixtral_or_else_the_first() -> None:
 
 def test_learn_where_no_context_is_told_and_where_nothing_is_served() -> None:
     with FakeEndpoint(models=[{"id": "gpt"}]) as endpoint, talk_to(endpoint.endpoint()) as talking:
-        assert learn(talking.client).max_model_len is None
+        assert talking.client.learn().max_model_len is None
     with FakeEndpoint(models=[]) as endpoint, talk_to(endpoint.endpoint()) as talking:
-        assert "serves no model" in talking.fails(errors.NotAnAPI, lambda: learn(talking.client))
+        assert "serves no model" in talking.fails(errors.NotAnAPI, lambda: talking.client.learn())
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pixtral_sky.client.endpoint import Endpoint, base_url, find
+from pixtral_sky.client.endpoint import Endpoint, base_url
 from pixtral_sky.deploy import store
+from pixtral_sky.deploy.resolve import endpoint_of, find
 from pixtral_sky.deploy.store import Rehearsal, forget, known, recall, remember
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, UsageError
 
@@ -346,7 +347,7 @@ def test_an_open_file_is_closed(home: Path) -> None:
 
 
 def test_no_repr_holds_a_key() -> None:
-    for thing in (deployment(), Endpoint.of(deployment()), Endpoint("http://x", KEY)):
+    for thing in (deployment(), endpoint_of(deployment()), Endpoint("http://x", KEY)):
         assert KEY not in repr(thing)
         assert KEY not in str(thing)
 

@@ -20,8 +20,8 @@ from pixtral_sky import output
 from pixtral_sky.client.client import RETRY_SECONDS, Client
 from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.deploy import store, tunnel
-from pixtral_sky.deploy.tunnel import NoWay, Tunnel
-from pixtral_sky.errors import PixtralSkyError, Unauthorized, Unreachable
+from pixtral_sky.deploy.tunnel import Tunnel
+from pixtral_sky.errors import NoTunnel, PixtralSkyError, Unauthorized, Unreachable
 from tests.support import fake_endpoint as fake
 from tests.support.command_line import KEY, Result, run_main
 from tests.support.fake_endpoint import FakeEndpoint, says
@@ -227,14 +227,14 @@ def test_no_name_is_that_of_a_lock(ssh: Ssh, home: Path) -> None:
 
 
 def test_skypilot_has_left_no_way(ssh: Ssh) -> None:
-    text = fails(NoWay, Tunnel("other", 18081, 8081).open)
+    text = fails(NoTunnel, Tunnel("other", 18081, 8081).open)
     assert text == "SkyPilot has left no way to 'other' here. Run: sky status other"
     assert not ssh.starts
 
 
 def test_no_ssh(ssh: Ssh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert fails(NoWay, HERE.open) == "There is no ssh on this machine. Install OpenSSH's client."
+    assert fails(NoTunnel, HERE.open) == "There is no ssh on this machine. Install OpenSSH's client."
     HERE.close()
 
 
@@ -328,7 +328,7 @@ def test_it_is_held_open_no_longer_than_there_is_a_way(
     ssh.drop()
     (tmp_path / "user/.sky/generated/ssh" / NAME).unlink()
     told: list[str] = []
-    assert "sky status pixtral" in fails(NoWay, lambda: HERE.hold(told.append))
+    assert "sky status pixtral" in fails(NoTunnel, lambda: HERE.hold(told.append))
     assert len(told) == 1
 
 
@@ -337,7 +337,7 @@ def test_it_is_held_open_no_longer_than_its_ports_are_right(ssh: Ssh) -> None:
     other = Tunnel(NAME, 18081, 9999)
     other.open()
     told: list[str] = []
-    text = fails(NoWay, lambda: HERE.hold(told.append))
+    text = fails(NoTunnel, lambda: HERE.hold(told.append))
     assert text == "'pixtral' listens on another port now. Hold that one: pixtral-sky tunnel pixtral"
     assert not told
     assert other.is_open()
@@ -430,7 +430,7 @@ def test_the_client_asks_no_second_time_where_there_is_no_way(ssh: Ssh, tmp_path
     with FakeEndpoint() as endpoint:
         talk = Talk(endpoint)
         with talk.client:
-            assert "sky status pixtral" in fails(NoWay, talk.ask)
+            assert "sky status pixtral" in fails(NoTunnel, talk.ask)
     assert not talk.pauses
     assert not endpoint.requests
 

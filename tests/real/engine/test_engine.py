@@ -29,9 +29,9 @@ from PIL import Image
 from pixtral_sky.cli import app
 from pixtral_sky.cli.rehearse import QUESTION
 from pixtral_sky.client.client import Client
-from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.client.messages import Schema, messages
 from pixtral_sky.deploy import store, task
+from pixtral_sky.deploy.resolve import endpoint_of
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.doctor import answers
 from pixtral_sky.errors import RehearsalError
@@ -87,7 +87,7 @@ def running(ready) -> Rehearsal:
 
 @pytest.fixture
 def client(running) -> Iterator[Client]:
-    with Client(Endpoint.of(running), budget=0) as client:
+    with Client(endpoint_of(running), budget=0) as client:
         yield client
 
 
@@ -507,7 +507,7 @@ def test_it_listens_on_loopback_only(running):
 
 
 def test_the_key_is_in_no_argument_and_no_log(running):
-    client = Client(Endpoint.of(running), budget=0)
+    client = Client(endpoint_of(running), budget=0)
     list(client.ask(messages(["x"]), max_tokens=1))
     client.close()
     request(running, "POST", "/v1/chat/completions", {"nonsense": 1})

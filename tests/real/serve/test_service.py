@@ -17,7 +17,7 @@ from PIL import Image
 
 from pixtral_sky.client.client import Client
 from pixtral_sky.client.endpoint import Endpoint
-from pixtral_sky.client.messages import learn, messages
+from pixtral_sky.client.messages import messages
 from pixtral_sky.deploy import task
 from pixtral_sky.errors import Busy, Unauthorized
 from pixtral_sky.pictures import picture as images
@@ -42,7 +42,7 @@ def test_it_is_ready_and_answers(service):
     assert re.search(r"pixtral +\d+ .*READY.* 2/2", status["table"])
     assert "returned status code 200" in service.log("controller")
     with service.client() as client:
-        assert learn(client).max_model_len == 32768
+        assert client.learn().max_model_len == 32768
         for how in ("ask", "complete"):
             asked = ask(client, {"id": "first", "tokens": 20}, how=how)
             assert asked.text == asked.expected, asked
@@ -192,7 +192,7 @@ def test_the_real_engine_is_a_replica(tmp_path):
         Image.new("RGB", (400, 400), "orange").save(file, "PNG")
         picture = images.prepare(file.getvalue(), "logo.png")
         with service.client() as client:
-            assert learn(client).model == "pixtral"
+            assert client.learn().model == "pixtral"
             answer = client.ask(messages(["Turn this logo into ASCII art.", picture]), max_tokens=32)
             pieces = list(answer)
             whole = client.complete(messages(["Turn this logo into ASCII art.", picture]), max_tokens=4)
