@@ -77,7 +77,7 @@ def curl(endpoint: Endpoint) -> str:
 
 
 def find_anywhere(name: str | None) -> Endpoint:
-    """As ``endpoint.find``, and what SkyPilot has under that name is remembered."""
+    """As ``resolve.find``, and what SkyPilot has under that name is remembered."""
     from pixtral_sky.deploy.resolve import find
     from pixtral_sky.errors import NoEndpoint, SkyError
 

@@ -15,7 +15,6 @@ from pixtral_sky.deploy.store import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from pixtral_sky.client.endpoint import Endpoint
-    from pixtral_sky.deploy.resolve import endpoint_of
 
 QUESTION = ("Describe this chart in detail please.", "And what does this receipt add up to?")
 ANSWER_TOKENS = 48
@@ -44,6 +43,7 @@ def rehearse(
       pixtral-sky rehearse --keep && pixtral-sky ask "What is this?" photo.jpg
     """
     from pixtral_sky.deploy import store, task
+    from pixtral_sky.deploy.resolve import endpoint_of
     from pixtral_sky.rehearsal import checkpoint, engine, process
 
     # An end from outside (kill, a closing terminal) is a Ctrl-C: whatever was started is stopped.

@@ -59,7 +59,7 @@ class Check:
 def examine(name: str | None = None, file: Path | None = None) -> Iterator[Check]:
     """Check everything, in order, for the task ``file`` (the shipped one) and for an endpoint.
 
-    The endpoint is found as ``endpoint.find`` does it. Nothing that goes wrong in a check is raised.
+    The endpoint is found as ``resolve.find`` does it. Nothing that goes wrong in a check is raised.
     """
     return _Examination(name, file).run()
 

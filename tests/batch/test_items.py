@@ -641,7 +641,7 @@ def test_memory_is_flat_over_200_000_lines():
             )
     code = """
 import resource
-from pixtral_sky.items import Item, walk
+from pixtral_sky.batch.items import Item, walk
 held = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 next(walk(["list.jsonl"]))
 before = held()

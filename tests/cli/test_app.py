@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from pixtral_sky import __version__, output
-from pixtral_sky.client import client, endpoint
-from pixtral_sky.deploy import store
+from pixtral_sky.client import client
+from pixtral_sky.deploy import resolve, store
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.rehearsal import checkpoint, engine
 from pixtral_sky.rehearsal import process as rehearsal
@@ -173,7 +173,7 @@ def test_a_fault_of_ours(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(**_: object) -> None:
         raise ValueError("of that value")
 
-    monkeypatch.setattr(endpoint, "find", fails)
+    monkeypatch.setattr(resolve, "find", fails)
     result = run("endpoint")
     assert result.code == 1
     assert result.error.startswith("ValueError: of that value. This is a fault of pixtral-sky")
@@ -187,7 +187,7 @@ def test_a_fault_of_many_lines(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     def fails(**_: object) -> None:
         raise ValueError("of that\n  value")
 
-    monkeypatch.setattr(endpoint, "find", fails)
+    monkeypatch.setattr(resolve, "find", fails)
     assert "of that value" in run("endpoint").error
 
 

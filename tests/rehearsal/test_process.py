@@ -19,8 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pixtral_sky.client import endpoint
-from pixtral_sky.deploy import store
+from pixtral_sky.deploy import resolve, store
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.deploy.task import Task
 from pixtral_sky.errors import RehearsalError, UsageError
@@ -144,7 +143,7 @@ def test_start_and_stop(start: Start, home: Path, monkeypatch: pytest.MonkeyPatc
     assert os.getpgid(deployment.pid) == os.getsid(deployment.pid) == deployment.pid != os.getsid(0)
 
     rehearsal.wait_until_ready(deployment, 10)
-    assert endpoint.find(environ={}).url == deployment.url
+    assert resolve.find(environ={}).url == deployment.url
 
     rehearsal.stop(deployment)
     assert not deployment.is_running()
@@ -430,8 +429,8 @@ def test_stop_from_another_process(start: Start, home: Path) -> None:
     deployment = start(FAMILY)
     lines(home / "pids", 2)
     program = (
-        "from pixtral_sky import state, rehearsal; rehearsal.STOP_SECONDS = 0.1; "
-        "rehearsal.stop(state.recall())"
+        "from pixtral_sky.deploy import store; from pixtral_sky.rehearsal import process; "
+        "process.STOP_SECONDS = 0.1; process.stop(store.recall())"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=20)
     assert of_session(deployment.pid) == []
