@@ -470,17 +470,17 @@ def test_the_clock_ends_an_idle_server(monkeypatch):
 
 @pytest.mark.parametrize("idle", ["0", ""])
 def test_zero_is_never(monkeypatch, idle):
-    assert run_clock(monkeypatch, nothing, idle, seconds=2) is None
+    assert run_clock(monkeypatch, nothing, idle, seconds=0.8) is None
 
 
 def test_requests_keep_it_alive(monkeypatch):
     async def work(door):
-        for _ in range(6):
+        for _ in range(4):
             await asyncio.sleep(0.4)
             await one(door, "POST", "/v1/chat/completions")
         await asyncio.sleep(60)
 
-    assert 3.4 < run_clock(monkeypatch, work, seconds=6) < 4.6
+    assert 2.6 < run_clock(monkeypatch, work, seconds=6) < 3.8
 
 
 def test_a_request_in_flight_keeps_it_alive(monkeypatch):
@@ -491,21 +491,18 @@ def test_a_request_in_flight_keeps_it_alive(monkeypatch):
     assert 3.5 < run_clock(monkeypatch, work, seconds=6) < 4.7
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "key"),
-    [
-        ("GET", "/health", KEY),
-        ("GET", "/metrics", KEY),
-        ("GET", "/v1/models", KEY),
-        ("POST", "/invocations", KEY),
-        ("POST", "/v1/chat/completions", "wrong"),
-    ],
-)
-def test_probes_and_strangers_do_not_keep_it_alive(monkeypatch, method, path, key):
+def test_probes_and_strangers_do_not_keep_it_alive(monkeypatch):
     async def work(door):
         while True:
-            await one(door, method, path, key=key)
-            await asyncio.sleep(0.1)
+            for method, path, key in (
+                ("GET", "/health", KEY),
+                ("GET", "/metrics", KEY),
+                ("GET", "/v1/models", KEY),
+                ("POST", "/invocations", KEY),
+                ("POST", "/v1/chat/completions", "wrong"),
+            ):
+                await one(door, method, path, key=key)
+                await asyncio.sleep(0.02)
 
     assert run_clock(monkeypatch, work) < 2.0
 
