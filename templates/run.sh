@@ -3,7 +3,7 @@
 export PATH="${VENV:-$HOME/.pixtral-sky/venv}/bin:$PATH"
 command -v vllm >/dev/null || fail "there is no vllm in VENV=$VENV."
 
-# No key, no open door: without one, only this machine can connect.
+# Without a key only this machine can connect.
 host="${LISTEN:-0.0.0.0}"
 if [ -z "$PIXTRAL_API_KEY" ]; then
   host=127.0.0.1
@@ -11,29 +11,29 @@ if [ -z "$PIXTRAL_API_KEY" ]; then
     "ssh -N -L $PORT:localhost:$PORT pixtral"
 fi
 
-# The front door, an ASGI guard before all of vLLM: a short list of routes, the key, the size of a request,
-# and the clock that ends an idle server. In /tmp, as a socket's path has 107 characters at most.
-door=$(mktemp -d /tmp/pixtral.XXXXXX)
+# The gateway, an ASGI middleware before all of vLLM: a short list of routes, the key, the size of a request, and the clock
+# that ends an idle server. In /tmp, as a socket's path has 107 characters at most.
+scratch=$(mktemp -d /tmp/pixtral.XXXXXX)
 # However this script ends, no server stays behind: it would keep the GPU.
 server="" asked_to_end=""
-trap '[ -z "$server" ] || kill -KILL -- "-$server" 2>/dev/null; rm -rf "$door"' EXIT
-cat > "$door/front_door.py" <<'FRONT_DOOR'
+trap '[ -z "$server" ] || kill -KILL -- "-$server" 2>/dev/null; rm -rf "$scratch"' EXIT
+cat > "$scratch/gateway.py" <<'GATEWAY'
 # include: ../pixtral_sky/server/gateway.py
-FRONT_DOOR
+GATEWAY
 # Without httptools, which takes heads without end into memory, uvicorn uses h11, which has a limit.
-echo 'raise ImportError' > "$door/httptools.py"
-export PYTHONPATH="$door${PYTHONPATH:+:$PYTHONPATH}"
+echo 'raise ImportError' > "$scratch/httptools.py"
+export PYTHONPATH="$scratch${PYTHONPATH:+:$PYTHONPATH}"
 
 [ -d "$MODEL" ] || export HF_HUB_OFFLINE="${HF_HUB_OFFLINE-1}" # the weights are here: no start depends on the Hub
-export FRONT_DOOR_STATE="$door"                        # what a server that is started again goes on with
-export VLLM_API_KEY="$PIXTRAL_API_KEY"                 # a second lock behind the door, and never in argv
+export GATEWAY_STATE="$scratch"                        # what a server that is started again goes on with
+export VLLM_API_KEY="$PIXTRAL_API_KEY"                 # a second lock behind the gateway, and never in argv
 export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1            # nothing is reported to anyone
 export VLLM_USE_RUST_FRONTEND=0                        # that front end knows no middleware
-export VLLM_SERVER_DEV_MODE=0                          # no development routes behind the door either
+export VLLM_SERVER_DEV_MODE=0                          # no development routes behind the gateway either
 export VLLM_MEDIA_URL_ALLOW_REDIRECTS=0                # an allowed host cannot point to another one
 export VLLM_MAX_IMAGE_PIXELS=64000000                  # a 50-megapixel phone passes; a small file of 169 would take 5 GB
 export VLLM_MAX_N_SEQUENCES=16                         # n=16384, the default, holds up all others for half a minute
-export VLLM_RPC_BASE_PATH="$door"                      # its sockets are in a folder of this user alone, and go with it
+export VLLM_RPC_BASE_PATH="$scratch"                   # its sockets are in a folder of this user alone, and go with it
 export GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo     # its processes find each other on this machine only
 # Without what would be compiled with nvcc, which many machines lack (docs/gpus.md): FlashInfer's sampler and all-reduce,
 # and DeepGEMM. Two flags below leave out the rest.
@@ -90,7 +90,7 @@ start() {
     --enable-auto-tool-choice --tool-call-parser mistral \
     --structured-outputs-config '{"backend": "guidance", "disable_any_whitespace": true}' \
     --allowed-media-domains "${media_hosts[@]}" \
-    --middleware front_door.FrontDoor --api-server-count 1 --h11-max-incomplete-event-size 65536 \
+    --middleware gateway.Gateway --api-server-count 1 --h11-max-incomplete-event-size 65536 \
     --no-enable-log-requests --disable-uvicorn-access-log \
     "${extra_args[@]}" &
   server=$!
@@ -100,7 +100,7 @@ start() {
 listens() { (: < "/dev/tcp/$host/$PORT") 2>/dev/null; }
 
 # Returns when the server listens, or has ended. One that hangs on its way up would cost money for ever: the clock of the
-# front door begins when it is up. START_MINUTES are for all starts of an hour together.
+# gateway begins when it is up. START_MINUTES are for all starts of an hour together.
 wait_until_up() {
   until listens; do
     kill -0 "$server" 2>/dev/null || return 0
@@ -134,7 +134,7 @@ while :; do
   [ -z "$asked_to_end" ] || { status=0; wait "$server" || status=$?; }
   kill -KILL -- "-$server" 2>/dev/null || true # an engine whose server was killed would keep the GPU
   server=""
-  [ -z "$asked_to_end" ] && [ ! -e "$door/idle" ] || exit "$status"
+  [ -z "$asked_to_end" ] && [ ! -e "$scratch/idle" ] || exit "$status"
   [ "$status" -ne 0 ] || status=1 # vLLM ends with 0 also when its engine has died
   [ -n "$is_up" ] || exit "$status"
   while [ "${#restarts[@]}" -gt 0 ] && [ "${restarts[0]}" -lt $((SECONDS - 3600)) ]; do restarts=("${restarts[@]:1}"); done

@@ -70,9 +70,7 @@ def rehearse(
     try:
         with output.phase("starting its script"):
             process.wait_until_ready(deployment)
-        output.say(
-            f"Ready in {time.monotonic() - started:.0f} s at {deployment.url}, behind the front door.\n"
-        )
+        output.say(f"Ready in {time.monotonic() - started:.0f} s at {deployment.url}, behind the gateway.\n")
         _ask_about_two_pictures(endpoint_of(deployment))
         keeping = keep
     finally:
@@ -105,7 +103,7 @@ def _ask_about_two_pictures(target: Endpoint) -> None:
     )
     output.say(
         "The weights are random, so the words are noise. Real are: the script, vLLM and its flags, the\n"
-        "front door and its key, the tokenizer, the pictures' way into the prompt, the token counts,\n"
+        "gateway and its key, the tokenizer, the pictures' way into the prompt, the token counts,\n"
         "the streaming.\n"
     )
     for question, picture in zip(QUESTION, (chart, receipt), strict=True):

@@ -337,7 +337,7 @@ class Client:
             )
         if status >= 500:
             return Failed(f"{url} failed{because}", "Its log tells more.")
-        if status == 404 and reason == "There is no such route here.":  # our front door
+        if status == 404 and reason == "There is no such route here.":  # our gateway
             return Refused(f"{url} has no such route.", self.endpoint.hint)
         if "from one of the allowed domains" in reason:
             return Refused("This endpoint fetches no pictures from there.", "Leave out --remote-urls.")

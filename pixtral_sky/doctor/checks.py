@@ -103,7 +103,7 @@ class _Examination:
             ("key", self.key, ()),
             ("endpoint", self.reach, ()),
             ("models", self.models, ("endpoint",)),
-            ("door", self.door, ("endpoint",)),
+            ("gateway", self.gateway, ("endpoint",)),
             ("picture", self.picture, ("models",)),
         )
         found: dict[str, State] = {}
@@ -281,10 +281,10 @@ class _Examination:
             f", for {length:,} tokens" if length else ""
         )
 
-    def door(self) -> str:
+    def gateway(self) -> str:
         here = not self.endpoint.key and _is_this_machine(self.endpoint.url)
         if here and self.status("GET", "/v1/models") == 200:
-            return self.local_door()
+            return self.local_gateway()
         for method, path in (
             ("GET", "/v1/models"),
             ("POST", "/invocations"),
@@ -293,13 +293,13 @@ class _Examination:
             status = self.status(method, path)
             # 404: what is not there is closed as well. A list of models is there.
             if status != 401 and not (status == 404 and method == "POST"):
-                raise self.open_door(f"{method} {path} answers {status} without a key, not 401", status)
+                raise self.not_shut(f"{method} {path} answers {status} without a key, not 401", status)
         status = self.status("GET", "/v1/models", {"Authorization": f"Bearer {secrets.token_hex(32)}"})
         if status != 401:
-            raise self.open_door(f"GET /v1/models answers {status} to a wrong key, not 401", status)
+            raise self.not_shut(f"GET /v1/models answers {status} to a wrong key, not 401", status)
         return "shut to all without the key"
 
-    def local_door(self) -> str:
+    def local_gateway(self) -> str:
         """Without a key the way in is this machine's, and for a page in a browser not even that."""
         for method, path, headers in (
             ("GET", "/v1/models", {"Host": "pixtral.invalid"}),
@@ -311,12 +311,12 @@ class _Examination:
                     f"{method} {path} answers {status} to a request that is not for localhost: a web page in "
                     "a browser here can use it."
                     if headers
-                    else f"{method} {path} answers {status}: the front door is not before it.",
+                    else f"{method} {path} answers {status}: the gateway is not before it.",
                     "Launch it again with the pixtral.yaml of this version.",
                 )
         return "no key: it is closed only by listening on 127.0.0.1, to all but the users of its machine"
 
-    def open_door(self, what: str, status: int) -> PixtralSkyError:
+    def not_shut(self, what: str, status: int) -> PixtralSkyError:
         # These come after a look at the request: whoever sends a better one gets an answer.
         let_in = status < 300 or status in (400, 405, 413, 415, 422)
         meaning = "anyone can use it" if let_in else "nobody knows whether it is shut"

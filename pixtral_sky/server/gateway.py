@@ -1,4 +1,4 @@
-"""The front door: an ASGI guard that stands before vLLM (`vllm serve --middleware front_door.FrontDoor`).
+"""The gateway: an ASGI guard that stands before vLLM (`vllm serve --middleware gateway.Gateway`).
 
 vLLM's own API key leaves much open, full inference at POST /invocations included. Here a route is
 named below, or it does not exist. Standard library only: this file is all that a machine needs.
@@ -7,7 +7,7 @@ PIXTRAL_API_KEY  asked for on every route but GET /health; empty: on none, but t
                  for localhost (and the script that starts vLLM listens on 127.0.0.1 only)
 IDLE_MINUTES     ends the server after that long without a request; 0 or empty: never
 MAX_BODY_MIB     the largest request body (32)
-FRONT_DOOR_STATE a folder for a server that is started again: its file "last_request" is as old as the last
+GATEWAY_STATE    a folder for a server that is started again: its file "last_request" is as old as the last
                  request; "idle" is there when the idle clock has ended the server
 """
 
@@ -39,13 +39,13 @@ class TooLarge(BaseException):
     """Ends the app that reads a body: no `except Exception` of it holds this up, or what it has read."""
 
 
-class FrontDoor:
+class Gateway:
     def __init__(self, app):
         self.app = app
         self.key = os.environ.get("PIXTRAL_API_KEY", "").encode()
         self.idle_seconds = float(os.environ.get("IDLE_MINUTES") or 0) * 60
         self.max_body = int(float(os.environ.get("MAX_BODY_MIB") or 32) * 2**20)
-        self.state = os.environ.get("FRONT_DOOR_STATE", "") if self.idle_seconds > 0 else ""
+        self.state = os.environ.get("GATEWAY_STATE", "") if self.idle_seconds > 0 else ""
         self.in_flight = 0
         self.last_request = time.monotonic()
 
@@ -152,7 +152,7 @@ class FrontDoor:
             left = self.last_request + patience - time.monotonic()
             if left <= 0:
                 break
-        print(f"front door: no request for {self.idle_seconds / 60:g} minutes: ending the server", flush=True)
+        print(f"gateway: no request for {self.idle_seconds / 60:g} minutes: ending the server", flush=True)
         self.write("idle")
         os.kill(os.getpid(), signal.SIGTERM)  # vLLM's own way to end: answers are finished, the GPU is freed
 

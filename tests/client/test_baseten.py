@@ -337,7 +337,7 @@ def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PIXTRAL_ENDPOINT", f"{baseten.url}{WAY}/predict")
         lines = {line[5:20].strip(): line for line in run("doctor").out.splitlines()}
     assert f"ok   endpoint        {baseten.url}{WAY}/sync answers" in lines["endpoint"]
-    for subject in ("models", "door", "picture"):
+    for subject in ("models", "gateway", "picture"):
         assert lines[subject].startswith("ok"), lines[subject]
 
 

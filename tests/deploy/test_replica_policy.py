@@ -290,7 +290,9 @@ def test_a_service_without_a_key(sky, given):
     config["secrets"]["PIXTRAL_API_KEY"] = given
     assert "export PIXTRAL_API_KEY=" in refused(config, key="")
     header = task(sky, config, key=None).service.readiness_headers["Authorization"]
-    assert header == ("Bearer $PIXTRAL_API_KEY" if given is None else "Bearer ")  # and the door answers 401
+    assert header == (
+        "Bearer $PIXTRAL_API_KEY" if given is None else "Bearer "
+    )  # and the gateway answers 401
     assert replica_policy.check(config, KEY) == []
     config["secrets"]["PIXTRAL_API_KEY"] = "written-down"
     assert replica_policy.check(config, key="") == []

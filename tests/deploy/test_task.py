@@ -304,7 +304,7 @@ class Machine:
         )
         self.program("hf", "")
         self.program(
-            "vllm", "env | sort > $HOME/environment; cat ${PYTHONPATH%%:*}/front_door.py > $HOME/door"
+            "vllm", "env | sort > $HOME/environment; cat ${PYTHONPATH%%:*}/gateway.py > $HOME/gateway"
         )
 
     def gpus(
@@ -590,7 +590,7 @@ def test_run_starts_vllm_behind_the_door(machine):
         f"serve {MODEL} --revision main --served-model-name pixtral {MODEL}", "--host 0.0.0.0 --port 8081", "--tensor-parallel-size 2",
         "--tokenizer-mode mistral --config-format mistral --load-format mistral",
         '--limit-mm-per-prompt {"image": 4}', "--enable-auto-tool-choice --tool-call-parser mistral",
-        "--allowed-media-domains /", "--middleware front_door.FrontDoor", "--api-server-count 1",
+        "--allowed-media-domains /", "--middleware gateway.Gateway", "--api-server-count 1",
         "--seed 7", '{"a": "b c"}',
     ):  # fmt: skip
         assert flag in called
@@ -611,7 +611,9 @@ def test_run_starts_vllm_behind_the_door(machine):
         "GLOO_SOCKET_IFNAME": "lo",
     }.items() <= env.items()
     assert len(env["VLLM_RPC_BASE_PATH"]) <= 107 - 37  # of a socket's path, and what vLLM adds
-    assert (machine.folder / "door").read_text() == (ROOT / "pixtral_sky" / "server/gateway.py").read_text()
+    assert (machine.folder / "gateway").read_text() == (
+        ROOT / "pixtral_sky" / "server/gateway.py"
+    ).read_text()
     assert not Path(env["PYTHONPATH"].split(":")[0]).exists()  # it is gone with the server
 
 
@@ -744,7 +746,7 @@ def test_an_engine_that_dies_is_a_failure_although_vllm_ends_with_0(mortal):
 
 
 def test_a_server_that_nobody_asks_is_not_started_again(mortal):
-    mortal.ends('pathlib.Path(os.environ["FRONT_DOOR_STATE"], "idle").touch()')
+    mortal.ends('pathlib.Path(os.environ["GATEWAY_STATE"], "idle").touch()')
     result = mortal.run("run")
     assert (result.returncode, result.stderr) == (0, "")
     assert mortal.called().count("vllm serve") == 1

@@ -23,7 +23,7 @@ from pixtral_sky.deploy.store import Cluster, Rehearsal
 from pixtral_sky.doctor import checks as doctor
 from pixtral_sky.errors import SkyError, Unreachable, UsageError
 from pixtral_sky.pixtral import MODEL
-from pixtral_sky.server.gateway import FrontDoor
+from pixtral_sky.server.gateway import Gateway
 from tests.deploy.test_huggingface import GATED, OPENS, VARIABLES, FakeHub
 from tests.support.command_line import KEY, Result, run_main
 from tests.support.fake_endpoint import (
@@ -41,12 +41,12 @@ CHART_TOKENS = 2795
 ANSWERS = says("A chart.", usage={"prompt_tokens": 2803, "completion_tokens": 8, "total_tokens": 2811})
 SUBJECTS = [
     *("pixtral-sky", "task file", "SkyPilot", "SkyPilot server", "SkyPilot infra", "SkyPilot task"),
-    *("GPUs", "ssh", "Hugging Face", "key", "endpoint", "models", "door", "picture"),
+    *("GPUs", "ssh", "Hugging Face", "key", "endpoint", "models", "gateway", "picture"),
 ]
 
 
 class Served(FakeEndpoint):
-    """A fake endpoint that is shut as the front door is.
+    """A fake endpoint that is shut as the gateway is.
 
     ``instead``: what it does after all, by who asks and what: "nobody POST /invocations". Who asks is a
     "friend" with the key, "nobody" without one, a "stranger" with a wrong one; where there is no key it is
@@ -171,7 +171,7 @@ def test_all_is_well(examine: Examine, served: Callable[..., Served]) -> None:
     assert texts["key"] == "the one of 'pixtral' is remembered"
     assert re.fullmatch(rf"{fake.url} answers after \d\.\d\d s", texts["endpoint"])
     assert texts["models"] == "the key opens pixtral, for 32,768 tokens"
-    assert texts["door"] == "shut to all without the key"
+    assert texts["gateway"] == "shut to all without the key"
     assert re.fullmatch(
         r"an answer about chart\.png \(2,795 tokens\): 2,803 tokens in the prompt, 8 in the answer, \d\.\d s",
         texts["picture"],
@@ -228,11 +228,11 @@ def test_a_name_that_is_none_is_an_error_of_usage(
     assert "is no name for a deployment" in result.error
 
 
-# The real front door ---------------------------------------------------------------------------------------
+# The real gateway ---------------------------------------------------------------------------------------
 
 
 async def inner(scope: Any, receive: Any, send: Any) -> None:
-    """What is behind the door: it answers everything, and anyone."""
+    """What is behind the gateway: it answers everything, and anyone."""
     while (await receive()).get("more_body"):
         pass
     choice = {"index": 0, "delta": {"role": "assistant", "content": "A chart."}, "finish_reason": "stop"}
@@ -262,34 +262,36 @@ def uvicorn_with(app: Any) -> Iterator[str]:
         thread.join()
 
 
-def test_the_real_front_door_is_shut(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_gateway_is_shut(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    with uvicorn_with(FrontDoor(inner)) as url:
+    with uvicorn_with(Gateway(inner)) as url:
         remember(url)
         result = examine()
     assert not result.not_ok
     assert result.texts["models"] == f"the key opens pixtral, {MODEL}, for 32,768 tokens"
-    assert result.texts["door"] == "shut to all without the key"
+    assert result.texts["gateway"] == "shut to all without the key"
 
 
-def test_the_real_front_door_without_a_key(examine: Examine) -> None:
-    with uvicorn_with(FrontDoor(inner)) as url:
+def test_the_real_gateway_without_a_key(examine: Examine) -> None:
+    with uvicorn_with(Gateway(inner)) as url:
         remember(url, key="")
         result = examine()
     assert result.not_ok == {"key": "-"}
     assert result.texts["key"] == "None is remembered for 'pixtral'."
     assert result.texts["models"].startswith("without a key: pixtral")
-    assert "closed only by listening on 127.0.0.1" in result.texts["door"]
+    assert "closed only by listening on 127.0.0.1" in result.texts["gateway"]
 
 
 @pytest.mark.parametrize("key", [KEY, ""])
-def test_without_the_front_door_it_is_open(examine: Examine, key: str) -> None:
+def test_without_the_gateway_it_is_open(examine: Examine, key: str) -> None:
     with uvicorn_with(inner) as url:
         remember(url, key=key)
         result = examine()
     assert result.code == 1
-    assert result.marks["door"] == "FAIL"
-    assert ("anyone can use it" if key else "a web page in a browser here can use it") in result.texts["door"]
+    assert result.marks["gateway"] == "FAIL"
+    assert ("anyone can use it" if key else "a web page in a browser here can use it") in result.texts[
+        "gateway"
+    ]
 
 
 # The task file and SkyPilot --------------------------------------------------------------------------------
@@ -613,7 +615,7 @@ def test_pixtral_endpoint_without_the_key(examine: Examine, monkeypatch: pytest.
     assert result.not_ok == {"key": "-", "models": "FAIL", "picture": "?"}
     assert "If it wants one: export PIXTRAL_API_KEY=..." in result.texts["key"]
     assert "asks for a key, and none was given (401)" in result.texts["models"]
-    assert result.texts["door"] == "shut to all without the key"
+    assert result.texts["gateway"] == "shut to all without the key"
 
 
 def test_a_pixtral_endpoint_that_is_none(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -651,7 +653,7 @@ def test_what_is_remembered_is_damaged(examine: Examine, home: Path) -> None:
     assert "is damaged. Remove it: rm " in result.texts["endpoint"]
 
 
-DEPENDENT = {"models": "?", "door": "?", "picture": "?"}
+DEPENDENT = {"models": "?", "gateway": "?", "picture": "?"}
 
 
 def test_nobody_is_there(examine: Examine) -> None:
@@ -662,7 +664,7 @@ def test_nobody_is_there(examine: Examine) -> None:
     assert result.code == 1
     assert result.not_ok == {"endpoint": "FAIL", **DEPENDENT}
     assert f"Nothing answers at {fake.url}." in result.texts["endpoint"]
-    assert result.texts["door"] == "not checked: 'endpoint' comes first."
+    assert result.texts["gateway"] == "not checked: 'endpoint' comes first."
 
 
 def test_settings_that_cannot_be_used(
@@ -716,9 +718,9 @@ def test_an_open_door(
     served(instead={f"{who} {route}": status(code)})
     result = examine()
     assert result.code == 1
-    assert result.not_ok == {"door": "FAIL"}
+    assert result.not_ok == {"gateway": "FAIL"}
     whom = "without a key" if who == "nobody" else "to a wrong key"
-    assert result.texts["door"].startswith(f"{route} answers {code} {whom}, not 401: anyone can use it.")
+    assert result.texts["gateway"].startswith(f"{route} answers {code} {whom}, not 401: anyone can use it.")
 
 
 @pytest.mark.parametrize(
@@ -736,9 +738,9 @@ def test_a_door_of_which_nobody_knows(
 ) -> None:
     served(instead={f"{who} {route}": status(code)})
     result = examine()
-    assert result.not_ok == {"door": "FAIL"}
-    assert f"{route} answers {code} " in result.texts["door"]
-    assert "not 401: nobody knows whether it is shut." in result.texts["door"]
+    assert result.not_ok == {"gateway": "FAIL"}
+    assert f"{route} answers {code} " in result.texts["gateway"]
+    assert "not 401: nobody knows whether it is shut." in result.texts["gateway"]
 
 
 @pytest.mark.parametrize("key", [KEY, ""])
@@ -746,20 +748,20 @@ def test_a_door_that_hangs_up(examine: Examine, served: Callable[..., Served], k
     fake = served(key=key, instead={"nobody POST /invocations": Exchange.hang_up})
     result = examine()
     assert result.code == 1
-    assert result.marks["door"] == "FAIL"
-    assert f"{fake.url} hangs up on POST /invocations." in result.texts["door"]
+    assert result.marks["gateway"] == "FAIL"
+    assert f"{fake.url} hangs up on POST /invocations." in result.texts["gateway"]
 
 
 def test_no_key_and_no_localhost_either(examine: Examine, served: Callable[..., Served]) -> None:
     served(key="", instead={"page GET /v1/models": status(200)})
     result = examine()
     assert result.code == 1
-    assert "a web page in a browser here can use it" in result.texts["door"]
+    assert "a web page in a browser here can use it" in result.texts["gateway"]
 
 
-def test_no_key_and_more_than_the_front_door_shows(examine: Examine, served: Callable[..., Served]) -> None:
+def test_no_key_and_more_than_the_gateway_shows(examine: Examine, served: Callable[..., Served]) -> None:
     served(key="", instead={"nobody POST /invocations": status(400)})
-    assert "the front door is not before it" in examine().texts["door"]
+    assert "the gateway is not before it" in examine().texts["gateway"]
 
 
 def test_no_key_is_known_for_what_has_one(examine: Examine, served: Callable[..., Served]) -> None:
@@ -767,7 +769,7 @@ def test_no_key_is_known_for_what_has_one(examine: Examine, served: Callable[...
     remember(fake.url, key="")
     result = examine()
     assert result.not_ok == {"key": "-", "models": "FAIL", "picture": "?"}
-    assert result.texts["door"] == "shut to all without the key"
+    assert result.texts["gateway"] == "shut to all without the key"
 
 
 def test_through_a_tunnel(

@@ -65,9 +65,9 @@ def test_it_is_the_server_of_pixtral_yaml() -> None:
     assert flags["--max-model-len"] == [str(context)]
     assert flags["--max-num-batched-tokens"] == ["4352"]
     assert context > images * MAX_IMAGE_TOKENS
-    # All flags of the script but those of its front door, and no others.
+    # All flags of the script but those of its gateway, and no others.
     theirs = re.findall(r" (--[a-z0-9-]+)", shipped.run.partition("\n  vllm serve ")[2].partition(" &\n")[0])
-    door = {
+    gateway = {
         "--revision",
         "--host",
         "--allowed-media-domains",
@@ -75,7 +75,7 @@ def test_it_is_the_server_of_pixtral_yaml() -> None:
         "--api-server-count",
         "--h11-max-incomplete-event-size",
     }
-    assert set(flags) == set(theirs) - door
+    assert set(flags) == set(theirs) - gateway
 
 
 def test_it_follows_the_templates(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The front door before a real uvicorn, spoken to in raw HTTP: a client library would tidy up what we try."""
+"""The gateway before a real uvicorn, spoken to in raw HTTP: a client library would tidy up what we try."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import time
 import pytest
 import uvicorn
 
-from pixtral_sky.server.gateway import FrontDoor
+from pixtral_sky.server.gateway import Gateway
 
 KEY = "k" * 43
 AUTH = f"Authorization: Bearer {KEY}\r\n"
@@ -22,7 +22,7 @@ MIB = 2**20
 
 
 class Inner:
-    """An app that answers every request, so that whatever gets past the door is seen."""
+    """An app that answers every request, so that whatever gets past the gateway is seen."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str]] = []
@@ -61,16 +61,16 @@ class Inner:
 
 
 class Server:
-    """A FrontDoor before an Inner on a free loopback port."""
+    """A Gateway before an Inner on a free loopback port."""
 
     def __init__(self, http: str, root_path: str = "") -> None:
         self.inner = Inner()
-        self.door = FrontDoor(self.inner)
+        self.gateway = Gateway(self.inner)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         config = uvicorn.Config(
-            self.door,
+            self.gateway,
             host="127.0.0.1",
             port=self.port,
             http=http,
@@ -377,7 +377,7 @@ def test_a_websocket_is_closed(server):
 
 
 def test_under_a_root_path_nothing_exists(monkeypatch):
-    # The app would strip it: what the door compares would not be what the app then routes.
+    # The app would strip it: what the gateway compares would not be what the app then routes.
     monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
     server = Server("h11", root_path="/v1")
     try:
@@ -408,7 +408,7 @@ def test_without_a_key_the_routes_are_the_same_for_this_machine(monkeypatch):
 
 
 def run_clock(monkeypatch, requests, idle_minutes="0.02", seconds=4.0):
-    """Seconds until the clock (0.02 minutes: 1.2 s) ends the server while ``requests(door)`` runs; None: it did not."""
+    """Seconds until the clock (0.02 minutes: 1.2 s) ends the server while ``requests(gateway)`` runs; None: it did not."""
     monkeypatch.setenv("IDLE_MINUTES", idle_minutes)
     monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
     killed = []
@@ -425,11 +425,11 @@ def run_clock(monkeypatch, requests, idle_minutes="0.02", seconds=4.0):
             await asyncio.sleep(60)
 
     async def main():
-        door = FrontDoor(app)
-        lifespan = asyncio.create_task(door({"type": "lifespan"}, None, None))
+        gateway = Gateway(app)
+        lifespan = asyncio.create_task(gateway({"type": "lifespan"}, None, None))
         await started.wait()
         begin = time.monotonic()
-        work = asyncio.create_task(requests(door))
+        work = asyncio.create_task(requests(gateway))
         while time.monotonic() - begin < seconds and not killed:
             await asyncio.sleep(0.02)
         work.cancel()
@@ -443,7 +443,7 @@ def run_clock(monkeypatch, requests, idle_minutes="0.02", seconds=4.0):
     return asyncio.run(main())
 
 
-async def one(door, method, path, query=b"", key=KEY):
+async def one(gateway, method, path, query=b"", key=KEY):
     async def receive():
         return {"type": "http.request", "body": b"", "more_body": False}
 
@@ -457,10 +457,10 @@ async def one(door, method, path, query=b"", key=KEY):
         "query_string": query,
         "headers": [(b"authorization", b"Bearer " + key.encode())],
     }
-    await door(scope, receive, send)
+    await gateway(scope, receive, send)
 
 
-async def nothing(door):
+async def nothing(gateway):
     await asyncio.sleep(60)
 
 
@@ -474,25 +474,25 @@ def test_zero_is_never(monkeypatch, idle):
 
 
 def test_requests_keep_it_alive(monkeypatch):
-    async def work(door):
+    async def work(gateway):
         for _ in range(4):
             await asyncio.sleep(0.4)
-            await one(door, "POST", "/v1/chat/completions")
+            await one(gateway, "POST", "/v1/chat/completions")
         await asyncio.sleep(60)
 
     assert 2.6 < run_clock(monkeypatch, work, seconds=6) < 3.8
 
 
 def test_a_request_in_flight_keeps_it_alive(monkeypatch):
-    async def work(door):
-        await one(door, "POST", "/v1/completions", b"slow")
+    async def work(gateway):
+        await one(gateway, "POST", "/v1/completions", b"slow")
         await asyncio.sleep(60)
 
     assert 3.5 < run_clock(monkeypatch, work, seconds=6) < 4.7
 
 
 def test_probes_and_strangers_do_not_keep_it_alive(monkeypatch):
-    async def work(door):
+    async def work(gateway):
         while True:
             for method, path, key in (
                 ("GET", "/health", KEY),
@@ -501,18 +501,18 @@ def test_probes_and_strangers_do_not_keep_it_alive(monkeypatch):
                 ("POST", "/invocations", KEY),
                 ("POST", "/v1/chat/completions", "wrong"),
             ):
-                await one(door, method, path, key=key)
+                await one(gateway, method, path, key=key)
                 await asyncio.sleep(0.02)
 
     assert run_clock(monkeypatch, work) < 2.0
 
 
 def test_the_clock_goes_on_in_a_server_that_is_started_again(monkeypatch, tmp_path):
-    monkeypatch.setenv("FRONT_DOOR_STATE", str(tmp_path))
+    monkeypatch.setenv("GATEWAY_STATE", str(tmp_path))
     last = tmp_path / "last_request"
 
-    async def work(door):
-        await one(door, "POST", "/v1/completions")
+    async def work(gateway):
+        await one(gateway, "POST", "/v1/completions")
         await asyncio.sleep(60)
 
     assert 1.0 < run_clock(monkeypatch, work) < 2.0  # there was none before it
@@ -525,21 +525,24 @@ def test_the_clock_goes_on_in_a_server_that_is_started_again(monkeypatch, tmp_pa
 
 
 def test_a_server_that_never_ends_by_itself_writes_nothing(monkeypatch, tmp_path):
-    monkeypatch.setenv("FRONT_DOOR_STATE", str(tmp_path))
-    assert run_clock(monkeypatch, lambda door: one(door, "POST", "/v1/completions"), "0", seconds=0.2) is None
+    monkeypatch.setenv("GATEWAY_STATE", str(tmp_path))
+    assert (
+        run_clock(monkeypatch, lambda gateway: one(gateway, "POST", "/v1/completions"), "0", seconds=0.2)
+        is None
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_no_reason_to_refuse_a_request(monkeypatch, tmp_path):
-    monkeypatch.setenv("FRONT_DOOR_STATE", str(tmp_path / "gone"))
-    assert 1.0 < run_clock(monkeypatch, lambda door: one(door, "POST", "/v1/completions")) < 2.0
+    monkeypatch.setenv("GATEWAY_STATE", str(tmp_path / "gone"))
+    assert 1.0 < run_clock(monkeypatch, lambda gateway: one(gateway, "POST", "/v1/completions")) < 2.0
 
 
 def test_a_request_that_stalls_keeps_it_alive_for_a_while_only(monkeypatch):
     """A laptop that is shut in the middle of an upload must not be billed for until its connection dies."""
     monkeypatch.setattr("pixtral_sky.server.gateway.STALLED", 2)
 
-    async def work(door):
-        await one(door, "POST", "/v1/completions", b"stalls")
+    async def work(gateway):
+        await one(gateway, "POST", "/v1/completions", b"stalls")
 
     assert 3.0 < run_clock(monkeypatch, work, seconds=8) < 5.0

@@ -1,4 +1,4 @@
-"""On the real vLLM, through the front door, started by the script of pixtral.yaml as it stands."""
+"""On the real vLLM, through the gateway, started by the script of pixtral.yaml as it stands."""
 
 from __future__ import annotations
 
@@ -536,7 +536,7 @@ def test_the_idle_clock_ends_all_of_it(start):
     assert not alive
     # The script ended well, so that the job counts as done and autostop begins.
     assert processes[0].returncode in (0, None) or gone[0].returncode == 0
-    assert "front door: no request for 0.05 minutes" in Path(deployment.log).read_text()
+    assert "gateway: no request for 0.05 minutes" in Path(deployment.log).read_text()
 
 
 def test_fp8_answers_and_what_is_killed_comes_back(start, tmp_path_factory, monkeypatch):

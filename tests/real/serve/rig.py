@@ -5,7 +5,7 @@
         with service.client() as client:
             ...
 
-Its home is ``folder``. A replica is the script of service.yaml, run to the letter, with its front door, before a
+Its home is ``folder``. A replica is the script of service.yaml, run to the letter, with its gateway, before a
 light stand-in for vLLM (stand_in.py). The periods of SkyServe and of the file are shorter by SERVE_SPEED (20; at
 1 they are those that are shipped). Everything is stopped by its pid.
 """

@@ -1,6 +1,6 @@
 """A light stand-in for vLLM: the `vllm serve ...` that the script of service.yaml starts on a replica of the rig.
 
-It takes the flags that it needs, puts the real front door before itself, and answers as vLLM does: the head of
+It takes the flags that it needs, puts the real gateway before itself, and answers as vLLM does: the head of
 a streamed answer goes out at once, before its first token; who hangs up is not worked for any longer. What is
 asked, and what came of it, it notes in $MACHINE/requests. What $MACHINE/mood says, it does:
 

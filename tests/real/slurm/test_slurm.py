@@ -259,7 +259,7 @@ def it_ends_itself(rig: Rig, minutes: float) -> None:
     wait_for(lambda: not rig.server(), minutes * 60 + 60)
     row = rig.row(code=1)
     assert "its server has ended itself" in row["problem"], row
-    assert f"front door: no request for {minutes:g} minutes" in rig.cli("logs").stdout
+    assert f"gateway: no request for {minutes:g} minutes" in rig.cli("logs").stdout
 
 
 def it_is_gone(rig: Rig) -> None:
@@ -290,7 +290,7 @@ def test_from_the_command_line(rig, launch, hub, alone, tmp_path):
     assert key not in launched.stdout + launched.stderr
     it_answers(rig, tmp_path)
     said = rig.cli("doctor").stdout
-    assert re.search(r"ok +door +shut to all without the key", said)
+    assert re.search(r"ok +gateway +shut to all without the key", said)
     assert re.search(r"ok +picture ", said)
     the_key_is_where_skypilot_puts_it_and_nowhere_else(rig, key)
 

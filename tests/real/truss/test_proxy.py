@@ -353,7 +353,7 @@ def test_temperature_0_7_unless_it_says_otherwise(baseten: Baseten) -> None:
 
 
 def test_every_other_path_is_passed_on(baseten: Baseten) -> None:
-    """What the config says of the front door's absence. vLLM's development routes are not there."""
+    """What the config says of the gateway's absence. vLLM's development routes are not there."""
     body = {"model": "pixtral", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
     key = f"Api-Key {KEY}"
     for path in ("/v1/chat/completions", "/invocations"):
