@@ -99,7 +99,7 @@ class Server:
                 pass
             received = b""
             connection.settimeout(timeout)
-            while not self.whole(received):
+            while not self.whole(received, data.startswith(b"HEAD ")):
                 part = connection.recv(65536)
                 if not part:
                     break
@@ -108,9 +108,11 @@ class Server:
         return int(status.split()[1]) if status else 0, rest
 
     @staticmethod
-    def whole(received: bytes) -> bool:
-        """Whether an answer is there with its body: head and body may come apart."""
+    def whole(received: bytes, is_head: bool) -> bool:
+        """Whether an answer is there with its body, which one to HEAD has not: they may come apart."""
         head, end, body = received.partition(b"\r\n\r\n")
+        if end and is_head:
+            return True
         if b"chunked" in head:
             return body.endswith(b"0\r\n\r\n")
         length = re.search(rb"(?i)content-length: (\d+)", head)
