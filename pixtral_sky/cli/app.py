@@ -90,7 +90,7 @@ def main() -> None:
     """
     try:
         # What Typer would say itself of an error is several lines.
-        sys.exit(_app(_only(sys.argv[1:]))(standalone_mode=False))
+        sys.exit(_app(_only(sys.argv[1:]))(standalone_mode=False) or 0)
     except NotUnderstood as error:
         if error.message.startswith("Usage: "):  # nothing was asked for, and this is the help
             typer.echo(error.message, err=True)

@@ -86,7 +86,7 @@ def test_the_way_to_a_cloud(environment: dict[str, str], tmp_path: Path) -> None
     assert said["SkyPilot task"].startswith("ok ")
     assert said["GPUs"].startswith("ok ")
     assert said["Hugging Face"].endswith("Look at HF_TOKEN.")  # it is "..."
-    assert said["endpoint"] == "- Nothing is deployed as 'pixtral'. pixtral-sky launch"
+    assert said["endpoint"] == "- Nothing is deployed as 'pixtral'. Run: pixtral-sky launch"
     # What that cloud needs is there: its credentials are all that `sky check` misses.
     assert "AWS credentials are not set" in run.stdout
 
