@@ -98,18 +98,21 @@ def end(session: int) -> None:
     """Every process of a session, in order, and by force where that takes too long."""
     deadline = time.monotonic() + 10
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(session, number)
-        while alive(session) and (number == signal.SIGKILL or time.monotonic() < deadline):
+        for process in sorted(of(session), key=lambda each: each.pid):
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
+        while of(session) and (number == signal.SIGKILL or time.monotonic() < deadline):
             time.sleep(0.05)
 
 
-def alive(session: int) -> bool:
+def of(session: int) -> list[psutil.Process]:
+    """Its processes that live; the server is in a group of its own."""
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                return True
-    return False
+                found.append(process)
+    return found
 
 
 def get_endpoints(cluster: str, port: int, **_: Any) -> dict[int, str]:

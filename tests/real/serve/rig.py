@@ -71,8 +71,16 @@ class Machine:
         (self.folder / "mood.new").replace(self.folder / "mood")
 
     def kill_server(self) -> None:
-        """kill -9 of the server; the machine is still there."""
+        """kill -9 of the server alone: its script starts it again."""
         os.kill(int((self.folder / "server").read_text()), signal.SIGKILL)
+
+    def kill_job(self) -> None:
+        """kill -9 of the script and the server; the machine is still there."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline() == ["bash", "run.sh"]:
+                    process.kill()
+        self.kill_server()
 
     def preempt(self) -> None:
         """The cloud takes the machine back: it is gone, with all that runs there."""
@@ -81,8 +89,10 @@ class Machine:
 
     def signal(self, number: int) -> None:
         """To everything that runs there. STOP makes it take connections, and never answer."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.session, number)
+        # The script before its server, which it would start again.
+        for process in sorted(self.processes(), key=lambda each: each.pid):
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
 
     def runs(self) -> bool:
         return bool(self.processes())

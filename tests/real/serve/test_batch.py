@@ -59,7 +59,7 @@ def test_replicas_are_killed_preempted_and_replaced_during_a_batch(service, tmp_
 
     with started() as process:
         grown(200)
-        service.machines()[0].kill_server()
+        service.machines()[0].kill_job()
         grown(200)
         service.wait_for(ready=2)
         service.machines()[-1].preempt()

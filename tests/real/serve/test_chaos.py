@@ -67,7 +67,7 @@ def test_a_replica_is_killed(service, name, options):
         service.until(lambda: load.of("answered"), "answers")
         time.sleep(1)
         killed = time.time()
-        victim.kill_server()
+        victim.kill_job()
         no_longer_asked(service, victim)
         mended(service, load)
     load.check()
@@ -77,6 +77,22 @@ def test_a_replica_is_killed(service, name, options):
     broken = load.of("BrokenAnswer")
     assert all(asked.begun < killed < asked.ended for asked in broken)
     assert len(broken) <= options.get("users", 8)
+
+
+def test_a_server_that_is_killed_is_started_again_by_its_script(service):
+    """No other machine is made for it."""
+    before = {machine.name for machine in service.machines()}
+    victim = service.machines()[0]
+    server = (victim.folder / "server").read_text()
+    with Load(service, "server killed, and started again", delay=0.05) as load:
+        service.until(lambda: load.of("answered"), "answers")
+        victim.kill_server()
+        service.until(lambda: (victim.folder / "server").read_text() != server, "another server")
+        mended(service, load)
+    load.check()
+    assert not load.failed
+    assert "is started again: 1 of 3 times in an hour" in victim.log
+    assert {machine.name for machine in service.machines()} == before
 
 
 def test_a_machine_is_gone_without_a_word(service):
@@ -184,7 +200,7 @@ def test_all_replicas_are_gone_and_come_back(service, impatient):
         service.until(lambda: load.of("answered"), "answers")
         victims = service.machines()
         for victim in victims:
-            victim.kill_server()
+            victim.kill_job()
         no_longer_asked(service, *victims)
         os.kill(controller, signal.SIGSTOP)  # none comes back before that is said
         try:
@@ -286,7 +302,7 @@ def test_the_controller_stops(service):
             assert load.answered_since(stopped) > 10
             assert not load.failed
             assert not load.of("BrokenAnswer")
-            victim.kill_server()
+            victim.kill_job()
             time.sleep(max(10 / SPEED, 3))
         finally:
             os.kill(controller, signal.SIGCONT)
