@@ -111,6 +111,7 @@ def tiny(venv: Path) -> Path:
         engine.run(
             [str(venv / "bin" / "python"), "-c", WEIGHTS, str(directory / "params.json"), str(partial)]
         )
+        partial.chmod(0o644)  # safetensors' own is 0600, and a server may be another user's
         partial.replace(target)
     return directory
 

@@ -2,7 +2,7 @@
 # What the proof of the Truss needs: Truss itself, in an environment of its own, and the nginx that it has before
 # a server (as root, on Debian).
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 version=$(sed -n 's/^TRUSS = "\(.*\)"$/\1/p' pixtral_sky/doctor/truss.py)
 venv=${XDG_CACHE_HOME:?}/pixtral-sky/truss-$version
 if [ ! -e "$venv/complete" ]; then
