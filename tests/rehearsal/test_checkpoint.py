@@ -23,7 +23,7 @@ def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (data / "tekken_240911.json").write_bytes(TOKENIZER)
     (tmp_path / "venv/bin").mkdir()
     python = tmp_path / "venv/bin/python"
-    python.write_text('#!/bin/sh\n[ "$1" = -c ] && cp "$3" "$4"\n')
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] && cp "$3" "$4" && chmod 600 "$4"\n')
     python.chmod(0o755)
     return tmp_path / "venv"
 
