@@ -36,7 +36,9 @@ def test_the_tiny_one_has_weights(venv: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert (directory / "tekken.json").read_bytes() == TOKENIZER
     assert json.loads((directory / "params.json").read_text()) == checkpoint.TINY
-    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o644}  # another user may serve it
+    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {
+        0o644
+    }  # another user may serve it
 
 
 def test_the_full_one_has_none(venv: Path) -> None:
