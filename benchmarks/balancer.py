@@ -3,7 +3,7 @@
     python -m benchmarks.balancer             # prints the table
     python -m benchmarks.balancer --write     # and puts it into docs/performance.md
 
-The real balancer and control plane of SkyPilot, and one replica: the script of service.yaml with its front
+The real balancer and control plane of SkyPilot, and one replica: the script of service.yaml with its
 gateway, before a stand-in for vLLM that answers at once. Both sides take turns in one run; medians, and in
 brackets the quartiles.
 """

@@ -1,4 +1,4 @@
-"""The script of pixtral.yaml on this machine's GPUs: does it start, and is the memory as `fit` has it?
+"""The script of pixtral.yaml on this machine's GPUs: does it start, and is the memory as memory.py has it?
 
     make gpu                              # needs a GPU, the network for vLLM, 60 GB of disk, and no licence
 
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pixtral_sky import memory
@@ -50,7 +50,7 @@ SAYS = {
 
 @dataclass(frozen=True)
 class Gpus:
-    """Those of this machine: the name that nvidia-smi has for them, fit's name, and how many are used."""
+    """Those of this machine: nvidia-smi's name for them, memory.py's, and how many are used."""
 
     name: str
     known: str
@@ -86,7 +86,7 @@ def gpus_here() -> Gpus:
 
 
 def known(name: str) -> str:
-    """fit's name of what nvidia-smi calls "NVIDIA A100-SXM4-80GB"; empty: it knows none."""
+    """memory.py's name of what nvidia-smi calls "NVIDIA A100-SXM4-80GB"; empty: it knows none."""
     words = re.split(r"[\s-]+", name.upper())
     if {"MIG", "LAPTOP"} & set(words):  # less of it
         return ""
@@ -146,10 +146,10 @@ def measured(
     """Start the script, ask about one picture, and stop it."""
     row = Row(precision, nvcc)
     shipped = task.load()
-    envs = {**shipped.envs, "PRECISION": precision, "START_MINUTES": str(START_SECONDS // 60)}
+    envs = {"PRECISION": precision, "START_MINUTES": str(START_SECONDS // 60)}
     begin = time.monotonic()
     deployment = process.start(
-        task.Task(shipped.path, shipped.run, shipped.setup, envs),
+        replace(shipped, envs={**shipped.envs, **envs}),
         venv, model, f"gpu-{precision}", store.free_port(0), args, machine,
     )  # fmt: skip
     try:
@@ -177,14 +177,15 @@ def measured(
 
 
 HEAD = (
-    *(
-        "precision",
-        "nvcc",
-        "started",
-        "weights, GiB a GPU: estimate, measured",
-        "KV tokens: estimate, measured",
-    ),
-    *("context", "a picture's answer", "attention", "compiling, graphs"),
+    "precision",
+    "nvcc",
+    "started",
+    "weights, GiB a GPU: estimate, measured",
+    "KV tokens: estimate, measured",
+    "context",
+    "a picture's answer",
+    "attention",
+    "compiling, graphs",
 )
 
 
@@ -216,7 +217,7 @@ def cells(row: Row, gpus: Gpus | None) -> tuple[str, ...]:
 
 
 def estimates(row: Row, gpus: Gpus | None) -> tuple[str, str]:
-    """fit's weights in GiB on each GPU, and its range of tokens."""
+    """memory.py's weights in GiB on each GPU, and its range of tokens."""
     if not gpus or not gpus.known:
         return "-", "-"
     found = memory.fits(gpus.known, gpus.count, precision=row.precision)

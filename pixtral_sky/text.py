@@ -1,7 +1,8 @@
-"""What other programs say, made fit to be shown."""
+"""Words: what other programs say, made fit to be shown; the name that was meant."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -12,3 +13,10 @@ def reason(log: Iterable[str]) -> str:
     errors = [line for line in lines if "rror: " in line]
     found = (ours or errors or lines or ["it said nothing"])[-1]
     return found[:300]
+
+
+def closest(word: str, names: Iterable[str]) -> str:
+    """The one of ``names`` that ``word`` is like, in whatever case; empty: it is like none."""
+    known = {each.lower(): each for each in names}
+    found = difflib.get_close_matches(word.lower(), known, 1)
+    return known[found[0]] if found else ""

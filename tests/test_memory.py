@@ -1,6 +1,6 @@
 """What fits on which GPUs: the arithmetic by hand, its limits, and every machine that the project names.
 
-That it agrees with vLLM is shown in ``test_fit_engine.py``.
+That it agrees with vLLM is shown in ``tests/real/engine/test_memory.py``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def test_there_are_such_files():
 
 @pytest.mark.parametrize("accelerator", sorted({name for _, name in named()}))
 def test_every_accelerator_of_every_file_holds_the_whole_context(accelerator):
-    """In both precisions; that vLLM agrees is in ``test_fit_engine.py``."""
+    """In both precisions; that vLLM agrees is in ``tests/real/engine/test_memory.py``."""
     gpu, _, count = accelerator.partition(":")
     images = task.load().number("MAX_IMAGES")
     assert [fits(gpu, int(count or 1), None, images, None, each).context for each in PRECISIONS] == [

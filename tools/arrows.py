@@ -55,5 +55,7 @@ def wrong(package: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(*wrong(PACKAGE), sep="\n", end="\n" * bool(wrong(PACKAGE)))
-    sys.exit(bool(wrong(PACKAGE)))
+    found = wrong(PACKAGE)
+    for line in found:
+        print(line)
+    sys.exit(bool(found))

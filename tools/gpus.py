@@ -1,4 +1,4 @@
-"""Write what `fit` says of each GPU into docs/gpus.md; --check only compares."""
+"""Write what `memory.py` says of each GPU into docs/gpus.md; --check only compares."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Source:
     """Where one picture is, and what the output calls it."""
 
     name: str  # "" for a data: URL
-    where: str = field(repr=False)  # as ``images.read`` takes it, or the path of a PDF
+    where: str = field(repr=False)  # as ``picture.read`` takes it, or the path of a PDF
     page: int = 0  # of the PDF, from 1
 
     def read(self) -> Picture:

@@ -6,7 +6,7 @@ import contextlib
 import re
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
@@ -63,6 +63,15 @@ def check_price(max_price: float | None) -> None:
 
     if max_price is not None and not max_price > 0:
         raise UsageError(f"--max-price {max_price:g} is no price.", "For example: --max-price 2.50")
+
+
+def check_licence(envs: Mapping[str, Any], token: str) -> str:
+    """A sentence when it could not be found out whether the token opens the weights. Raises HubError."""
+    from pixtral_sky.deploy import huggingface
+
+    model, revision = (str(envs.get(name) or "") for name in ("MODEL", "MODEL_REVISION"))
+    with output.phase("licence of the weights"):
+        return huggingface.check(model, token, revision or "main")
 
 
 def say_choice(plan: Any) -> None:

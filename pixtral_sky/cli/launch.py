@@ -148,9 +148,7 @@ def _plan(
             private=private,
             max_price=max_price,
         )
-    with output.phase("licence of the weights"):
-        unchecked = huggingface.check(final.get("MODEL", ""), token, final.get("MODEL_REVISION") or "main")
-    for warning in filter(None, [*warnings, unchecked]):
+    for warning in filter(None, [*warnings, common.check_licence(final, token)]):
         output.warn(warning)
     return plan
 

@@ -360,10 +360,7 @@ def _plan(
             spot=spot or None,
             max_price=max_price,
         )
-    with output.phase("licence of the weights"):
-        of = {name: str(config["envs"].get(name) or "") for name in ("MODEL", "MODEL_REVISION")}
-        unchecked = huggingface.check(of["MODEL"], token, of["MODEL_REVISION"] or "main")
-    for warning in filter(None, [*warnings, unchecked]):
+    for warning in filter(None, [*warnings, common.check_licence(config["envs"], token)]):
         output.warn(warning)
     return plan
 

@@ -8,7 +8,6 @@ catalog/common.py, and `make_launchables_for_valid_region_zones`). So the region
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import math
 import re
@@ -18,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pixtral_sky import memory, pixtral
-from pixtral_sky.deploy import prices, task
+from pixtral_sky.deploy import prices, skypilot, task
 from pixtral_sky.deploy.skypilot import sky_sdk
 from pixtral_sky.errors import UsageError
+from pixtral_sky.text import closest
 
 # Each time that a place has no machine, SkyPilot goes through all of them again (40: in a second), and each
 # of its messages names them all.
@@ -91,21 +91,21 @@ def _unknown(gpu: str, infra: str) -> str:
     """What to say of a GPU that is not known here. Raises UsageError when SkyPilot knows it neither."""
     own = infra.partition("/")[0].lower() in (*prices.OWN, "k8s")  # whose nodes may call theirs anything
     theirs = [] if own else _skypilots_gpus()
+    unknown = f"{gpu} is not known here: whether it holds the model shows when it starts."
     if gpu.lower() in [each.lower() for each in theirs] or own:
-        return f"{gpu} is not known here: whether it holds the model shows when it starts."
+        return unknown
     close = _did_you_mean(gpu, (*theirs, *memory.GPUS))
     if theirs:
         raise UsageError(
             f"There is no GPU {gpu!r} in SkyPilot's catalogs.", f"{close}All there are: sky gpus list"
         )
-    return f"{gpu} is not known here: whether it holds the model shows when it starts. {close}".rstrip()
+    return f"{unknown} {close}".rstrip()
 
 
 def _did_you_mean(word: str, names: Iterable[str]) -> str:
     """A question, with a space after it; empty where no name is like the word."""
-    known = {each.lower(): each for each in names}
-    close = difflib.get_close_matches(word.lower(), known, 1)
-    return f"Did you mean {known[close[0]]}? " if close else ""
+    close = closest(word, names)
+    return f"Did you mean {close}? " if close else ""
 
 
 def _skypilots_gpus() -> list[str]:
@@ -224,17 +224,11 @@ def per_cloud(sky: Any, resources: Iterable[Any], enabled: Sequence[str]) -> Ite
 
 def opens_ports(resources: Any) -> bool:
     """Whether their cloud opens ports. Slurm never does."""
-    from sky import clouds, exceptions
+    from sky import clouds
 
     if isinstance(resources.cloud, clouds.Kubernetes):  # ssh, too
         return True  # asking it means asking the cluster, and it depends on how that is set up
-    try:
-        resources.cloud.check_features_are_supported(
-            resources, {clouds.CloudImplementationFeatures.OPEN_PORTS}
-        )
-    except exceptions.NotSupportedError:
-        return False
-    return True
+    return skypilot.opens_ports(resources.cloud, resources)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Clusters on SkyPilot: launched, looked at, followed and taken down.
 
-SkyPilot is called by its SDK (see ``sdk``).
+SkyPilot is called by its SDK (see ``skypilot``).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pixtral_sky.deploy.skypilot import shown, sky_sdk
+from pixtral_sky.deploy.skypilot import opens_ports, shown, sky_sdk
 from pixtral_sky.errors import PixtralSkyError, UsageError
 
 OWN = ("kubernetes", "slurm", "ssh", "vsphere")  # of SkyPilot's clouds; machines of one's own have no price
@@ -93,7 +93,7 @@ def read(
     with sky_sdk(silent=True) as sky, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pandas' words to SkyPilot
         for cloud in _named(clouds):
-            if ports and not _opens_ports(sky, cloud):
+            if ports and not opens_ports(sky.CLOUD_REGISTRY.from_str(cloud), sky.Resources()):
                 left_out[cloud] = "no ports to open, and replicas need one"
                 continue
             try:
@@ -132,18 +132,6 @@ def _named(clouds: Sequence[str]) -> list[str]:
         if cloud not in known:
             raise UsageError(f"SkyPilot has no prices of {cloud!r}.", f"It has: {', '.join(known)}")
     return list(clouds) or known
-
-
-def _opens_ports(sky: Any, cloud: str) -> bool:
-    from sky import clouds, exceptions
-
-    try:
-        sky.CLOUD_REGISTRY.from_str(cloud).check_features_are_supported(
-            sky.Resources(), {clouds.CloudImplementationFeatures.OPEN_PORTS}
-        )
-    except exceptions.NotSupportedError:
-        return False
-    return True
 
 
 def _offer(

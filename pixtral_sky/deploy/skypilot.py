@@ -204,6 +204,17 @@ def enabled_by(sky: Any) -> list[str]:
     return sorted(name.lower() if "/" not in name else name for name in found)
 
 
+def opens_ports(cloud: Any, resources: Any) -> bool:
+    """Whether a cloud, as an object of SkyPilot's, opens ports for ``resources`` of it."""
+    from sky import clouds, exceptions
+
+    try:
+        cloud.check_features_are_supported(resources, {clouds.CloudImplementationFeatures.OPEN_PORTS})
+    except exceptions.NotSupportedError:
+        return False
+    return True
+
+
 def check_file(path: Path | None = None) -> None:
     """Whether the installed SkyPilot takes the file. Raises UsageError or SkyError with its reason."""
     config = task.read(path)

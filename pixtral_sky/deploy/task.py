@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_sky.errors import UsageError
+from pixtral_sky.text import closest
 
 # How the script begins: [[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number."
 REFUSES = r'\[\[ \$(\w+) =~ (\S+) \]\]\s*\|\|\s*fail "([^"]*)"'
@@ -54,10 +54,10 @@ class Task:
         """
         for name in given:
             if name not in self.envs and not self._reads(name):
-                close = difflib.get_close_matches(name.upper(), self.envs, 1)
+                close = closest(name, self.envs)
                 raise UsageError(
                     f"{self.path.name} has no env {name}.",
-                    f"Did you mean {close[0]}?" if close else f"It has: {', '.join(self.envs) or 'none'}",
+                    f"Did you mean {close}?" if close else f"It has: {', '.join(self.envs) or 'none'}",
                 )
         values = {**self.envs, **given}
         for name, pattern, words in re.findall(REFUSES, self.run):

@@ -108,7 +108,7 @@ ALSO = {"": {"hf_cache"}, "resources": {"use_gpu"}}
 REQUIRED = ("server_port", "predict_endpoint", "readiness_endpoint", "liveness_endpoint")
 PROXY_PORT = 8080  # of the nginx that Truss puts before a custom server
 
-# Truss's names of GPUs, and those of `fit`: there an A100 has 80 GB, if it does not say 40.
+# Truss's names of GPUs, and those of `memory`: there an A100 has 80 GB, if it does not say 40.
 GPUS = {
     "A100": "A100-80GB",
     "A100_40GB": "A100",
@@ -121,7 +121,7 @@ GPUS = {
     "RTX_PRO_6000": "RTXPRO6000",
 }
 NO_BF16 = ("T4", "V100")  # before Ampere
-NOT_KNOWN = ("B300", "GB300", "H100_40GB")  # no figure in `fit`
+NOT_KNOWN = ("B300", "GB300", "H100_40GB")  # no figure in `memory`
 NUMBERS = {"one": 1, "two": 2, "four": 4, "eight": 8}
 
 

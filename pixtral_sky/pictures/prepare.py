@@ -1,4 +1,4 @@
-"""What is uploaded for a picture that Pillow has opened. See ``images.prepare``, which promises it."""
+"""What is uploaded for a picture that Pillow has opened. See ``picture.prepare``, which promises it."""
 
 from __future__ import annotations
 

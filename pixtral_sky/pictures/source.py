@@ -23,7 +23,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a picture is, in a form that ``images.read`` takes."""
+    """Where a picture is, in a form that ``picture.read`` takes."""
 
     source: str
 

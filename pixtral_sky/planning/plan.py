@@ -1,6 +1,6 @@
 """Which GPUs carry a workload, and for what money. Pure: prices and files go in, a plan and a text come out.
 
-What GPUs hold is from ``fit``, how fast they are from ``roofline`` or from a measurement. A speed is a range,
+What GPUs hold is from ``memory``, how fast they are from ``speed`` or from a measurement. A speed is a range,
 and its low end is the safe one: it decides the order, and the number of replicas. So of a cost, which is the
 other way round, the high end decides.
 """
@@ -8,7 +8,6 @@ other way round, the high end decides.
 from __future__ import annotations
 
 import decimal
-import difflib
 import itertools
 import json
 import math
@@ -24,6 +23,7 @@ from pixtral_sky.memory import GPUS, MODEL_CONTEXT, PRECISIONS, Fit, Workload, d
 from pixtral_sky.pixtral import MAX_IMAGE_TOKENS, TENSOR_PARALLEL
 from pixtral_sky.planning import speed
 from pixtral_sky.planning.speed import Range
+from pixtral_sky.text import closest
 
 # What may stand in for the best machine of a service costs no more than so many times its price an hour.
 STAND_IN = 2
@@ -185,10 +185,10 @@ def gpus(text: str | None) -> list[tuple[str, int]]:
     for word in text.split(","):
         name, sign, count = word.strip().partition(":")
         if not (gpu := known.get(name.lower())):
-            close = difflib.get_close_matches(name.lower(), known, 1)
+            close = closest(name, GPUS)
             raise UsageError(
                 f"The GPU {name!r} is not known here.",
-                (f"Did you mean {known[close[0]]}? " if close else "") + f"These are: {', '.join(GPUS)}",
+                (f"Did you mean {close}? " if close else "") + f"These are: {', '.join(GPUS)}",
             )
         if sign and count not in map(str, TENSOR_PARALLEL):
             raise UsageError(f"Pixtral splits over 1, 2, 4 or 8 GPUs, not {count or 'none'}.")

@@ -25,7 +25,7 @@ from pixtral_sky.deploy import resolve, store
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.rehearsal import checkpoint, engine
 from pixtral_sky.rehearsal import process as rehearsal
-from tests.support.command_line import KEY, Result, run_main
+from tests.support.command_line import KEY, Result, packages, run_main
 from tests.support.fake_endpoint import FakeEndpoint
 
 Run = Callable[..., Result]
@@ -137,15 +137,7 @@ def test_no_arguments_show_the_help(run: Run) -> None:
 def test_what_is_not_imported(remember: Remember, arguments: list[str]) -> None:
     """Each of these would take longer than all the rest."""
     remember()
-    program = (
-        f"import sys; sys.argv = ['pixtral-sky', *{arguments!r}]\n"
-        "from pixtral_sky.cli.app import main\n"
-        "try: main()\n"
-        "except SystemExit as end: assert not end.code, end.code\n"
-        "print('modules:', *{name.partition('.')[0] for name in sys.modules})"
-    )
-    out = subprocess.check_output([sys.executable, "-c", program], text=True)
-    modules = out.rpartition("modules:")[2].split()
+    modules = packages(*arguments)
     assert "pixtral_sky" in modules
     heavy = {"sky", "PIL", "httpx", "rich", "jsonschema", "pydantic", "yaml", "tenacity", "click"}
     assert heavy.isdisjoint(modules)

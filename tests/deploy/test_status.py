@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from pixtral_sky.deploy.store import Cluster, Rehearsal
 from pixtral_sky.extras import install_skypilot
 from pixtral_sky.rehearsal import process
 from tests.support import fake_sky
-from tests.support.command_line import KEY, Result, run_main
+from tests.support.command_line import KEY, Result, packages, run_main
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import FakeSky
 
@@ -594,15 +593,7 @@ def test_endpoint_of_a_rehearsal_that_has_ended(
 def test_what_is_not_imported(home: Path, arguments: list[str]) -> None:
     """Each of these would take longer than all the rest. SkyPilot alone: 2 seconds."""
     remember(url="http://10.0.0.7:8081")
-    program = (
-        f"import sys; sys.argv = ['pixtral-sky', *{arguments!r}]\n"
-        "from pixtral_sky.cli.app import main\n"
-        "try: main()\n"
-        "except SystemExit as end: assert not end.code, end.code\n"
-        "print('modules:', *{name.partition('.')[0] for name in sys.modules})"
-    )
-    out = subprocess.check_output([sys.executable, "-c", program], text=True)
-    modules = out.rpartition("modules:")[2].split()
+    modules = packages(*arguments)
     assert "pixtral_sky" in modules
     assert {"sky", "PIL", "rich", "httpx", "pydantic"}.isdisjoint(modules)
 

@@ -631,7 +631,7 @@ def test_run_refuses_a_context_that_its_pictures_do_not_fit(machine):
 
 
 def test_the_script_says_what_the_gpus_decided(machine):
-    """What they decide: test_fit.py."""
+    """What they decide: tests/test_memory.py."""
     assert (
         "\nOn 2 x NVIDIA L4: bf16, at most 32768 tokens of context, 4352 a step, 0.88 of the memory "
         "--disable-custom-all-reduce --hf-overrides" in "\n" + machine.run("run").stdout

@@ -25,6 +25,7 @@ from pixtral_sky.deploy.task import Task
 from pixtral_sky.errors import RehearsalError, UsageError
 from pixtral_sky.rehearsal import process as rehearsal
 from tests.support.fake_endpoint import FakeEndpoint, status
+from tests.support.processes import of_session
 
 ENVS = {"MAX_IMAGES": "4", "MAX_MODEL_LEN": "32768", "MODEL": "the/real-one", "PORT": "8081", "LISTEN": ""}
 
@@ -60,16 +61,6 @@ def some_port() -> int:
     """Nobody listens there. (``free_port`` prefers one that others want, too.)"""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
-
-
-def of_session(leader: int) -> list[psutil.Process]:
-    """All processes that a rehearsal has started, whoever their parent is now."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 @pytest.fixture

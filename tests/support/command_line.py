@@ -67,6 +67,19 @@ def run_main(
     return Result(code, out, err)
 
 
+def packages(*arguments: object) -> set[str]:
+    """The packages that ``pixtral-sky`` has loaded when it ends, with exit code 0, in a process of its own."""
+    program = (
+        f"import sys; sys.argv = ['pixtral-sky', *{[*map(str, arguments)]!r}]\n"
+        "from pixtral_sky.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print('modules:', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    out = subprocess.check_output([sys.executable, "-c", program], text=True)
+    return set(out.rpartition("modules:")[2].split())
+
+
 def imports(*arguments: object) -> tuple[str, set[str]]:
     """What ``pixtral-sky`` says in a process of its own, and the modules that it imports for that."""
     command = [sys.executable, "-X", "importtime", "-m", "pixtral_sky", *map(str, arguments)]

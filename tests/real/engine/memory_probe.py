@@ -1,4 +1,4 @@
-"""Runs in the engine's Python (``test_fit_engine.py``): what the real vLLM makes of GPUs that are not there.
+"""Runs in the engine's Python (``test_memory.py``): what the real vLLM makes of GPUs that are not there.
 
 The model is the real one in its sizes, on the meta device: shapes without memory. vLLM is told that it is one of
 so many GPUs. What is asked comes as JSON by standard input, and the answers go as JSON to standard output.

@@ -1,4 +1,4 @@
-"""The memory side of fit.py, against the real vLLM: its own model, its own worker, its own KV cache.
+"""memory.py, against the real vLLM: its own model, its own worker, its own KV cache.
 
 ``memory_probe.py`` runs in the engine's Python. The last part is the proof that each accelerator of each file
 holds what the file promises, with the very flags that the script chooses for it, judged by vLLM and not by fit.
@@ -18,33 +18,11 @@ from pixtral_sky import memory
 from pixtral_sky.deploy import task
 from pixtral_sky.memory import GIB, GPUS, PRECISIONS
 from pixtral_sky.pixtral import MAX_IMAGE_TOKENS, PARAMETERS, TENSOR_PARALLEL
-from pixtral_sky.rehearsal import engine
+from pixtral_sky.rehearsal import checkpoint, engine
 from tests.test_memory import CAPABILITY, SEEN, named, words
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
-PARAMS = {  # params.json of mistralai/Pixtral-12B-2409
-    "dim": 5120,
-    "n_layers": 40,
-    "head_dim": 128,
-    "hidden_dim": 14336,
-    "n_heads": 32,
-    "n_kv_heads": 8,
-    "rope_theta": 1e9,
-    "norm_eps": 1e-5,
-    "vocab_size": 131072,
-    "vision_encoder": {
-        "hidden_size": 1024,
-        "num_channels": 3,
-        "image_size": 1024,
-        "patch_size": 16,
-        "rope_theta": 1e4,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_token_id": 10,
-    },
-}
 BATCHED = {4_352: 1, 8_192: 2}  # tokens of a step, and the pictures that come with it at most
 EACH = [(gpus, precision) for gpus in TENSOR_PARALLEL for precision in PRECISIONS]
 
@@ -104,7 +82,7 @@ def vllm(tmp_path_factory) -> dict[str, Any]:
     too_much = machine(folder, "L4", 2, "bf16")
     too_much["flags"][too_much["flags"].index("--gpu-memory-utilization") + 1] = "0.9"
     asked = {
-        "params": PARAMS,
+        "params": checkpoint.PIXTRAL,
         "gpus": TENSOR_PARALLEL,
         "free": {gpus: frees(gpus) for gpus in TENSOR_PARALLEL},
         "batched": BATCHED,

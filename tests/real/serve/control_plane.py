@@ -12,7 +12,6 @@ a folder in ~/machines and a session of processes, which runs the task's own set
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -25,7 +24,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import uvicorn
 from sky import backends, clouds, exceptions, global_user_state
 from sky.backends import backend_utils
@@ -33,6 +31,8 @@ from sky.client import sdk
 from sky.serve import constants, replica_managers, serve_state, serve_utils, service, service_spec
 from sky.skylet import job_lib
 from sky.utils import controller_utils, dag_utils, status_lib, yaml_utils
+
+from tests.support.processes import of_session, signal_session
 
 HOME = Path.home()
 RIG = json.loads((HOME / "rig.json").read_text())
@@ -98,21 +98,9 @@ def end(session: int) -> None:
     """Every process of a session, in order, and by force where that takes too long."""
     deadline = time.monotonic() + 10
     for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in sorted(of(session), key=lambda each: each.pid):
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(number)
-        while of(session) and (number == signal.SIGKILL or time.monotonic() < deadline):
+        signal_session(session, number)
+        while of_session(session) and (number == signal.SIGKILL or time.monotonic() < deadline):
             time.sleep(0.05)
-
-
-def of(session: int) -> list[psutil.Process]:
-    """Its processes that live; the server is in a group of its own."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 def get_endpoints(cluster: str, port: int, **_: Any) -> dict[int, str]:

@@ -33,6 +33,7 @@ import yaml
 from pixtral_sky.client.client import READ_SECONDS, Client
 from pixtral_sky.client.endpoint import Endpoint
 from tests.conftest import ROOT
+from tests.support.processes import of_session, signal_session
 
 SPEED = float(os.environ.get("SERVE_SPEED") or 20)
 KEY = "serve-key-that-every-replica-asks-for"
@@ -89,21 +90,13 @@ class Machine:
 
     def signal(self, number: int) -> None:
         """To everything that runs there. STOP makes it take connections, and never answer."""
-        # The script before its server, which it would start again.
-        for process in sorted(self.processes(), key=lambda each: each.pid):
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(number)
+        signal_session(self.session, number)
 
     def runs(self) -> bool:
         return bool(self.processes())
 
     def processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if os.getsid(process.pid) == self.session and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return of_session(self.session)
 
     def requests(self) -> list[dict[str, Any]]:
         """What its server noted: the id of a question, what came of it, and when."""

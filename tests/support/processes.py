@@ -1,0 +1,25 @@
+"""The processes of a session: those of a script, and of its server, which is in a group of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import psutil
+
+
+def of_session(leader: int) -> list[psutil.Process]:
+    """Those that live; the script before what it has started."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return sorted(found, key=lambda each: each.pid)
+
+
+def signal_session(leader: int, number: int) -> None:
+    """The script first: it would start a server again that is killed before it."""
+    for process in of_session(leader):
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
