@@ -1,11 +1,11 @@
-"""The script of pixtral.yaml on this machine's GPUs: does it start, and is the memory as memory.py has it?
+"""The script of pixtral.yaml on this machine's GPUs: does it start, does it fit, how fast is it?
 
     make gpu                              # needs a GPU, the network for vLLM, 60 GB of disk, and no licence
 
 Its `setup` installs vLLM as on any machine. Then its `run`, to the letter, serves a Pixtral of full size with
-random weights, in bf16 and in fp8, with nvcc on the PATH and without; a picture is asked about. Each row has
-what was estimated, and what was measured. A case that does not start is a row too, and the end of its log is
-shown. It takes some 5 minutes a case, 12 at most.
+random weights, in bf16 and in fp8, with nvcc on the PATH and without, and with other sizes of a step. It is
+asked about pictures. Each row has what was estimated (memory.py, planning/speed.py), and what was measured. A
+case that does not start is a row too, and the end of its log is shown. It takes some 3 minutes a case.
 
 --tiny: the same with the tiny model on the CPU engine, where nothing is known of the memory.
 """
@@ -14,25 +14,33 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from benchmarks import speed
+from benchmarks.speed import Figures, Load
 from pixtral_sky import memory
 from pixtral_sky.client.client import Client
+from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.client.messages import messages
 from pixtral_sky.deploy import store, task
 from pixtral_sky.deploy.resolve import endpoint_of
 from pixtral_sky.errors import PixtralSkyError
 from pixtral_sky.pictures import picture as images
 from pixtral_sky.pixtral import TENSOR_PARALLEL
+from pixtral_sky.planning.speed import Range
+from pixtral_sky.planning.speed import speed as estimated_speed
 from pixtral_sky.rehearsal import checkpoint, engine, process
 
 START_SECONDS = 600
@@ -58,17 +66,67 @@ class Gpus:
     driver: str
 
 
+@dataclass(frozen=True)
+class Case:
+    """One start of the script. ``step_tokens`` 0: as the script chooses."""
+
+    precision: str
+    nvcc: bool = False
+    step_tokens: int = 0
+
+    def __str__(self) -> str:
+        step = f"@{self.step_tokens}" if self.step_tokens else ""
+        return f"{self.precision}{'+nvcc' if self.nvcc else ''}{step}"
+
+
+def parse(text: str) -> Case:
+    """The case that "fp8", "bf16+nvcc" or "bf16@16640" names."""
+    found = re.fullmatch(rf"({'|'.join(memory.PRECISIONS)})(\+nvcc)?(?:@(\d+))?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no case. It looks like fp8, bf16+nvcc or bf16@16640")
+    return Case(found[1], bool(found[2]), int(found[3] or 0))
+
+
+# What is asked first, so that a run that is cut short has the most. A step has room for one full picture and
+# some, for as many as the script chooses on large GPUs, or for a prompt of four.
+CASES = ("bf16", "fp8", "bf16+nvcc", "bf16@4352", "bf16@16640")
+ALONE = (Load(1, 1, 4), Load(4, 1, 3))
+MANY = (Load(1, 16, 48), Load(1, 64, 160), Load(4, 16, 32))
+STEPS = (Load(1, 64, 128),)
+TINY = (Load(1, 1, 2, answer=16), Load(4, 2, 2, answer=16))
+
+
 @dataclass
 class Row:
     """What came of one case. ``said`` are the figures of vLLM's log, by the names of SAYS."""
 
     precision: str
     nvcc: bool
+    step_tokens: int = 0
     seconds: float = 0
     context: int = 0
     answer: str = ""
     failure: str = ""
     said: dict[str, str] = field(default_factory=dict)
+    speeds: list[Figures] = field(default_factory=list)
+    stall: tuple[float, float] | None = None  # seconds: alone, and beside a request with four pictures
+
+    @property
+    def name(self) -> str:
+        return str(Case(self.precision, self.nvcc, self.step_tokens))
+
+
+@dataclass(frozen=True)
+class Server:
+    """What is started: the environment with vLLM, the model, vLLM's further arguments and its environment."""
+
+    venv: Path
+    model: Path
+    args: str
+    machine: Mapping[str, str]
+    start_seconds: int
+    loads: Mapping[str, tuple[Load, ...]]
+    logs: Path | None
 
 
 def gpus_here() -> Gpus:
@@ -98,7 +156,7 @@ def known(name: str) -> str:
 
 
 def without_nvcc(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """PATH without nvcc, and no variable that leads to one.
+    """PATH without nvcc, and variables that lead to none.
 
     Of a folder that has it, all else stays, by links in ``folder``: Debian's nvcc is in /usr/bin.
     """
@@ -113,7 +171,8 @@ def without_nvcc(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
             if program.name != "nvcc" and not (rest / program.name).is_symlink():
                 (rest / program.name).symlink_to(program)
         path.append(str(rest))
-    return {"PATH": ":".join(path), "CUDA_HOME": "", "CUDA_PATH": ""}
+    # Empty, and not unset: vLLM and FlashInfer would look into /usr/local/cuda.
+    return {"PATH": ":".join(path), "CUDA_HOME": str(folder), "CUDA_PATH": str(folder)}
 
 
 def with_nvcc(environ: Mapping[str, str]) -> dict[str, str] | None:
@@ -123,51 +182,51 @@ def with_nvcc(environ: Mapping[str, str]) -> dict[str, str] | None:
     return {"PATH": f"{Path(found).parent}:{path}"} if found else None
 
 
-def cases(tiny: bool, folder: Path) -> Iterator[tuple[str, bool, dict[str, str]]]:
-    """Precision, whether there is an nvcc, and the environment for it."""
-    for precision in memory.PRECISIONS:
-        yield precision, False, without_nvcc(os.environ, folder)
-        if not tiny and (found := with_nvcc(os.environ)):
-            yield precision, True, found
+def nvcc_environment(case: Case, folder: Path) -> dict[str, str] | None:
+    """The environment of the case; None: this machine has no nvcc, and the case is left out."""
+    return with_nvcc(os.environ) if case.nvcc else without_nvcc(os.environ, folder)
 
 
-def installed(home: Path) -> Path:
-    """The environment that the file's own `setup` makes. Raises SystemExit when it fails."""
+def installed(home: Path, venv: Path | None) -> Path:
+    """The environment that the file's own `setup` makes, or ``venv``. Raises SystemExit when it fails."""
     shipped = task.load()
     environ = {**os.environ, **shipped.envs, "MODEL": str(home), "PIXTRAL_API_KEY": "", "HF_TOKEN": ""}
+    environ["VENV"] = str(venv or "")
     if subprocess.run(["bash", "-c", shipped.setup], env=environ, cwd=home).returncode:  # noqa: S607
         raise SystemExit("The setup of pixtral.yaml has failed: see above.")
-    return Path.home() / ".pixtral-sky" / "venv"
+    return venv or Path.home() / ".pixtral-sky" / "venv"
 
 
-def measured(
-    precision: str, nvcc: bool, venv: Path, model: Path, args: str, machine: Mapping[str, str]
-) -> Row:
-    """Start the script, ask about one picture, and stop it."""
-    row = Row(precision, nvcc)
+def measured(case: Case, server: Server, machine: Mapping[str, str], until: float) -> Row:
+    """Start the script, ask, and stop it. No load is begun after ``until``, by the monotonic clock."""
+    row = Row(case.precision, case.nvcc, case.step_tokens)
     shipped = task.load()
-    envs = {"PRECISION": precision, "START_MINUTES": str(START_SECONDS // 60)}
+    envs = {"PRECISION": case.precision, "START_MINUTES": str(math.ceil(server.start_seconds / 60))}
+    args = server.args + (f" --max-num-batched-tokens {case.step_tokens}" if case.step_tokens else "")
     begin = time.monotonic()
     deployment = process.start(
         replace(shipped, envs={**shipped.envs, **envs}),
-        venv, model, f"gpu-{precision}", store.free_port(0), args, machine,
+        server.venv, server.model, f"gpu-{case.precision}", store.free_port(0), args,
+        {**server.machine, **machine},
     )  # fmt: skip
     try:
-        process.wait_until_ready(deployment, START_SECONDS)
+        process.wait_until_ready(deployment, server.start_seconds)
         row.seconds = time.monotonic() - begin
-        picture = images.prepare(task.shipped("examples/chart.png").read_bytes(), "chart.png")
-        with Client(endpoint_of(deployment), budget=0, read_timeout=ANSWER_SECONDS) as client:
-            row.context = client.models()[0]["max_model_len"]
-            begin = time.monotonic()
-            usage = client.complete(messages(["What is this?", picture]), max_tokens=16)["usage"]
-        row.answer = f"{usage['completion_tokens']} tokens in {time.monotonic() - begin:.1f} s"
-        if usage["prompt_tokens"] < picture.tokens:
-            row.failure = f"the picture has not reached the model: {usage['prompt_tokens']} tokens"
+        endpoint = endpoint_of(deployment)
+        ask_about_a_picture(endpoint, row)
+        for load in server.loads["steps" if case.step_tokens else "nvcc" if case.nvcc else "plain"]:
+            if time.monotonic() < until:
+                row.speeds.append(speed.measure(endpoint, load, time.monotonic_ns()))
+                print(f"  {row.speeds[-1]}", file=sys.stderr, flush=True)
+        if not case.nvcc and time.monotonic() < until:
+            row.stall = speed.longest_stall(endpoint, 4, time.monotonic_ns())
     except PixtralSkyError as error:
         row.failure = error.what
     finally:
         log = Path(deployment.log).read_text(errors="replace")
         process.stop(deployment)
+    if server.logs:
+        (server.logs / f"{re.sub(r'[^a-z0-9]', '-', str(case))}.log").write_text(log)
     if row.failure:
         print("\n".join(log.splitlines()[-40:]), file=sys.stderr, flush=True)
     for name, pattern in SAYS.items():
@@ -176,9 +235,20 @@ def measured(
     return row
 
 
+def ask_about_a_picture(endpoint: Endpoint, row: Row) -> None:
+    """The first question, which warms up what a start leaves cold."""
+    picture = images.prepare(task.shipped("examples/chart.png").read_bytes(), "chart.png")
+    with Client(endpoint, budget=0, read_timeout=ANSWER_SECONDS) as client:
+        row.context = client.models()[0]["max_model_len"]
+        begin = time.monotonic()
+        usage = client.complete(messages(["What is this?", picture]), max_tokens=16)["usage"]
+    row.answer = f"{usage['completion_tokens']} tokens in {time.monotonic() - begin:.1f} s"
+    if usage["prompt_tokens"] < picture.tokens:
+        row.failure = f"the picture has not reached the model: {usage['prompt_tokens']} tokens"
+
+
 HEAD = (
-    "precision",
-    "nvcc",
+    "case",
     "started",
     "weights, GiB a GPU: estimate, measured",
     "KV tokens: estimate, measured",
@@ -189,23 +259,48 @@ HEAD = (
 )
 
 
+SPEED_HEAD = (
+    "case",
+    "pictures, at once",
+    "answered, failed",
+    "first token, s: estimate, measured",
+    "tokens/s of one: estimate, measured",
+    "requests/s: estimate, measured",
+    "tokens/s",
+)
+
+
 def table(rows: list[Row], gpus: Gpus | None, versions: str) -> list[str]:
-    """Markdown: estimated and measured, a row a case."""
+    """Markdown: estimated and measured; how each case starts, then how fast it answers."""
     if gpus:
         where = f"{gpus.count} x {gpus.name} (driver {gpus.driver})"
     else:
         where = "The CPU engine with the tiny model: nothing here is about a GPU"
-    lines = [f"{where}, {versions}. Random weights.", "", " | ".join(HEAD), "|".join("---" for _ in HEAD)]
-    lines += [" | ".join(cells(row, gpus)) for row in rows]
-    return lines[:2] + [f"| {line} |" for line in lines[2:]]
+    lines = [f"{where}, {versions}. Random weights.", ""]
+    lines += markdown(HEAD, [cells(row, gpus) for row in rows])
+    speeds = [speed_cells(row, figures, gpus) for row in rows for figures in row.speeds]
+    if speeds:
+        lines += ["", *markdown(SPEED_HEAD, speeds)]
+    for row in rows:
+        if row.stall:
+            quiet, beside = row.stall
+            lines += [
+                "",
+                f"{row.name}: the longest pause of an answer is {quiet * 1e3:.0f} ms, and"
+                f" {beside * 1e3:.0f} ms while another request brings four pictures.",
+            ]
+    return lines
+
+
+def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
 
 
 def cells(row: Row, gpus: Gpus | None) -> tuple[str, ...]:
     weights, tokens = estimates(row, gpus)
     said = {name: row.said.get(name, "-") for name in SAYS}
     return (
-        row.precision,
-        "yes" if row.nvcc else "no",
+        row.name,
         ": ".join(filter(None, (f"{row.seconds:.0f} s" if row.seconds else "no", row.failure))),
         f"{weights}, {said['weights']}",
         f"{tokens}, {said['tokens']}",
@@ -214,6 +309,31 @@ def cells(row: Row, gpus: Gpus | None) -> tuple[str, ...]:
         said["attention"],
         f"{said['compiled']} s, {said['graphs']} s",
     )
+
+
+def speed_cells(row: Row, figures: Figures, gpus: Gpus | None) -> tuple[str, ...]:
+    first = alone = requests = "-"
+    if gpus and gpus.known and memory.fits(gpus.known, gpus.count, precision=row.precision).fits:
+        work = memory.Workload(images=figures.pictures, text=8, answer=figures.answer)
+        fit = memory.fits(gpus.known, gpus.count, workload=work, precision=row.precision)
+        estimate = estimated_speed(fit, work)
+        if figures.concurrency == 1:
+            first, alone = between(estimate.first_token), between(estimate.alone)
+        elif figures.concurrency >= fit.requests:
+            requests = between(estimate.requests)
+    return (
+        row.name,
+        f"{figures.pictures}, {figures.concurrency}",
+        f"{figures.answered}, {figures.failed}" + (f": {figures.error}" if figures.error else ""),
+        f"{first}, {figures.first_token:.2f}",
+        f"{alone}, {figures.alone:.1f}",
+        f"{requests}, {figures.requests:.2f}",
+        f"{figures.tokens:,.0f}",
+    )
+
+
+def between(estimate: Range) -> str:
+    return f"{estimate.low:.3g} to {estimate.high:.3g}"
 
 
 def estimates(row: Row, gpus: Gpus | None) -> tuple[str, str]:
@@ -235,28 +355,86 @@ def versions(venv: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def dumped(rows: list[Row], gpus: Gpus | None, versions: str) -> str:
+    """All figures as JSON."""
+    document = {"gpus": gpus and asdict(gpus), "versions": versions, "rows": [asdict(row) for row in rows]}
+    return json.dumps(document, indent=1) + "\n"
+
+
+def loaded(text: str) -> tuple[list[Row], Gpus | None, str]:
+    """What ``dumped`` wrote; its table is ``table(*loaded(text))``."""
+    document = json.loads(text)
+    rows = [
+        Row(**{**row, "speeds": [Figures(**figures) for figures in row["speeds"]]})
+        for row in document["rows"]
+    ]
+    return rows, document["gpus"] and Gpus(**document["gpus"]), document["versions"]
+
+
 def main() -> int:
+    arguments = parsed()
+    # A server is in a session of its own: who ends this program must not leave it on the GPU.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    gpus = None if arguments.tiny else gpus_here()
+    until = time.monotonic() + arguments.seconds
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["PIXTRAL_SKY_HOME"] = home
+        server = tiny_server(arguments) if gpus is None else full_server(arguments, gpus, Path(home))
+        said = versions(server.venv)
+        for case in arguments.cases:
+            environ = nvcc_environment(case, Path(home) / "without-nvcc")
+            if environ is None or time.monotonic() > until:
+                print(f"{case} is left out: no {'time' if environ else 'nvcc'}", file=sys.stderr, flush=True)
+                continue
+            print(f"{case} ...", file=sys.stderr, flush=True)
+            rows.append(measured(case, server, environ, until))
+            if arguments.figures:  # after each, as the next may take the machine with it
+                found = {
+                    "gpus": gpus and asdict(gpus),
+                    "versions": said,
+                    "rows": [asdict(row) for row in rows],
+                }
+                arguments.figures.write_text(json.dumps(found, indent=1))
+        print("\n".join(table(rows, gpus, said)))
+    return int(any(row.failure for row in rows))
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiny", action="store_true", help="the tiny model on the CPU engine")
-    tiny = parser.parse_args().tiny
-    gpus = None if tiny else gpus_here()
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as home:
-        os.environ["PIXTRAL_SKY_HOME"] = home
-        if gpus is None:
-            venv = engine.ensure(task.load().vllm_version)
-            model, args, machine = checkpoint.tiny(venv), process.CPU_ARGS, process.CPU_ENVIRON
-        else:
-            venv = installed(Path(home))
-            model, args = checkpoint.full(venv), "--load-format dummy --dtype bfloat16"
-            machine = {"SKYPILOT_NUM_GPUS_PER_NODE": str(gpus.count)}
-        for precision, nvcc, environ in cases(tiny, Path(home) / "without-nvcc"):
-            print(f"{precision}, {'with' if nvcc else 'without'} nvcc ...", file=sys.stderr, flush=True)
-            rows.append(measured(precision, nvcc, venv, model, args, {**machine, **environ}))
-        print("\n".join(table(rows, gpus, versions(venv))))
-    return int(any(row.failure for row in rows))
+    parser.add_argument("--venv", type=Path, help="an environment with vLLM that is here already")
+    parser.add_argument("--args", default="", help="more arguments for vllm serve")
+    parser.add_argument("--seconds", type=float, default=3600, help="nothing is begun after so many")
+    parser.add_argument(
+        "--start-seconds", type=int, default=START_SECONDS, help="a start that takes longer is ended"
+    )
+    parser.add_argument("--figures", type=Path, help="a JSON file for all figures")
+    parser.add_argument("--logs", type=Path, help="a directory for the logs of vLLM")
+    parser.add_argument("cases", nargs="*", type=parse, help=f"as {', '.join(CASES)}")
+    arguments = parser.parse_args()
+    names = memory.PRECISIONS if arguments.tiny else CASES
+    arguments.cases = arguments.cases or [parse(name) for name in names]
+    return arguments
+
+
+def tiny_server(arguments: argparse.Namespace) -> Server:
+    venv = engine.ensure(task.load().vllm_version)
+    return Server(
+        venv, checkpoint.tiny(venv), f"{process.CPU_ARGS} {arguments.args}", process.CPU_ENVIRON,
+        arguments.start_seconds, {"plain": TINY, "steps": TINY[:1], "nvcc": ()}, arguments.logs,
+    )  # fmt: skip
+
+
+def full_server(arguments: argparse.Namespace, gpus: Gpus, home: Path) -> Server:
+    venv = installed(home, arguments.venv)
+    return Server(
+        venv, checkpoint.full(venv), f"--load-format dummy --dtype bfloat16 {arguments.args}",
+        {"SKYPILOT_NUM_GPUS_PER_NODE": str(gpus.count)}, arguments.start_seconds,
+        {"plain": ALONE + MANY, "steps": STEPS, "nvcc": ALONE[:1]}, arguments.logs,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

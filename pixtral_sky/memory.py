@@ -98,9 +98,10 @@ SCALES_REPLICATED = 4 * LAYERS * 2 * HIDDEN
 ROPE_BYTES = MODEL_CONTEXT * HEAD_DIM * 2  # its table of cosines and sines, for each position
 
 # What is not computed here, in GiB a GPU: CUDA graphs, kernels, cuBLAS, NCCL. Estimated; the low end is
-# below what vLLM 0.26 and 0.29 said of single L4 (0.07 + 0.78, and 0.33 + 0.24 with some buffers), the
-# high end leaves room for several GPUs. The margin of all tokens comes from here.
-OTHER_GIB = (0.5, 2.0)
+# below what vLLM 0.26 and 0.29 said of single L4 (0.07 + 0.78, and 0.33 + 0.24 with some buffers), and vLLM
+# 0.32 of one H200 (docs/measured.md); the high end leaves room for several GPUs. The margin of all tokens
+# comes from here.
+OTHER_GIB = (0.3, 2.0)
 
 DEFAULT_CONTEXT = 32_768  # what the script takes where MAX_MODEL_LEN is empty, and ...
 DEFAULT_ROOM = 4_096  # ... no less than so many tokens beside all pictures

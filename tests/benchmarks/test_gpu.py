@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu
+from benchmarks.speed import Figures
 from pixtral_sky import memory
+from pixtral_sky.planning.speed import speed
 from tests.conftest import ROOT
 
 
@@ -33,29 +36,55 @@ def test_nvcc_is_put_on_the_path_and_taken_from_it(tmp_path):
         (cuda / name).touch(mode=0o755)
     environ = {"PATH": f"/nowhere:{cuda}:/bin", "CUDA_HOME": str(cuda.parent)}
     without = gpu.without_nvcc(environ, tmp_path / "links")
-    assert (without["CUDA_HOME"], without["CUDA_PATH"]) == ("", "")
+    # vLLM would look into /usr/local/cuda where they are empty.
+    assert without["CUDA_HOME"] == without["CUDA_PATH"] == str(tmp_path / "links")
+    assert not (tmp_path / "links" / "bin").exists()
     assert not shutil.which("nvcc", path=without["PATH"].removesuffix(":/bin"))
     # Debian has it in /usr/bin: the rest of that folder stays.
     assert Path(shutil.which("bash", path=without["PATH"]) or "").resolve() == (cuda / "bash").resolve()
     found = gpu.with_nvcc(environ)
     assert found
     assert found["PATH"].startswith(f"{cuda}:")
-    assert [precision for precision, _, _ in gpu.cases(True, tmp_path)] == list(memory.PRECISIONS)
+
+
+def test_cases_are_named():
+    assert [str(gpu.parse(name)) for name in gpu.CASES] == list(gpu.CASES)
+    assert gpu.parse("bf16@4352") == gpu.Case("bf16", step_tokens=4352)
+    for wrong in ("fp16", "bf16@", "bf16@x", "fp8 nvcc", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="looks like"):
+            gpu.parse(wrong)
 
 
 def test_estimates_stand_beside_what_was_measured():
     here = gpu.Gpus("NVIDIA L4", "L4", 2, "580.95.05")
     rows = [
-        gpu.Row("bf16", False, 181.2, 32_768, "16 tokens in 0.9 s", said={"weights": "11.95", "tokens": "36,000"}),
+        gpu.Row("bf16", False, 0, 181.2, 32_768, "16 tokens in 0.9 s", said={"weights": "11.95", "tokens": "36,000"},
+                speeds=[Figures(1, 1, 128, 4, 0, 30.0, 2.5, 12.5, 0.2, 17.0), Figures(1, 64, 128, 3, 1, 30.0, 9.0, 6.0, 0.5, 60.0, "broke off")],
+                stall=(0.01, 2.5)),
         gpu.Row("fp8", True, failure="The server ended: no nvcc"),
     ]  # fmt: skip
     lines = gpu.table(rows, here, "vLLM 0.32.0, torch 2.13.0")
     assert lines[0] == "2 x NVIDIA L4 (driver 580.95.05), vLLM 0.32.0, torch 2.13.0. Random weights."
-    assert len({line.count("|") for line in lines[2:]}) == 1
     found = memory.fits("L4", 2)
     assert f"| {memory.weight_bytes(2) / memory.GIB:.2f}, 11.95 |" in lines[4]
     assert f"| {found.kv_tokens:,} to {found.kv_tokens_most:,}, 36,000 | 32,768 |" in lines[4]
-    assert "| no: The server ended: no nvcc |" in lines[5]
+    assert "| fp8+nvcc | no: The server ended: no nvcc |" in lines[5]
+    work = memory.Workload(text=8, answer=128)
+    estimate = speed(memory.fits("L4", 2, workload=work), work)
+    assert (
+        f"| {gpu.between(estimate.first_token)}, 2.50 | {gpu.between(estimate.alone)}, 12.5 | -, 0.20 |"
+        in lines[9]
+    )
+    assert f"| 3, 1: broke off | -, 9.00 | -, 6.0 | {gpu.between(estimate.requests)}, 0.50 |" in lines[10]
+    assert lines[12] == (
+        "bf16: the longest pause of an answer is 10 ms, and 2500 ms while another request brings four pictures."
+    )
+    assert gpu.table(*gpu.loaded(gpu.dumped(rows, here, "vLLM 0.32.0, torch 2.13.0"))) == lines
+
+
+def test_the_page_shows_the_figures_that_were_measured():
+    table = "\n".join(gpu.table(*gpu.loaded((ROOT / "docs/measured/h200.json").read_text())))
+    assert f"<!-- h200 -->\n{table}\n<!-- /h200 -->" in (ROOT / "docs/measured.md").read_text()
 
 
 def test_without_a_gpu_it_says_so(tmp_path):
@@ -74,7 +103,15 @@ def test_on_the_cpu_engine():
     )
     assert result.returncode == 0, result.stderr
     rows = [line for line in result.stdout.splitlines() if re.match(r"\| (bf16|fp8) ", line)]
-    assert [re.split(r" *\| *", row)[1:3] for row in rows] == [["bf16", "no"], ["fp8", "no"]]
-    for row in rows:
+    assert [row.split(" ")[1] for row in rows] == ["bf16", "fp8", "bf16", "bf16", "fp8", "fp8"]
+    for row in rows[2:]:
+        assert re.match(
+            r"\| \w+ \| (1, 1|4, 2) \| 2, 0 \| -, [\d.]+ \| -, [\d.]+ \| -, [\d.]+ \| [\d,]+ \|$", row
+        ), row
+    assert (
+        len(re.findall(r"^(bf16|fp8): the longest pause of an answer is \d+ ms", result.stdout, re.MULTILINE))
+        == 2
+    )
+    for row in rows[:2]:
         assert re.search(r"\| \d+ s \| -, - \| -, [\d,]{5,} \| 32,768 \| 16 tokens in [\d.]+ s \|", row), row
     assert Path(ROOT / "Makefile").read_text().count("-m benchmarks.gpu") == 1
