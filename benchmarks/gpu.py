@@ -31,7 +31,7 @@ from pixtral_sky.client.messages import messages
 from pixtral_sky.deploy import store, task
 from pixtral_sky.deploy.resolve import endpoint_of
 from pixtral_sky.errors import PixtralSkyError
-from pixtral_sky.pictures import picture as images
+from pixtral_sky.pictures.prepare import prepare
 from pixtral_sky.pixtral import TENSOR_PARALLEL
 from pixtral_sky.rehearsal import checkpoint, engine, process
 
@@ -155,7 +155,7 @@ def measured(
     try:
         process.wait_until_ready(deployment, START_SECONDS)
         row.seconds = time.monotonic() - begin
-        picture = images.prepare(task.shipped("examples/chart.png").read_bytes(), "chart.png")
+        picture = prepare(task.shipped("examples/chart.png").read_bytes(), "chart.png")
         with Client(endpoint_of(deployment), budget=0, read_timeout=ANSWER_SECONDS) as client:
             row.context = client.models()[0]["max_model_len"]
             begin = time.monotonic()

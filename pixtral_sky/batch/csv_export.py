@@ -14,7 +14,7 @@ from typing import Any
 
 from pixtral_sky.batch import jsonl
 from pixtral_sky.errors import UsageError
-from pixtral_sky.pictures.picture import shown
+from pixtral_sky.text import shown
 
 # What a spreadsheet takes for the beginning of a formula. A formula can send away what else is in the sheet,
 # and what is answered may have been written by whoever made the picture.

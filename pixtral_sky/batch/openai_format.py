@@ -16,11 +16,13 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from pixtral_sky import pixtral
-from pixtral_sky.pictures import picture as images
+from pixtral_sky.pictures.picture import FORMATS
+from pixtral_sky.pictures.source import Source, is_data_url, is_url
+from pixtral_sky.text import is_unicode
 
 URL = "/v1/chat/completions"
-# What is decided by who sends it: which model is served, and that answers come over a stream.
-OURS = ("model", "stream", "stream_options")
+# Fields that the sender decides: which model is served, and that answers are streamed.
+SENDERS = ("model", "stream", "stream_options")
 
 
 def is_request(line: dict[str, Any]) -> bool:
@@ -33,7 +35,7 @@ def problem(line: dict[str, Any]) -> str:
     custom_id, body = line.get("custom_id"), line.get("body")
     if not isinstance(custom_id, str) or not custom_id:
         return '"custom_id" has to be a string'
-    if not is_text(custom_id):
+    if not is_unicode(custom_id):
         return '"custom_id" is not valid Unicode'
     if line.get("method") != "POST":
         return '"method" has to be "POST"'
@@ -45,15 +47,6 @@ def problem(line: dict[str, Any]) -> str:
     if not isinstance(messages, list) or not messages:
         return '"body.messages" has to be a list of messages'
     return ""
-
-
-def is_text(text: str) -> bool:
-    """Whether it is valid Unicode; JSON can spell half of a surrogate pair, which is not."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _pictures(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -72,26 +65,26 @@ def picture_urls(body: dict[str, Any]) -> Iterator[str]:
 
 
 def prepared(body: dict[str, Any]) -> dict[str, Any]:
-    """The body as it is sent: as it is given, but for OURS, and for pictures that cannot stay as they are.
+    """The body as it is sent: as it is given, but for SENDERS, and for pictures that cannot stay as they are.
 
     An http(s) URL becomes its content, as the server fetches none. A data: URL of more than 1024 pixels a
     side is shrunk as the server would shrink it, and one that cannot be read is an error here. Raises
     PictureError.
     """
-    body = copy.deepcopy({name: value for name, value in body.items() if name not in OURS})
+    body = copy.deepcopy({name: value for name, value in body.items() if name not in SENDERS})
     for picture in _pictures(body):
         picture["url"] = _sent(picture["url"])
     return body
 
 
 def _sent(url: str) -> str:
-    if url[:5].lower() == "data:":
+    if is_data_url(url):
         size = _size(url)
         if size and max(size) <= pixtral.BOX:
             return url
-    elif not images.is_url(url):
+    elif not is_url(url):
         return url
-    return images.read(url, stdin=bytes).data_url()
+    return Source(url).read().data_url()
 
 
 def picture_tokens(url: str) -> int:
@@ -103,13 +96,13 @@ def picture_tokens(url: str) -> int:
 def _size(url: str) -> tuple[int, int] | None:
     """Width and height, in pixels, of the picture in a data: URL."""
     head, _, content = url.partition(",")
-    if head[:5].lower() != "data:":
+    if not is_data_url(head):
         return None
     from PIL import Image
 
     try:
         data = base64.b64decode(content) if head.lower().endswith(";base64") else unquote_to_bytes(content)
-        with Image.open(BytesIO(data), formats=images.FORMATS) as image:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
             size: tuple[int, int] = image.size
             return size
     except Exception:  # decoders that are fed with anything raise anything

@@ -19,8 +19,8 @@ import orjson
 
 from pixtral_sky import __version__
 from pixtral_sky.client import transport
+from pixtral_sky.client.answer import Answer
 from pixtral_sky.client.endpoint import BASETEN_SECONDS, Endpoint
-from pixtral_sky.client.messages import Answer, printable
 from pixtral_sky.client.transport import Response, Wire
 from pixtral_sky.errors import (
     BrokenAnswer,
@@ -34,6 +34,7 @@ from pixtral_sky.errors import (
     Untrusted,
     UsageError,
 )
+from pixtral_sky.text import printable
 
 # For all attempts of a request together. SkyServe sends requests to a replica that has died until a probe
 # of it fails (10 s) and its balancer has asked for news (20 s).
