@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.errors import LimitError
+from pixtral_sky.pictures.picture import Picture
 from pixtral_sky.pictures.source import Source
 from pixtral_sky.pixtral import MAX_IMAGE_TOKENS
-
-if TYPE_CHECKING:
-    from pixtral_sky.pictures.picture import Picture
 
 # Tokens of a prompt beside pictures and words: its beginning, and the two that frame the question.
 FRAME_TOKENS = 3
@@ -19,20 +17,25 @@ FRAME_TOKENS = 3
 MAX_TOKENS, TEMPERATURE = 512, 0.7
 
 
-def messages(parts: Sequence[str | Picture | Source], system: str = "") -> list[dict[str, Any]]:
-    """OpenAI messages: words and pictures in the order given, after the ``system`` prompt if there is one.
+# Words and pictures in their order, or OpenAI messages. A Source, a URL, is left to the endpoint to fetch.
+Question: TypeAlias = Sequence[str | Picture | Source | dict[str, Any]]
 
-    A Source, which has to be a URL, is left to the endpoint to fetch.
-    """
-    content: list[dict[str, Any]] = []
-    for part in parts:
-        if isinstance(part, str):
-            content.append({"type": "text", "text": part})
-        else:
-            url = part.location if isinstance(part, Source) else part.data_url()
-            content.append({"type": "image_url", "image_url": {"url": url}})
-    question = {"role": "user", "content": content}
-    return [{"role": "system", "content": system}, question] if system else [question]
+
+def messages(question: Question, system: str = "") -> list[dict[str, Any]]:
+    """The OpenAI messages of a question, after the ``system`` prompt if there is one."""
+    found: list[Any] = [question] if isinstance(question, str) else list(question)
+    if not all(isinstance(each, dict) for each in found):
+        found = [{"role": "user", "content": [_part(each) for each in found]}]
+    return [{"role": "system", "content": system}, *found] if system else found
+
+
+def _part(part: object) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if isinstance(part, (Picture, Source)):
+        url = part.location if isinstance(part, Source) else part.data_url()
+        return {"type": "image_url", "image_url": {"url": url}}
+    raise TypeError(f"A question is words and pictures, or messages; not {type(part).__name__}.")
 
 
 def check_pictures(endpoint: Endpoint, pictures: int) -> None:

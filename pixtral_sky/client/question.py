@@ -7,7 +7,7 @@ from typing import Any
 
 from pixtral_sky.client.answer import Answer
 from pixtral_sky.client.client import Client
-from pixtral_sky.client.messages import MAX_TOKENS, check_pictures, check_tokens, messages
+from pixtral_sky.client.messages import MAX_TOKENS, check_pictures, check_tokens
 from pixtral_sky.pictures.picture import Picture
 from pixtral_sky.pictures.source import Source
 
@@ -38,4 +38,4 @@ def send(
         client.learn()
     if check:
         check_tokens(client.endpoint, content, max_tokens)
-    return client.ask(messages(content, system), max_tokens=max_tokens, **fields)
+    return client.ask(content, system=system, max_tokens=max_tokens, **fields)

@@ -676,7 +676,11 @@ def test_the_journey(cli, tmp_path):
 
         exports = cli("endpoint", "--env").stdout
         environ = {k: v.strip("'") for k, v in re.findall(r"export (\w+)=(.*)", exports)}
-        for example in (["bash", "examples/curl.sh"], [sys.executable, "examples/openai_client.py"]):
+        for example in (
+            ["bash", "examples/curl.sh"],
+            [sys.executable, "examples/openai_client.py"],
+            [sys.executable, "examples/python_client.py"],
+        ):
             result = subprocess.run(
                 example,
                 env={**os.environ, **environ, "MAX_TOKENS": "8"},
