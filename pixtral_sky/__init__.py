@@ -16,22 +16,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pixtral_sky.errors import (
+    BrokenAnswer,
+    Busy,
+    EndpointError,
+    Failed,
+    NotAnAPI,
+    PictureError,
+    PixtralSkyError,
+    Refused,
+    Unauthorized,
+    Unreachable,
+    Untrusted,
+    UsageError,
+)
+
 if TYPE_CHECKING:
     from pixtral_sky.client.client import Client
-    from pixtral_sky.errors import (
-        BrokenAnswer,
-        Busy,
-        EndpointError,
-        Failed,
-        NotAnAPI,
-        PictureError,
-        PixtralSkyError,
-        Refused,
-        Unauthorized,
-        Unreachable,
-        Untrusted,
-        UsageError,
-    )
     from pixtral_sky.pictures.picture import Picture
     from pixtral_sky.pictures.source import read_picture
 
@@ -54,7 +55,7 @@ __all__ = [
     "read_picture",
 ]
 
-_MODULES = {
+_LATE = {
     "Client": "pixtral_sky.client.client",
     "Picture": "pixtral_sky.pictures.picture",
     "read_picture": "pixtral_sky.pictures.source",
@@ -62,10 +63,6 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES.get(name, "pixtral_sky.errors")), name)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return getattr(import_module(_LATE[name]), name)

@@ -16,9 +16,9 @@ def reason(log: Iterable[str]) -> str:
     return found[:300]
 
 
-def os_reason(error: Exception) -> str:
-    """What the system says of a file, without its name. It says nothing of a path that holds a NUL."""
-    return getattr(error, "strerror", None) or "not a path"
+def os_reason(error: Exception, otherwise: str = "not a path") -> str:
+    """What the system says of a file, without its name; ``otherwise`` where it was not the system."""
+    return getattr(error, "strerror", None) or otherwise
 
 
 def closest(word: str, names: Iterable[str]) -> str:

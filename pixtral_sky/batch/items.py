@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from pixtral_sky.batch import openai_format
 from pixtral_sky.client.messages import FRAME_TOKENS, messages
@@ -14,7 +15,7 @@ from pixtral_sky.pictures.source import Source
 
 @dataclass(frozen=True)
 class Defaults:
-    """What the command line said for all items; what an item says itself comes before it."""
+    """What the command line said for all items; an item may say otherwise."""
 
     prompt: str
     system: str = ""
@@ -36,25 +37,17 @@ class Item(ABC):
     the manifest that it is from, with the data: URLs in that.
     """
 
+    openai: ClassVar[bool] = False  # whether it is in OpenAI's format
     id: str
     images: int  # how many pictures it has
     line: str = field(default="", kw_only=True)  # of a manifest: list.jsonl#line=17
 
     @abstractmethod
     def body(self, defaults: Defaults) -> dict[str, Any]:
-        """The body of its request to /v1/chat/completions, without ``model`` and streaming. For threads.
+        """The body of its request to /v1/chat/completions, without ``model`` and streaming. Thread-safe.
 
-        Reads, downloads and shrinks the pictures, each time that it is called. Raises PictureError, for an
-        item that can never succeed.
+        Reads, downloads and shrinks the pictures at each call. Raises PictureError.
         """
-
-    @abstractmethod
-    def result(self, document: dict[str, Any], seconds: float, as_json: bool) -> dict[str, Any]:
-        """As the function of this name; ``as_json``: the answer was to be JSON."""
-
-    @abstractmethod
-    def failure(self, kind: str, message: str) -> dict[str, Any]:
-        """The line of the errors file."""
 
     def tokens(self, body: dict[str, Any]) -> int:
         """Prompt tokens of its ``body`` but for words, as ``ask`` counts; 0 when they cannot be known."""
@@ -68,11 +61,8 @@ class Bad:
 
     id: str  # unique within a run, among those of the items as well
     reason: str
-    openai: bool = False  # whether it is reported in OpenAI's format
+    openai: bool = False  # as of an Item
     line: str = field(default="", kw_only=True)  # as of an Item
-
-    def failure(self, kind: str, message: str) -> dict[str, Any]:
-        return (openai_format.error if self.openai else _failure)(self.id, kind, message)
 
 
 @dataclass(frozen=True)
@@ -96,36 +86,16 @@ class Question(Item):
             body["response_format"] = defaults.response_format
         return body
 
-    def result(self, document: dict[str, Any], seconds: float, as_json: bool) -> dict[str, Any]:
-        choice = document["choices"][0]
-        text = choice["message"].get("content") or ""
-        return {
-            "id": self.id,
-            "images": [source.name or "data:" for source in self.sources],
-            "answer": _value(text) if as_json else text,
-            "finish_reason": choice.get("finish_reason"),
-            "usage": document.get("usage"),
-            "seconds": round(seconds, 3),
-        }
-
-    def failure(self, kind: str, message: str) -> dict[str, Any]:
-        return _failure(self.id, kind, message)
-
 
 @dataclass(frozen=True)
 class Request(Item):
-    """A line of OpenAI's format. What the command line says for all is not for it: it says all itself."""
+    """A line in OpenAI's format. It ignores the defaults."""
 
+    openai = True
     request: dict[str, Any] = field(repr=False)
 
     def body(self, defaults: Defaults) -> dict[str, Any]:  # noqa: ARG002
         return openai_format.prepared(self.request)
-
-    def result(self, document: dict[str, Any], seconds: float, as_json: bool) -> dict[str, Any]:  # noqa: ARG002
-        return openai_format.output(self.id, document)
-
-    def failure(self, kind: str, message: str) -> dict[str, Any]:
-        return openai_format.error(self.id, kind, message)
 
 
 def result(
@@ -133,24 +103,30 @@ def result(
 ) -> dict[str, Any]:
     """The output line for an item and the ``chat.completion`` that it got, in the format of its input.
 
-    In the native format an answer that ``defaults`` wanted as JSON is JSON, unless it is none: then, as
-    without ``defaults``, it is the text.
+    In the native format an answer that ``defaults`` wanted as JSON becomes JSON; what cannot be parsed, as it
+    was cut off, stays text.
     """
-    return item.result(document, seconds, defaults is not None and defaults.as_json)
+    if not isinstance(item, Question):
+        return openai_format.output(item.id, document)
+    choice = document["choices"][0]
+    answer = choice["message"].get("content") or ""
+    if defaults and defaults.as_json:
+        with contextlib.suppress(ValueError, RecursionError):
+            answer = json.loads(answer)
+    return {
+        "id": item.id,
+        "images": [source.name or "data:" for source in item.sources],
+        "answer": answer,
+        "finish_reason": choice.get("finish_reason"),
+        "usage": document.get("usage"),
+        "seconds": round(seconds, 3),
+    }
 
 
 def failure(item: Item | Bad, error: Exception | str) -> dict[str, Any]:
     """The line of the errors file for an item and what happened to it, or a Bad and its reason."""
     kind = type(error).__name__ if isinstance(error, Exception) else "BadInput"
-    return item.failure(kind, str(error).encode(errors="replace").decode())
-
-
-def _failure(id: str, kind: str, message: str) -> dict[str, Any]:  # noqa: A002
-    return {"id": id, "error": {"type": kind, "message": message}}
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # cut off, as a rule
-        return text
+    message = str(error).encode(errors="replace").decode()
+    if item.openai:
+        return openai_format.error(item.id, kind, message)
+    return {"id": item.id, "error": {"type": kind, "message": message}}

@@ -1,4 +1,4 @@
-"""What is asked of a batch, checked before a picture is read or the endpoint is asked."""
+"""What a batch is given, checked before a picture is read or the endpoint is asked."""
 
 from __future__ import annotations
 
@@ -9,64 +9,11 @@ from typing import Any
 
 from pixtral_sky.batch import csv_export
 from pixtral_sky.batch.concurrency import MOST
-from pixtral_sky.batch.items import Defaults
 from pixtral_sky.batch.journal import Paths
 from pixtral_sky.batch.runner import Job
-from pixtral_sky.batch.walk import is_openai, walk
-from pixtral_sky.client.endpoint import Endpoint
+from pixtral_sky.batch.walk import is_openai
 from pixtral_sky.client.schema import Schema
 from pixtral_sky.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What is asked about, and how; the fields are those of a Job and of ``walk``.
-
-    Raises UsageError for an input that leads to nothing.
-    """
-
-    inputs: Sequence[str]
-    defaults: Defaults
-    schema: Schema | None = None
-    per_request: int = 1
-    limit: int | None = None
-    shard: tuple[int, int] = (1, 1)
-    concurrency: int | None = None
-
-    def __post_init__(self) -> None:
-        walk(self.inputs, per_request=self.per_request)
-
-    def check(self, files: Files) -> None:
-        """Raises UsageError when the answers can have no table, and ``files`` has one."""
-        if not files.csv:
-            return
-        if not self.schema or is_openai(self.inputs):
-            raise UsageError("--csv makes columns of the properties in --schema.", "Give both, or neither.")
-        next(csv_export.csv_rows(files.out, self.schema.schema))  # the header
-
-    def job(self, endpoint: Endpoint) -> Job:
-        return Job(
-            lambda: walk(self.inputs, per_request=self.per_request),
-            self.defaults,
-            self.schema,
-            self.limit,
-            self.shard,
-            self.concurrency,
-            endpoint.max_model_len,
-            is_read_once="-" in self.inputs,
-        )
-
-    def record(self, endpoint: Endpoint) -> dict[str, Any]:
-        """The options that change an answer or an id, as the ledger keeps them."""
-        return {
-            "--prompt": self.defaults.prompt,
-            "--system": self.defaults.system,
-            "--schema": self.schema.schema if self.schema else None,
-            "--max-tokens": self.defaults.max_tokens,
-            "--temperature": self.defaults.temperature,
-            "--per-request": self.per_request,
-            "the model": endpoint.model,
-        }
 
 
 @dataclass(frozen=True)
@@ -98,10 +45,18 @@ class Files:
     def _stem(self) -> Path:
         return self.out.with_name(self.out.name.removesuffix(".jsonl"))
 
-    def write_csv(self, setup: Setup) -> None:
+    def check_csv(self, inputs: Sequence[str], schema: Schema | None) -> None:
+        """Raises UsageError when the answers can have no table, and are to have one."""
+        if not self.csv:
+            return
+        if not schema or is_openai(inputs):
+            raise UsageError("--csv makes columns of the properties in --schema.", "Give both, or neither.")
+        next(csv_export.csv_rows(self.out, schema.schema))  # the header
+
+    def write_csv(self, schema: Schema | None) -> None:
         """Write the table, if there is to be one."""
-        if self.csv and setup.schema:
-            csv_export.write_csv(self.out, setup.schema.schema, self.csv)
+        if self.csv and schema:
+            csv_export.write_csv(self.out, schema.schema, self.csv)
 
     def summary(self, failed: int) -> dict[str, str | None]:
         """The files that there are, for programs."""
@@ -116,3 +71,16 @@ def concurrency(text: str) -> int | None:
     if text.isdecimal() and 1 <= int(text) <= MOST:
         return int(text)
     raise UsageError(f"--concurrency takes auto, or a number from 1 to {MOST}.")
+
+
+def record(job: Job, per_request: int, model: str) -> dict[str, Any]:
+    """The options that change an answer or an id, as the ledger keeps them."""
+    return {
+        "--prompt": job.defaults.prompt,
+        "--system": job.defaults.system,
+        "--schema": job.schema.schema if job.schema else None,
+        "--max-tokens": job.defaults.max_tokens,
+        "--temperature": job.defaults.temperature,
+        "--per-request": per_request,
+        "the model": model,
+    }

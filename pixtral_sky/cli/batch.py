@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +15,8 @@ from pixtral_sky.cli import options
 from pixtral_sky.errors import PixtralSkyError
 
 if TYPE_CHECKING:
-    from pixtral_sky.batch.runner import Tally
-    from pixtral_sky.batch.setup import Files, Setup
+    from pixtral_sky.batch.runner import Job, Tally
+    from pixtral_sky.batch.setup import Files
     from pixtral_sky.client.endpoint import Endpoint
 
 Inputs = Annotated[
@@ -99,6 +101,7 @@ def batch(
     """
     from pixtral_sky.batch import runner, setup
     from pixtral_sky.batch.items import Defaults
+    from pixtral_sky.batch.walk import walk
     from pixtral_sky.client.schema import Schema
     from pixtral_sky.deploy.resolve import find
     from pixtral_sky.pictures.arguments import DEFAULT_QUESTION
@@ -108,30 +111,40 @@ def batch(
     wanted = Schema(schema) if schema else None
     response_format = wanted.response_format if wanted else None
     defaults = Defaults(prompt or DEFAULT_QUESTION, system, max_tokens, temperature, response_format)
-    asked = setup.Setup(inputs, defaults, wanted, per_request, limit, share, at_once)
-    asked.check(files)
+    files.check_csv(inputs, wanted)
+    items = partial(walk, inputs, per_request=per_request)
+    items()  # an input that leads to nothing is said now
+    job = runner.Job(items, defaults, wanted, limit, share, at_once, is_read_once="-" in inputs)
     mode = {"resume": resume is True, "fresh": resume is False, "retry_errors": retry_errors}
-    _run(asked, files, mode, find(url, api_key, name), price_per_hour, as_json)
+    _run(job, per_request, files, mode, find(url, api_key, name), price_per_hour, as_json)
 
 
 def _run(
-    asked: Setup, files: Files, mode: dict[str, bool], endpoint: Endpoint, price: float | None, as_json: bool
+    job: Job,
+    per_request: int,
+    files: Files,
+    mode: dict[str, bool],
+    endpoint: Endpoint,
+    price: float | None,
+    as_json: bool,
 ) -> None:
     from pixtral_sky.batch.concurrency import MOST
     from pixtral_sky.batch.journal import Ledger
     from pixtral_sky.batch.runner import PATIENCE_SECONDS, Batch
+    from pixtral_sky.batch.setup import record
     from pixtral_sky.cli.progress import Progress
     from pixtral_sky.client.client import Client
 
     with Client(endpoint, notify=output.say) as client:
         endpoint = client.learn()
+    job = replace(job, max_model_len=endpoint.max_model_len)
     stopped: PixtralSkyError | None = None
-    with Ledger(files.paths, asked.record(endpoint), **mode) as ledger:
+    with Ledger(files.paths, record(job, per_request, endpoint.model), **mode) as ledger:
         for notice in ledger.notices:
             output.say(notice)
         if ledger.done_before or ledger.failed_before:
             output.say(f"Before this: {ledger.done_before:,} done, {ledger.failed_before:,} failed.")
-        run = Batch(asked.job(endpoint), ledger)
+        run = Batch(job, ledger)
         progress = Progress(run.tally, price)
         client = Client(endpoint, budget=PATIENCE_SECONDS, connections=MOST, notify=run.trouble)
         try:
@@ -141,7 +154,7 @@ def _run(
             stopped = error
     complete = not (stopped or run.tally.stopped_by)
     if complete:
-        files.write_csv(asked)
+        files.write_csv(job.schema)
     progress.say_the_end()
     failed = ledger.failed_before + run.tally.failed
     if as_json:

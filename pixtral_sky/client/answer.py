@@ -1,4 +1,4 @@
-"""A streamed answer, put together of its chunks."""
+"""A streamed answer, assembled from its chunks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Answer:
         self._events = events
         self._asked = asked
         self._reason = reason
-        # All chunks so far as one. There is a choice even if none of them has any.
+        # All chunks so far, merged. There is one choice even if no chunk has any.
         self._whole: dict[str, Any] = {
             "choices": [
                 {
@@ -55,7 +55,7 @@ class Answer:
         return str(self._whole["choices"][0]["finish_reason"] or "")
 
     def whole(self) -> dict[str, Any]:
-        """All of it, in the ``chat.completion`` that it would be, had it not been streamed."""
+        """Read it to its end; the ``chat.completion`` that a request without streaming would get."""
         for _ in self:
             pass
         choices = []
@@ -70,7 +70,7 @@ class Answer:
         done = False
         try:
             for event in self._events:
-                # Read to the end even so: the connection is then good for the next request.
+                # Read on to the end: only then can the connection be used again.
                 done = done or event == "[DONE]"
                 if not done and (text := self._read(event)):
                     self.seconds_to_first = self.seconds_to_first or time.monotonic() - self._asked
@@ -85,7 +85,7 @@ class Answer:
             raise self._broken("broke off")
 
     def _read(self, event: str) -> str:
-        """The text that one event has for the first choice; the rest of it is kept."""
+        """Merge an event, and return its text for the first choice."""
         try:
             chunk = json.loads(event)
             if error := chunk.get("error"):

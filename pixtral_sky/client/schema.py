@@ -13,9 +13,9 @@ from pixtral_sky.text import os_reason, printable
 
 
 class Schema:
-    """The JSON Schema that an answer has to fit, from a file.
+    """A JSON Schema from a file.
 
-    Raises UsageError when it cannot be read, is no JSON Schema, or refers to something outside of itself.
+    Raises UsageError when it cannot be read, is not a JSON Schema, or refers to another document.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,7 @@ class Schema:
 
     @property
     def response_format(self) -> dict[str, Any]:
-        """The field of a request that holds the answer to it."""
+        """The field of a request that makes the answer fit."""
         json_schema = {"name": self._name, "schema": self.schema, "strict": True}
         return {"type": "json_schema", "json_schema": json_schema}
 
@@ -72,7 +72,7 @@ class Schema:
 
 
 def _refs(schema: Any) -> Iterator[str]:
-    """All that a schema refers to."""
+    """The references in a schema."""
     if isinstance(schema, dict):
         if isinstance(schema.get("$ref"), str):
             yield schema["$ref"]

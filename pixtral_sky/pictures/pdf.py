@@ -34,8 +34,8 @@ def pages(path: str) -> int:
 def page(path: str, number: int) -> Picture:
     """Page ``number``, from 1, at the size at which the model sees it: 1024 pixels on its longer side.
 
-    It is drawn at that size, in whole patches, so that no one has to scale it: text is as sharp as it can be.
-    Drawn larger it would be shrunk by a filter without antialiasing, which tears thin strokes.
+    It is drawn at that size, in whole patches: nothing has to scale it, and text is as sharp as it can be.
+    A larger one would be shrunk by the server's filter, whose lack of antialiasing tears thin strokes.
 
     Raises PictureError, as ``pages`` does, and when there is no such page.
     """
@@ -84,7 +84,7 @@ def _document(path: str) -> Iterator[Any]:
         import pypdfium2
     except ImportError as error:
         raise PictureError(f"{name} is a PDF.", install("pdf")) from error
-    # It tells the screen of forms that it cannot draw.
+    # It logs forms that it cannot draw.
     logging.getLogger("pypdfium2").setLevel(logging.ERROR)
     with open_file(path) as file, _LOCK:
         try:

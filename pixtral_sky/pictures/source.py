@@ -59,7 +59,7 @@ class Source:
         if self.location == "-":
             return _read_stdin(), "standard input"
         if is_data_url(self.location):
-            return _decode(self.location), "the data: URL"
+            return decode(self.location), "the data: URL"
         if self.is_url:
             return _download(self.location), bare(self.location) or "the URL"
         return _read_file(self.location), self.location
@@ -116,8 +116,8 @@ def _read_file(path: str) -> bytes:
             raise PictureError(f"{name} cannot be read: {os_reason(error)}.") from error
 
 
-def _decode(url: str) -> bytes:
-    """The content of a data: URL (RFC 2397)."""
+def decode(url: str) -> bytes:
+    """The content of a data: URL (RFC 2397). Raises PictureError."""
     head, comma, body = url.partition(",")
     try:
         if not comma:
