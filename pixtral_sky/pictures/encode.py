@@ -12,14 +12,14 @@ from io import BytesIO
 
 from PIL import Image, ImageChops
 
-from pixtral_sky.pictures import resize
-
 # 40 dB (PSNR) are 255^2 / 10^4 = 6.5; the rest is a margin for rows that are not sampled.
 LOSS = 6.2
 
+# The square of what a difference of 1 in Cb and in Cr makes in R, G and B together (JFIF).
+BLUE, RED = 0.344**2 + 1.772**2, 1.402**2 + 0.714**2
 # Rounding to a step of 1 loses 1/12 in each of Y, Cb and Cr; this is its share in R, G and B. It happens
 # twice in any case, in both color conversions, and R, G and B are rounded once at the end.
-ROUNDED = (3 + resize.BLUE + resize.RED) / 3 / 12
+ROUNDED = (3 + BLUE + RED) / 3 / 12
 LEVELS = 2 * ROUNDED + 1 / 12
 
 FINEST, COARSEST = 2.0, 16.0
@@ -31,7 +31,7 @@ WEBP_SIDE = 16_383  # pixels, the format's limit
 
 
 def step(image: Image.Image, loss: float) -> float | None:
-    """The largest step, a multiple of 1/2, that loses at most ``loss`` of ``image`` (mode L, RGB or YCbCr).
+    """The largest step, a multiple of 1/2, that loses at most ``loss`` of ``image`` (mode L or RGB).
 
     None when even the finest loses more. ``image`` may be a sample of a larger one, as of ``resize.sample``.
 
@@ -41,10 +41,9 @@ def step(image: Image.Image, loss: float) -> float | None:
     best = tried = _halves(math.sqrt(max(loss - LEVELS, 0) / ROUNDED))
     if best < FINEST:
         return None
-    wanted = resize.as_rgb(image)
     for _ in range(3):
         with Image.open(BytesIO(jpeg(image, tried))) as file:
-            difference = ImageChops.difference(wanted, file).histogram()
+            difference = ImageChops.difference(image, file).histogram()
         lost = sum(times * (value % 256) ** 2 for value, times in enumerate(difference)) / sum(difference)
         if lost > loss:
             break
@@ -59,7 +58,7 @@ def _halves(step: float) -> float:
 
 
 def jpeg(image: Image.Image, step: float) -> bytes:
-    """``image`` (mode L, RGB or YCbCr) with one ``step`` for all frequencies, and no chroma subsampling.
+    """``image`` (mode L or RGB) with one ``step`` for all frequencies, and no chroma subsampling.
 
     A step of n + 1/2 is n and n + 1 by turns.
     """
@@ -72,8 +71,8 @@ def png(image: Image.Image) -> bytes:
 
 
 def webp(image: Image.Image) -> bytes:
-    """``image`` (mode L, RGB or YCbCr; at most WEBP_SIDE a side), lossless."""
-    return _saved(resize.as_rgb(image), "WEBP", lossless=True, method=2, quality=50)
+    """``image`` (mode L or RGB; at most WEBP_SIDE a side), lossless."""
+    return _saved(image, "WEBP", lossless=True, method=2, quality=50)
 
 
 def drawn(image: Image.Image) -> bool:

@@ -36,12 +36,12 @@ def turned(image: Image.Image, turn: Transpose | None) -> Image.Image:
 
 
 def plain(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """A function that brings ``image``, or a part of it, to mode L, RGB or YCbCr, on white."""
+    """A function that brings ``image``, or a part of it, to mode L or RGB, on white."""
     if image.mode == "F" or image.mode.startswith("I"):
         return _eight_bits(image)
     if image.has_transparency_data:
         return _on_white
-    if image.mode in ("L", "RGB", "YCbCr"):
+    if image.mode in ("L", "RGB"):
         return lambda part: part
     mode = "L" if image.mode == "1" else "RGB"
     return lambda part: part.convert(mode)

@@ -13,7 +13,6 @@ from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
-from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 
 from pixtral_sky import pixtral
 from pixtral_sky.errors import PictureError
@@ -38,9 +37,6 @@ AS_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 
 # Pixels of a picture that goes up at its own size. A lossless encoder takes a second for so many.
 MAX_FULL_SIZE = 16_000_000
-
-# The mean square of what the simpler filter for colors may lose; else they are shrunk by the better one.
-COLORS_LOST = 2.5
 
 # Blocks of 16 MiB that Pillow keeps for the next picture: a photo of 12 megapixels has three. To get fresh
 # ones from the system takes longer than a third of decoding it.
@@ -133,7 +129,7 @@ def _upload(image: Image.Image, data: bytes) -> Upload:
         return _large(image, data)
     image.load()
     turn = turn_of(image)
-    media_type = _as_is(image, data, turn, image.mode)
+    media_type = _as_is(image, data, turn)
     if media_type:
         return *image.size, media_type, data
     image = turned(plain(image)(image), turn)
@@ -141,7 +137,6 @@ def _upload(image: Image.Image, data: bytes) -> Upload:
 
 
 def _large(image: Image.Image, data: bytes) -> Upload:
-    mode = image.mode
     small, lost = _shrunk(image, data)
     turn = turn_of(image)
     left = encode.LOSS - lost
@@ -149,7 +144,7 @@ def _large(image: Image.Image, data: bytes) -> Upload:
     # A photo is much the same all over; of a page, some rows tell little of the others.
     step = encode.step(small if drawn else resize.sample(small), left)
     if step is None and (left < 0 or not drawn):
-        full = _full_size(image, data, turn, mode)
+        full = _full_size(image, data, turn)
         if full:
             return full
     small = turned(small, turn)
@@ -164,13 +159,10 @@ def _large(image: Image.Image, data: bytes) -> Upload:
 def _shrunk(image: Image.Image, data: bytes) -> tuple[Image.Image, float]:
     """``image`` at the size ``pixtral.fit``, where the server leaves it alone, and what that has lost."""
     width, height = image.size
-    if isinstance(image, JpegImageFile) and image.mode in ("L", "RGB"):
-        if TURBO.pays(width * height):
-            found = TURBO.shrink(data, image.mode, image.size, pixtral.fit(width, height))
-            if found:
-                return found
-        if _colors_halved(image):
-            image.draft("YCbCr", None)
+    if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") and TURBO.pays(width * height):
+        found = TURBO.shrink(data, image.mode, image.size, pixtral.fit(width, height))
+        if found:
+            return found
     image.load()
     width, height = image.size  # after load(), which turns a TIFF
     size = pixtral.fit(width, height)
@@ -179,33 +171,19 @@ def _shrunk(image: Image.Image, data: bytes) -> tuple[Image.Image, float]:
     def crop(upper: int, lower: int) -> Image.Image:
         return convert(image.crop((0, upper, width, lower)))
 
-    if image.mode not in ("L", "RGB", "YCbCr") or image.has_transparency_data:
+    if image.mode not in ("L", "RGB") or image.has_transparency_data:
         small = resize.shrink_bands(crop, width, height, size)
     else:
         small = resize.shrink(image, size)
-    lost = resize.lost(crop, width, height, small)
-    if small.mode == "YCbCr" and lost > COLORS_LOST:
-        small = resize.shrink(image.convert("RGB"), size)
-        lost = resize.lost(crop, width, height, small)
-    return small, lost
+    return small, resize.lost(crop, width, height, small)
 
 
-def _colors_halved(image: JpegImageFile) -> bool:
-    """Whether it is Y, Cb and Cr, with one value of the colors for 2 x 2 pixels, as most JPEGs are."""
-    # Three channels can be R, G and B too, which Adobe's marker says, or their names.
-    return (
-        get_sampling(image) == 2
-        and [layer[0] for layer in image.layer] == [1, 2, 3]
-        and image.info.get("adobe_transform", 1) == 1
-    )
-
-
-def _full_size(image: Image.Image, data: bytes, turn: Transpose | None, mode: str) -> Upload | None:
+def _full_size(image: Image.Image, data: bytes, turn: Transpose | None) -> Upload | None:
     """``image`` at its own size, without any loss; None when that is too much."""
     if image.width * image.height > MAX_FULL_SIZE or max(image.size) > encode.WEBP_SIDE:
         return None
     files = []
-    media_type = _as_is(image, data, turn, mode)
+    media_type = _as_is(image, data, turn)
     if media_type:
         files.append((media_type, data))
     if media_type != "image/jpeg":  # which is smaller than what keeps all of its noise
@@ -220,9 +198,9 @@ def _smallest(files: list[tuple[str, bytes]]) -> tuple[str, bytes]:
     return min(files, key=lambda file: len(file[1]))
 
 
-def _as_is(image: Image.Image, data: bytes, turn: Transpose | None, mode: str) -> str | None:
-    """The media type of ``data`` when it can go up byte for byte; ``mode`` is what its file has."""
-    is_plain = mode in ("RGB", "L") and turn is None and not image.has_transparency_data
+def _as_is(image: Image.Image, data: bytes, turn: Transpose | None) -> str | None:
+    """The media type of ``data`` when it can go up byte for byte."""
+    is_plain = image.mode in ("RGB", "L") and turn is None and not image.has_transparency_data
     if is_plain and getattr(image, "n_frames", 1) == 1 and len(data) <= MAX_AS_IS:
         return AS_IS.get(image.format or "")
     return None

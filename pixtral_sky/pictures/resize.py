@@ -27,9 +27,6 @@ ROUNDED = 0.3
 # A picture with a smaller share of black and white values has lost little by clipping.
 SATURATED = 1 / 500
 NOTABLE = 0.3
-# The square of what a difference of 1 in Cb and in Cr makes in R, G and B together (JFIF).
-BLUE, RED = 0.344**2 + 1.772**2, 1.402**2 + 0.714**2
-
 # Rows that are made at a time of a picture that must be converted before it is shrunk.
 BAND = 64
 
@@ -45,16 +42,8 @@ Crop = Callable[[int, int], Image.Image]  # returns the rows from the first to b
 
 
 def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """``image``, in mode L, RGB or YCbCr, at ``size``.
-
-    In YCbCr, Cb and Cr are shrunk by a = 0 alone, which saves a third of the time: most JPEGs store one color
-    for 2 x 2 pixels.
-    """
-    box = (0.0, 0.0, float(image.width), float(image.height))
-    if image.mode != "YCbCr":
-        return _cubic(image, box, size)
-    luma, blue, red = _smooth(image, box, size).split()
-    return Image.merge("YCbCr", (_mixed(_sharp(image.getchannel(0), box, size), luma), blue, red))
+    """``image``, in mode L or RGB, at ``size``."""
+    return _cubic(image, (0.0, 0.0, float(image.width), float(image.height)), size)
 
 
 def shrink_bands(crop: Crop, width: int, height: int, size: tuple[int, int]) -> Image.Image:
@@ -78,7 +67,7 @@ def lost(crop: Crop, width: int, height: int, shrunk: Image.Image) -> float:
 
     In levels of 0 to 255 in RGB, estimated from some rows.
     """
-    return ROUNDED + _overshoot(crop, width, height, shrunk) + _colors(crop, width, height, shrunk)
+    return ROUNDED + _overshoot(crop, width, height, shrunk)
 
 
 def _overshoot(crop: Crop, width: int, height: int, shrunk: Image.Image) -> float:
@@ -86,12 +75,12 @@ def _overshoot(crop: Crop, width: int, height: int, shrunk: Image.Image) -> floa
 
     The filter goes beyond them at sharp edges of black and white, and the server feeds that to its model.
     """
-    values = as_rgb(sample(shrunk)).histogram()
+    values = sample(shrunk).histogram()
     if sum(values[0::256]) + sum(values[255::256]) < sum(values) * SATURATED:
         return 0.0
 
     def narrow(upper: int, lower: int) -> Image.Image:
-        return as_rgb(crop(upper, lower)).point(_NARROW * (len(values) // 256))
+        return crop(upper, lower).point(_NARROW * (len(values) // 256))
 
     for every in (4 * SAMPLED, 1):  # all of it where there is something
         total = count = 0.0
@@ -105,23 +94,6 @@ def _overshoot(crop: Crop, width: int, height: int, shrunk: Image.Image) -> floa
                 count += times
         if total < count * NOTABLE:
             break
-    return total / count
-
-
-def _colors(crop: Crop, width: int, height: int, shrunk: Image.Image) -> float:
-    """The part of the error that comes of the simpler filter for Cb and Cr."""
-    if shrunk.mode != "YCbCr":
-        return 0.0
-    total = count = 0.0
-    for first, last in sampled(shrunk.height, 4 * SAMPLED):
-        band = _band(crop, width, height, shrunk.size, first, last)
-        for channel, weight in ((1, BLUE), (2, RED)):
-            pair = (
-                image.getchannel(channel) for image in (band, shrunk.crop((0, first, shrunk.width, last)))
-            )
-            for value, times in enumerate(ImageChops.difference(*pair).histogram()):
-                total += times * value**2 * weight / 3
-        count += band.width * band.height
     return total / count
 
 
@@ -145,11 +117,6 @@ def sample(image: Image.Image) -> Image.Image:
     return rows
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """``image``, converted to RGB if it is in YCbCr."""
-    return image.convert("RGB") if image.mode == "YCbCr" else image
-
-
 def _band(crop: Crop, width: int, height: int, size: tuple[int, int], first: int, last: int) -> Image.Image:
     """The rows ``first`` to ``last`` of the picture at ``size``."""
     columns, rows = size
@@ -162,24 +129,13 @@ def _band(crop: Crop, width: int, height: int, size: tuple[int, int], first: int
 
 def _cubic(image: Image.Image, box: tuple[float, ...], size: tuple[int, int]) -> Image.Image:
     """Resize ``box`` of ``image`` with a = -0.75."""
-    sharp = _sharp(image, box, size)
-    mixed = _mixed(sharp, _smooth(image, box, size))
-    if image.mode == "YCbCr":
-        return mixed
+    sharp = _transform(image, box, size, Resampling.BICUBIC)
+    # Not Image.blend(), which truncates where this rounds.
+    mixed = Image.composite(sharp, _smooth(image, box, size), Image.new("L", size, 191))
     # What was clipped in ``sharp`` before the mixing is black or white after it.
     channels = len(image.getbands())
     mixed = ImageChops.lighter(mixed, sharp.point(_WHITE * channels))
     return ImageChops.darker(mixed, sharp.point(_BLACK * channels))
-
-
-def _mixed(sharp: Image.Image, smooth: Image.Image) -> Image.Image:
-    # Not Image.blend(), which truncates where this rounds.
-    return Image.composite(sharp, smooth, Image.new("L", sharp.size, 191))
-
-
-def _sharp(image: Image.Image, box: tuple[float, ...], size: tuple[int, int]) -> Image.Image:
-    """Resize with a = -1."""
-    return _transform(image, box, size, Resampling.BICUBIC)
 
 
 def _smooth(image: Image.Image, box: tuple[float, ...], size: tuple[int, int]) -> Image.Image:

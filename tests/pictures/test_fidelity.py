@@ -193,13 +193,11 @@ def test_what_is_lost_is_known() -> None:
 @pytest.mark.parametrize("loss", [2.0, 3.0, 6.0])
 def test_a_jpeg_loses_no_more_than_it_may(loss: float) -> None:
     noise = Image.effect_noise((800, 600), 90).convert("RGB")
-    for image in (noise, PHOTO, SCREEN, PHOTO.convert("YCbCr")):
+    for image in (noise, PHOTO, SCREEN):
         step = encode.step(image, loss)
         assert step is not None
         with Image.open(io.BytesIO(encode.jpeg(image, step))) as file:
-            lost = float(
-                np.mean((np.array(file, np.float32) - np.array(resize.as_rgb(image), np.float32)) ** 2)
-            )
+            lost = float(np.mean((np.array(file, np.float32) - np.array(image, np.float32)) ** 2))
         assert lost < loss * 1.05
     assert encode.step(PHOTO, 0.5) is None
 
