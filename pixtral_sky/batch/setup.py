@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +15,27 @@ from pixtral_sky.client.schema import Schema
 from pixtral_sky.errors import UsageError
 
 
-@dataclass(frozen=True)
-class Files:
-    """Where a batch writes: the answers to ``out``, failures to ``errors`` (out.errors.jsonl if not given).
+def paths(out: Path, errors: Path | None) -> Paths:
+    """The files of a batch: failures go to ``errors``, else to out.errors.jsonl beside out.jsonl.
 
-    With ``as_csv`` there is a table as well, out.csv. Raises UsageError when two are one.
+    Raises UsageError when two are one.
     """
+    found = Paths(out, errors or Path(f"{_stem(out)}.errors.jsonl"))
+    if found.errors.absolute() == out.absolute():
+        raise UsageError("The answers and the failures cannot go to one file.", "Name another: --errors FILE")
+    return found
 
-    out: Path
-    errors: Path | None = None
-    as_csv: bool = False
 
-    def __post_init__(self) -> None:
-        if self.paths.errors.absolute() == self.out.absolute():
-            raise UsageError(
-                "The answers and the failures cannot go to one file.", "Name another: --errors FILE"
-            )
+def table(out: Path, inputs: Sequence[str], schema: Schema | None) -> Path:
+    """The CSV file beside ``out``. Raises UsageError when these answers can have no columns."""
+    if not schema or is_openai(inputs):
+        raise UsageError("--csv makes columns of the properties in --schema.", "Give both, or neither.")
+    next(csv_export.csv_rows(out, schema.schema))  # the header
+    return Path(f"{_stem(out)}.csv")
 
-    @property
-    def paths(self) -> Paths:
-        return Paths(self.out, self.errors or Path(f"{self._stem}.errors.jsonl"))
 
-    @property
-    def csv(self) -> Path | None:
-        return Path(f"{self._stem}.csv") if self.as_csv else None
-
-    @property
-    def _stem(self) -> Path:
-        return self.out.with_name(self.out.name.removesuffix(".jsonl"))
-
-    def check_csv(self, inputs: Sequence[str], schema: Schema | None) -> None:
-        """Raises UsageError when the answers can have no table, and are to have one."""
-        if not self.csv:
-            return
-        if not schema or is_openai(inputs):
-            raise UsageError("--csv makes columns of the properties in --schema.", "Give both, or neither.")
-        next(csv_export.csv_rows(self.out, schema.schema))  # the header
-
-    def write_csv(self, schema: Schema | None) -> None:
-        """Write the table, if there is to be one."""
-        if self.csv and schema:
-            csv_export.write_csv(self.out, schema.schema, self.csv)
-
-    def summary(self, failed: int) -> dict[str, str | None]:
-        """The files that there are, for programs."""
-        errors = str(self.paths.errors) if failed else None
-        return {"out": str(self.out), "errors": errors, "csv": str(self.csv) if self.csv else None}
+def _stem(out: Path) -> Path:
+    return out.with_name(out.name.removesuffix(".jsonl"))
 
 
 def concurrency(text: str) -> int | None:

@@ -15,8 +15,8 @@ from pixtral_sky.cli import options
 from pixtral_sky.errors import PixtralSkyError
 
 if TYPE_CHECKING:
+    from pixtral_sky.batch.journal import Paths
     from pixtral_sky.batch.runner import Job, Tally
-    from pixtral_sky.batch.setup import Files
     from pixtral_sky.client.endpoint import Endpoint
 
 Inputs = Annotated[
@@ -106,29 +106,31 @@ def batch(
     from pixtral_sky.deploy.resolve import find
     from pixtral_sky.pictures.arguments import DEFAULT_QUESTION
 
-    files = setup.Files(out, errors, as_csv)
+    paths = setup.paths(out, errors)
     at_once, share = setup.concurrency(concurrency), runner.shard(shard)
     wanted = Schema(schema) if schema else None
     response_format = wanted.response_format if wanted else None
     defaults = Defaults(prompt or DEFAULT_QUESTION, system, max_tokens, temperature, response_format)
-    files.check_csv(inputs, wanted)
+    csv = setup.table(out, inputs, wanted) if as_csv else None
     items = partial(walk, inputs, per_request=per_request)
     items()  # an input that leads to nothing is said now
     job = runner.Job(items, defaults, wanted, limit, share, at_once, is_read_once="-" in inputs)
     mode = {"resume": resume is True, "fresh": resume is False, "retry_errors": retry_errors}
-    _run(job, per_request, files, mode, find(url, api_key, name), price_per_hour, as_json)
+    _run(job, per_request, paths, csv, mode, find(url, api_key, name), price_per_hour, as_json)
 
 
 def _run(
     job: Job,
     per_request: int,
-    files: Files,
+    paths: Paths,
+    csv: Path | None,
     mode: dict[str, bool],
     endpoint: Endpoint,
     price: float | None,
     as_json: bool,
 ) -> None:
     from pixtral_sky.batch.concurrency import MOST
+    from pixtral_sky.batch.csv_export import write_csv
     from pixtral_sky.batch.journal import Ledger
     from pixtral_sky.batch.runner import PATIENCE_SECONDS, Batch
     from pixtral_sky.batch.setup import record
@@ -139,7 +141,7 @@ def _run(
         endpoint = client.learn()
     job = replace(job, max_model_len=endpoint.max_model_len)
     stopped: PixtralSkyError | None = None
-    with Ledger(files.paths, record(job, per_request, endpoint.model), **mode) as ledger:
+    with Ledger(paths, record(job, per_request, endpoint.model), **mode) as ledger:
         for notice in ledger.notices:
             output.say(notice)
         if ledger.done_before or ledger.failed_before:
@@ -153,19 +155,20 @@ def _run(
         except PixtralSkyError as error:
             stopped = error
     complete = not (stopped or run.tally.stopped_by)
-    if complete:
-        files.write_csv(job.schema)
+    if csv and job.schema and complete:
+        write_csv(paths.out, job.schema.schema, csv)
     progress.say_the_end()
     failed = ledger.failed_before + run.tally.failed
     if as_json:
         before = {"done_before": ledger.done_before, "failed_before": ledger.failed_before}
-        summary = {"complete": complete, **progress.summary(), **before, **files.summary(failed)}
-        output.data(json.dumps(summary))
+        found = {"out": str(paths.out), "errors": str(paths.errors) if failed else None}
+        found["csv"] = str(csv) if csv else None
+        output.data(json.dumps({"complete": complete, **progress.summary(), **before, **found}))
     going_on = f"The same command{' without --fresh' if mode['fresh'] else ''} goes on."
-    _end(run.tally, stopped, failed, files, going_on)
+    _end(run.tally, stopped, failed, paths.errors, going_on)
 
 
-def _end(tally: Tally, stopped: PixtralSkyError | None, failed: int, files: Files, going_on: str) -> None:
+def _end(tally: Tally, stopped: PixtralSkyError | None, failed: int, errors: Path, going_on: str) -> None:
     """The exit code: raises what stopped the run, and an error for failures."""
     if stopped:
         hint = stopped.hint if "same command" in stopped.hint else f"{stopped.hint} {going_on}".strip()
@@ -174,6 +177,4 @@ def _end(tally: Tally, stopped: PixtralSkyError | None, failed: int, files: File
         output.say(f"Stopped: {tally.done:,} are done in this run. {going_on}")
         raise typer.Exit(128 + tally.stopped_by)
     if failed:
-        raise PixtralSkyError(
-            f"{failed:,} failed: {files.paths.errors} says why.", "To ask them again: --retry-errors"
-        )
+        raise PixtralSkyError(f"{failed:,} failed: {errors} says why.", "To ask them again: --retry-errors")

@@ -11,7 +11,7 @@ import pytest
 from pixtral_sky.batch.concurrency import MOST
 from pixtral_sky.batch.items import Defaults
 from pixtral_sky.batch.runner import Job
-from pixtral_sky.batch.setup import Files, concurrency, record
+from pixtral_sky.batch.setup import concurrency, paths, record, table
 from pixtral_sky.client.schema import Schema
 from pixtral_sky.errors import UsageError
 
@@ -22,28 +22,23 @@ def schema(folder: Path, **content: Any) -> Schema:
 
 
 def test_the_files_beside_the_answers(tmp_path: Path) -> None:
-    files = Files(tmp_path / "out.jsonl", as_csv=True)
-    assert (files.paths.errors, files.csv) == (tmp_path / "out.errors.jsonl", tmp_path / "out.csv")
-    assert Files(tmp_path / "answers").paths.errors == tmp_path / "answers.errors.jsonl"
-    named = Files(tmp_path / "out.jsonl", tmp_path / "e.jsonl")
-    assert (named.paths.errors, named.csv) == (tmp_path / "e.jsonl", None)
-    assert named.summary(0) == {"out": f"{tmp_path}/out.jsonl", "errors": None, "csv": None}
-    assert named.summary(2)["errors"] == f"{tmp_path}/e.jsonl"
+    assert paths(tmp_path / "out.jsonl", None).errors == tmp_path / "out.errors.jsonl"
+    assert paths(tmp_path / "answers", None).errors == tmp_path / "answers.errors.jsonl"
+    assert paths(tmp_path / "out.jsonl", tmp_path / "e.jsonl").errors == tmp_path / "e.jsonl"
 
 
 def test_two_files_are_not_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="cannot go to one file"):
-        Files(Path("out.jsonl"), tmp_path / "out.jsonl")
+        paths(Path("out.jsonl"), tmp_path / "out.jsonl")
 
 
 def test_a_table_needs_columns(tmp_path: Path) -> None:
-    files = Files(tmp_path / "out.jsonl", as_csv=True)
-    files.check_csv(["photos"], schema(tmp_path, properties={"total": {}}))
+    out = tmp_path / "out.jsonl"
+    assert table(out, ["photos"], schema(tmp_path, properties={"total": {}})) == tmp_path / "out.csv"
     for wanted, says in ((None, "in --schema"), (schema(tmp_path, type="string"), "no properties")):
         with pytest.raises(UsageError, match=says):
-            files.check_csv(["photos"], wanted)
-        Files(tmp_path / "out.jsonl").check_csv(["photos"], wanted)
+            table(out, ["photos"], wanted)
 
 
 def test_concurrency() -> None:
