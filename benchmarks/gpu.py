@@ -37,7 +37,7 @@ from pixtral_sky.client.messages import messages
 from pixtral_sky.deploy import store, task
 from pixtral_sky.deploy.resolve import endpoint_of
 from pixtral_sky.errors import PixtralSkyError
-from pixtral_sky.pictures import picture as images
+from pixtral_sky.pictures.prepare import prepare
 from pixtral_sky.pixtral import TENSOR_PARALLEL
 from pixtral_sky.planning.speed import Range
 from pixtral_sky.planning.speed import speed as estimated_speed
@@ -237,7 +237,7 @@ def measured(case: Case, server: Server, machine: Mapping[str, str], until: floa
 
 def ask_about_a_picture(endpoint: Endpoint, row: Row) -> None:
     """The first question, which warms up what a start leaves cold."""
-    picture = images.prepare(task.shipped("examples/chart.png").read_bytes(), "chart.png")
+    picture = prepare(task.shipped("examples/chart.png").read_bytes(), "chart.png")
     with Client(endpoint, budget=0, read_timeout=ANSWER_SECONDS) as client:
         row.context = client.models()[0]["max_model_len"]
         begin = time.monotonic()

@@ -22,8 +22,7 @@ import PIL
 from PIL import Image
 
 from benchmarks import page
-from pixtral_sky.pictures import picture
-from pixtral_sky.pictures import prepare as pixels
+from pixtral_sky.pictures import prepare
 from pixtral_sky.pictures.turbo import Turbo
 from tests.support.pictures import diagram, fidelity, photo, psnr, saved, scan, screen, seen
 
@@ -93,16 +92,16 @@ def naive_fidelity(data: bytes) -> float:
         return psnr(seen(sent), seen(original))
 
 
-def prepare(data: bytes) -> bytes:
-    return picture.prepare(data, "picture").data
+def prepared(data: bytes) -> bytes:
+    return prepare.prepare(data, "picture").data
 
 
 def alone() -> None:
-    pixels.TURBO = Turbo(worth=10**15)
+    prepare.TURBO = Turbo(worth=10**15)
 
 
 def fast() -> None:
-    pixels.TURBO = Turbo(worth=0)
+    prepare.TURBO = Turbo(worth=0)
 
 
 def as_pillow_is() -> None:
@@ -111,23 +110,23 @@ def as_pillow_is() -> None:
 
 SIDES: dict[str, tuple[Callable[[], None], Prepare]] = {
     "naive": (as_pillow_is, naive),
-    "alone": (alone, prepare),
-    "fast": (fast, prepare),
+    "alone": (alone, prepared),
+    "fast": (fast, prepared),
 }
 
 
-def per_second(prepare: Prepare, files: list[bytes], clock: Callable[[], float] = time.process_time) -> float:
+def per_second(method: Prepare, files: list[bytes], clock: Callable[[], float] = time.process_time) -> float:
     """Pictures a second of ``clock``, one after the other."""
     begin = clock()
     for data in files:
-        prepare(data)
+        method(data)
     return len(files) / (clock() - begin)
 
 
-def two_threads(prepare: Prepare, files: list[bytes]) -> float:
+def two_threads(method: Prepare, files: list[bytes]) -> float:
     """How many times faster two threads are than one."""
-    one = per_second(prepare, files, time.perf_counter)
-    workers = [threading.Thread(target=per_second, args=(prepare, files)) for _ in range(2)]
+    one = per_second(method, files, time.perf_counter)
+    workers = [threading.Thread(target=per_second, args=(method, files)) for _ in range(2)]
     begin = time.perf_counter()
     for worker in workers:
         worker.start()
@@ -140,12 +139,12 @@ def speeds(files: list[bytes]) -> dict[str, list[float]]:
     """Pictures a second of each side, and what two threads bring to ours, of each round."""
     rates: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
-        for side, (start, prepare) in SIDES.items():
+        for side, (start, method) in SIDES.items():
             start()
-            prepare(files[0])  # warm
-            rates.setdefault(side, []).append(per_second(prepare, files))
+            method(files[0])  # warm
+            rates.setdefault(side, []).append(per_second(method, files))
             if side != "naive":
-                rates.setdefault(f"{side}, two", []).append(two_threads(prepare, files))
+                rates.setdefault(f"{side}, two", []).append(two_threads(method, files))
     return rates
 
 
@@ -173,7 +172,7 @@ def measure() -> list[str]:
         for side in ("alone", "fast"):
             SIDES[side][0]()
             for data in files:
-                sent = prepare(data)
+                sent = prepared(data)
                 decibels.setdefault(side, []).append(fidelity(sent, data))
                 if side == "alone":
                     fewer.append(len(data) / len(sent))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pixtral_sky import files
 from pixtral_sky.batch import jsonl
 from pixtral_sky.errors import UsageError
-from pixtral_sky.pictures.picture import shown
+from pixtral_sky.text import shown
 
-# What a spreadsheet takes for the beginning of a formula. A formula can send away what else is in the sheet,
-# and what is answered may have been written by whoever made the picture.
+# What a spreadsheet takes for the beginning of a formula. A formula can send the rest of the sheet anywhere,
+# and whoever made a picture may have chosen what is answered.
 _FORMULA = re.compile(r"[=+\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")
 _NUMBER = re.compile(r"[+-]?[0-9][0-9., ]*")
 
@@ -25,10 +24,9 @@ _NUMBER = re.compile(r"[+-]?[0-9][0-9., ]*")
 def csv_rows(source: Path, schema: dict[str, Any]) -> Iterator[list[str]]:
     """The rows of the table, the header first, from a batch's output in the native format; one at a time.
 
-    The columns are ``id`` and the ``properties`` of the schema, in their order. One that is missing or null
-    is an empty cell, as are all of an answer that was cut off; a nested one is JSON. A text that a
-    spreadsheet would take for a formula gets an apostrophe before it: a table is made for spreadsheets, and
-    what is there to the letter is the output itself.
+    The columns are ``id`` and the ``properties`` of the schema, in their order. A missing or null property is
+    an empty cell, as are all of an answer that was cut off; a nested one is JSON. A text that a spreadsheet
+    would take for a formula gets an apostrophe before it; the output itself has it unchanged.
 
     Raises UsageError when the schema names no properties, or the file is not of this kind; OSError.
     """
@@ -45,26 +43,18 @@ def csv_rows(source: Path, schema: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def write_csv(source: Path, schema: dict[str, Any], target: Path) -> int:
-    """Write them to ``target``, whole or not at all, in UTF-8; how many rows, without the header.
+    """Write the rows to ``target`` in UTF-8, atomically; returns their number, without the header.
 
     Raises as ``csv_rows``.
     """
     rows = -1
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".csv")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="") as file:
-            writer = csv.writer(file)
-            for row in csv_rows(source, schema):
-                writer.writerow(row)
-                rows += 1
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(source.stat().st_mode & 0o666)  # who may read the one may read the other
-        Path(temporary).replace(target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
+    with files.whole(target, encoding="utf-8", errors="replace", newline="") as file:
+        writer = csv.writer(file)
+        for row in csv_rows(source, schema):
+            writer.writerow(row)
+            rows += 1
+        # Who may read the output may read the table.
+        os.fchmod(file.fileno(), source.stat().st_mode & 0o666)
     return rows
 
 

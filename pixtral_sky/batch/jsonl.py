@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NoReturn
 
-from pixtral_sky.pictures.picture import MIB
-
+MIB = 2**20
 # Four pictures of the largest download, as data: URLs, are 342 MiB. What is longer was not made for this.
 MAX_LINE = 512 * MIB
 

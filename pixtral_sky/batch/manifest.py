@@ -10,10 +10,10 @@ from itertools import islice
 from typing import Any, BinaryIO
 
 from pixtral_sky.batch import jsonl, openai_format
-from pixtral_sky.batch.places import Place, is_pdf, why
+from pixtral_sky.batch.inputs import Input, is_pdf
 from pixtral_sky.errors import UsageError
-from pixtral_sky.pictures import picture as images
-from pixtral_sky.pictures.picture import shown
+from pixtral_sky.pictures.source import is_url
+from pixtral_sky.text import is_unicode, os_reason, shown
 
 FIELDS = ("id", "images", "prompt", "system", "max_tokens")
 LOOKED_AT = 100  # lines in which the format has to show
@@ -22,9 +22,9 @@ LOOKED_AT = 100  # lines in which the format has to show
 _read_ahead: weakref.WeakKeyDictionary[BinaryIO, list[bytes]] = weakref.WeakKeyDictionary()
 
 
-def called(place: Place) -> str:
+def called(given: Input) -> str:
     """What messages call it."""
-    return "standard input" if place.path == "-" else shown(place.path)
+    return "standard input" if given.path == "-" else shown(given.path)
 
 
 def _stdin() -> BinaryIO:
@@ -33,33 +33,33 @@ def _stdin() -> BinaryIO:
     return sys.stdin.buffer
 
 
-def lines(place: Place) -> Generator[bytes, None, None]:
+def lines(given: Input) -> Generator[bytes, None, None]:
     """Its lines. Raises OSError."""
-    if place.path == "-":
+    if given.path == "-":
         yield from _read_ahead.pop(_stdin(), [])
         yield from jsonl.lines(_stdin())
     else:
-        with open(place.path, "rb") as file:
+        with open(given.path, "rb") as file:
             yield from jsonl.lines(file)
 
 
-def speaks_openai(place: Place) -> bool:
+def speaks_openai(given: Input) -> bool:
     """Whether it is in the format of OpenAI's Batch API, by its first line that is an object.
 
     ``lines`` gives what was read of standard input again. Raises UsageError.
     """
     read: list[bytes] = []
     try:
-        with closing(lines(place)) as all_lines:
+        with closing(lines(given)) as all_lines:
             for line in islice(all_lines, LOOKED_AT):
                 read.append(line)
                 entry = next(jsonl.objects([line]), (0, ""))[1]
                 if isinstance(entry, dict):
                     return openai_format.is_request(entry)
     except OSError as error:
-        raise UsageError(f"{called(place)} cannot be read: {why(error)}.") from error
+        raise UsageError(f"{called(given)} cannot be read: {os_reason(error)}.") from error
     finally:
-        if place.path == "-":
+        if given.path == "-":
             _read_ahead[_stdin()] = read
     return False
 
@@ -71,15 +71,15 @@ def problem(entry: dict[str, Any]) -> str:
             return f'unknown field "{shown(name)}" (there are {", ".join(FIELDS)})'
     for name in ("id", "prompt", "system"):
         text = entry.get(name, "text")
-        if not isinstance(text, str) or not openai_format.is_text(text) or not (text or name == "system"):
+        if not isinstance(text, str) or not is_unicode(text) or not (text or name == "system"):
             return f'"{name}" has to be a string' + ("" if name == "system" else ", and not empty")
     pictures = entry.get("images")
     if not isinstance(pictures, list) or not pictures:
         return '"images" has to be a list with at least one path or URL'
     for picture in pictures:
-        if not isinstance(picture, str) or not picture or not openai_format.is_text(picture):
+        if not isinstance(picture, str) or not picture or not is_unicode(picture):
             return '"images" has to be a list of paths and URLs'
-        if is_pdf(picture) and not images.is_url(picture):
+        if is_pdf(picture) and not is_url(picture):
             return f'"images" has a PDF; say which page of it: "{shown(picture)}#page=1"'
     most = entry.get("max_tokens", 1)
     if type(most) is not int or most < 1:

@@ -6,25 +6,25 @@ as it is.
 
 from __future__ import annotations
 
-import base64
 import copy
 import hashlib
 import re
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from pixtral_sky import pixtral
-from pixtral_sky.pictures import picture as images
+from pixtral_sky.pictures.picture import FORMATS
+from pixtral_sky.pictures.source import Source, decode, is_data_url, is_url
+from pixtral_sky.text import is_unicode
 
 URL = "/v1/chat/completions"
-# What is decided by who sends it: which model is served, and that answers come over a stream.
-OURS = ("model", "stream", "stream_options")
+# Fields that the sender decides: which model is served, and that answers are streamed.
+SENDERS = ("model", "stream", "stream_options")
 
 
 def is_request(line: dict[str, Any]) -> bool:
-    """Whether an object is of this format, be it right or wrong."""
+    """Whether a line is in this format, faulty or not."""
     return "custom_id" in line
 
 
@@ -33,7 +33,7 @@ def problem(line: dict[str, Any]) -> str:
     custom_id, body = line.get("custom_id"), line.get("body")
     if not isinstance(custom_id, str) or not custom_id:
         return '"custom_id" has to be a string'
-    if not is_text(custom_id):
+    if not is_unicode(custom_id):
         return '"custom_id" is not valid Unicode'
     if line.get("method") != "POST":
         return '"method" has to be "POST"'
@@ -47,17 +47,8 @@ def problem(line: dict[str, Any]) -> str:
     return ""
 
 
-def is_text(text: str) -> bool:
-    """Whether it is valid Unicode; JSON can spell half of a surrogate pair, which is not."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _pictures(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What holds the ``url`` of each picture of a body; nothing is taken for granted of its form."""
+    """The objects with the ``url`` of a picture in a body, which may be of any form."""
     for message in body["messages"]:
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else []:
@@ -72,26 +63,25 @@ def picture_urls(body: dict[str, Any]) -> Iterator[str]:
 
 
 def prepared(body: dict[str, Any]) -> dict[str, Any]:
-    """The body as it is sent: as it is given, but for OURS, and for pictures that cannot stay as they are.
+    """The body as it is sent: without SENDERS, and with pictures that the server can read.
 
     An http(s) URL becomes its content, as the server fetches none. A data: URL of more than 1024 pixels a
-    side is shrunk as the server would shrink it, and one that cannot be read is an error here. Raises
-    PictureError.
+    side is shrunk. Raises PictureError for a picture that cannot be downloaded or read.
     """
-    body = copy.deepcopy({name: value for name, value in body.items() if name not in OURS})
+    body = copy.deepcopy({name: value for name, value in body.items() if name not in SENDERS})
     for picture in _pictures(body):
         picture["url"] = _sent(picture["url"])
     return body
 
 
 def _sent(url: str) -> str:
-    if url[:5].lower() == "data:":
+    if is_data_url(url):
         size = _size(url)
         if size and max(size) <= pixtral.BOX:
             return url
-    elif not images.is_url(url):
+    elif not is_url(url):
         return url
-    return images.read(url, stdin=bytes).data_url()
+    return Source(url).read().data_url()
 
 
 def picture_tokens(url: str) -> int:
@@ -102,14 +92,12 @@ def picture_tokens(url: str) -> int:
 
 def _size(url: str) -> tuple[int, int] | None:
     """Width and height, in pixels, of the picture in a data: URL."""
-    head, _, content = url.partition(",")
-    if head[:5].lower() != "data:":
+    if not is_data_url(url):
         return None
     from PIL import Image
 
     try:
-        data = base64.b64decode(content) if head.lower().endswith(";base64") else unquote_to_bytes(content)
-        with Image.open(BytesIO(data), formats=images.FORMATS) as image:
+        with Image.open(BytesIO(decode(url)), formats=FORMATS) as image:
             size: tuple[int, int] = image.size
             return size
     except Exception:  # decoders that are fed with anything raise anything

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from pixtral_sky.batch.concurrency import Pace
 from pixtral_sky.batch.items import Bad, Defaults, Item, failure, result
 from pixtral_sky.batch.journal import Ledger
-from pixtral_sky.client.messages import Schema
+from pixtral_sky.client.schema import Schema
 from pixtral_sky.errors import (
     BrokenAnswer,
     Busy,

@@ -5,46 +5,49 @@ from __future__ import annotations
 import io
 import json
 import sys
-import time
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pixtral_sky import output
 from pixtral_sky.cli import options
-from pixtral_sky.errors import PictureError
+
+if TYPE_CHECKING:
+    from pixtral_sky.client.answer import Answer
+    from pixtral_sky.client.schema import Schema
+
+Parts = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Words, and pictures: files, globs, URLs, or '-' for standard input.", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the whole response as JSON.")]
+NoStream = Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")]
+Usage = Annotated[bool, typer.Option("--usage", help="Say the tokens and seconds that it took.")]
+RemoteUrls = Annotated[
+    bool,
+    typer.Option(
+        "--remote-urls", help="Let the endpoint download http(s) pictures (see its ALLOWED_MEDIA_HOSTS)."
+    ),
+]
+NoCheck = Annotated[
+    bool, typer.Option("--no-check", help="Send it even if it is more than the endpoint is known to take.")
+]
 
 
 def ask(
-    parts: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Words, and pictures: files, globs, URLs, or '-' for standard input.", show_default=False
-        ),
-    ] = None,
+    parts: Parts = None,
     system: options.System = "",
     max_tokens: options.MaxTokens = 512,
     temperature: options.Temperature = 0.7,
-    schema: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A JSON Schema; the answer is JSON that fits it.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole response as JSON.")] = False,
-    no_stream: Annotated[
-        bool, typer.Option("--no-stream", help="Print the answer when it is whole.")
-    ] = False,
-    usage: Annotated[bool, typer.Option("--usage", help="Say the tokens and seconds that it took.")] = False,
-    remote_urls: Annotated[
-        bool,
-        typer.Option(
-            "--remote-urls", help="Let the endpoint download http(s) pictures (see its ALLOWED_MEDIA_HOSTS)."
-        ),
-    ] = False,
-    no_check: Annotated[
-        bool,
-        typer.Option("--no-check", help="Send it even if it is more than the endpoint is known to take."),
-    ] = False,
+    schema: options.Schema = None,
+    as_json: AsJson = False,
+    no_stream: NoStream = False,
+    usage: Usage = False,
+    remote_urls: RemoteUrls = False,
+    no_check: NoCheck = False,
     url: options.Url = None,
     api_key: options.ApiKey = None,
     name: options.Asked = None,
@@ -59,74 +62,51 @@ def ask(
       pdftoppm -png -r 100 -singlefile paper.pdf | pixtral-sky ask "Sum it up" -
       PIXTRAL_API_KEY=... pixtral-sky ask --endpoint http://10.0.0.7:8081 "Hello"
     """
-    from pixtral_sky.client import messages as asking
-    from pixtral_sky.deploy.resolve import find
-    from pixtral_sky.pictures import picture
-    from pixtral_sky.pictures.source import Words, parse
-
-    arguments = parse(parts or [])
-    wanted = asking.Schema(schema) if schema else None
-    endpoint = find(url, api_key, name)
-    if not no_check:  # before any picture is downloaded or shrunk
-        asking.check_pictures(endpoint, sum(not isinstance(part, Words) for part in arguments))
-    content: list[str | picture.Picture | asking.RemoteUrl] = []
-    for part in arguments:
-        if isinstance(part, Words):
-            content.append(part.text)
-        elif remote_urls and picture.is_url(part.source):
-            content.append(asking.RemoteUrl(part.source))
-        else:
-            content.append(picture.read(part.source, stdin=_stdin))
-
+    from pixtral_sky.client import question
     from pixtral_sky.client.client import Client
+    from pixtral_sky.client.schema import Schema
+    from pixtral_sky.deploy.resolve import find
+    from pixtral_sky.pictures.arguments import parse
 
-    with Client(endpoint, notify=output.say) as client:
-        if endpoint.max_model_len is None:
-            endpoint = client.learn()
-        if not no_check:
-            asking.check_tokens(endpoint, content, max_tokens)
-        messages = asking.messages(content, system)
-        fields: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
-        if wanted:
-            fields["response_format"] = wanted.response_format
-
-        if as_json or no_stream:
-            asked = time.monotonic()
-            response = client.complete(messages, **fields)
-            seconds, first = time.monotonic() - asked, 0.0
-            counts, choice = response.get("usage") or {}, response["choices"][0]
-            text, finish_reason = choice["message"].get("content") or "", choice.get("finish_reason")
-            if as_json:
-                output.data(json.dumps(response))
-        else:
-            answer = client.ask(messages, **fields)
-            if wanted:
-                for _ in answer:
-                    pass
-            else:
-                _show(answer)
-            seconds, first, counts = answer.seconds, answer.seconds_to_first, answer.usage
-            text, finish_reason = answer.text, answer.finish_reason
-
-    if wanted:
-        wanted.check(text, finish_reason, max_tokens)
-    if not as_json and (wanted or no_stream):
-        _show([text])
-    if finish_reason == "length" and not as_json:
-        output.warn(f"The answer was cut off at --max-tokens {max_tokens}.")
+    content = parse(parts or [])
+    wanted = Schema(schema) if schema else None
+    with Client(find(url, api_key, name), notify=output.say) as client:
+        answer = question.send(
+            client,
+            content,
+            system=system,
+            remote_urls=remote_urls,
+            check=not no_check,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            response_format=wanted and wanted.response_format,
+        )
+        _print(answer, wanted, max_tokens, as_json, no_stream)
     if usage:
-        _say_usage(counts, seconds, first)
+        _say_usage(answer, streamed=not (as_json or no_stream))
 
 
-def _stdin() -> bytes:
-    if sys.stdin is None:  # closed by whoever started us
-        raise PictureError("Standard input is closed, and '-' is the picture on it.")
-    return sys.stdin.buffer.read()
+def _print(answer: Answer, schema: Schema | None, max_tokens: int, as_json: bool, no_stream: bool) -> None:
+    """Print the answer: as it comes, unless something else is asked for or it has to fit a schema."""
+    if as_json:
+        output.data(json.dumps(answer.whole()))
+    elif no_stream or schema:
+        answer.whole()
+    else:
+        _show(answer)
+    if schema:
+        schema.check(answer.text, answer.finish_reason, max_tokens)
+    if as_json:
+        return
+    if no_stream or schema:
+        _show([answer.text])
+    if answer.finish_reason == "length":
+        output.warn(f"The answer was cut off at --max-tokens {max_tokens}.")
 
 
-def _show(pieces: Iterable[str]) -> None:
-    """Print the pieces as they come, and a newline after them where none is."""
-    from pixtral_sky.client.messages import printable
+def _show(texts: Iterable[str]) -> None:
+    """Print the texts as they come, and a newline after them unless they end in one."""
+    from pixtral_sky.text import printable
 
     # A model may be led to say what a terminal would take for a command.
     terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -134,19 +114,21 @@ def _show(pieces: Iterable[str]) -> None:
         sys.stdout.reconfigure(errors="replace")  # any character can come, whatever the locale has
     last = "\n"
     try:
-        for piece in pieces:
-            output.data(printable(piece) if terminal else piece, end="")
-            last = piece
+        for text in texts:
+            output.data(printable(text) if terminal else text, end="")
+            last = text
     finally:
         if not last.endswith("\n"):
             output.data("")
 
 
-def _say_usage(counts: dict[str, Any], seconds: float, first: float) -> None:
-    """``first`` is the seconds to the first token, or 0 when nobody knows."""
-    prompt, answer = counts.get("prompt_tokens") or 0, counts.get("completion_tokens") or 0
+def _say_usage(answer: Answer, streamed: bool) -> None:
+    prompt, tokens = (answer.usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens"))
+    seconds, first = answer.seconds, answer.seconds_to_first if streamed else 0.0
     begin = f"the first after {first:.2f} s, " if first else ""
     # The first token waits for the pictures: the rate is that of the others.
-    rate = (answer - 1) / (seconds - first) if first and seconds > first else answer / seconds
-    tokens = f"{prompt} tokens in the prompt, {answer} in the answer"
-    output.say(f"{tokens}: {begin}all after {seconds:.2f} s, {rate:.1f} tokens/s")
+    rate = (tokens - 1) / (seconds - first) if first and seconds > first else tokens / seconds
+    output.say(
+        f"{prompt} tokens in the prompt, {tokens} in the answer: "
+        f"{begin}all after {seconds:.2f} s, {rate:.1f} tokens/s"
+    )

@@ -3,71 +3,89 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pixtral_sky import output
 from pixtral_sky.cli import options
+from pixtral_sky.errors import PixtralSkyError
+
+if TYPE_CHECKING:
+    from pixtral_sky.batch.journal import Paths
+    from pixtral_sky.batch.runner import Job, Tally
+    from pixtral_sky.client.endpoint import Endpoint
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        help="Folders, pictures, globs, PDFs, or JSON lines (our own, or OpenAI's batch format).",
+        metavar="INPUT...",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FILE", help="Where the answers go: a JSON line each.")
+]
+Prompt = Annotated[
+    str, typer.Option("--prompt", "-p", help="What to ask about each picture.", show_default=False)
+]
+AsCsv = Annotated[
+    bool, typer.Option("--csv", help="At the end, write the answers to a CSV file beside: by --schema.")
+]
+PerRequest = Annotated[int, typer.Option(min=1, metavar="K", help="Pictures in one request.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Do the first N of what is left.", show_default=False)
+]
+Shard = Annotated[
+    str, typer.Option(metavar="I/N", help="Do the share I of N; together they are all.", show_default=False)
+]
+Concurrency = Annotated[
+    str, typer.Option(metavar="N|auto", help="Requests at once. auto: as many as make it faster.")
+]
+Errors = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Where failures go, with reasons. [default: OUT.errors.jsonl]"),
+]
+RetryErrors = Annotated[
+    bool, typer.Option("--retry-errors", help="Ask what failed again; the file of it is set aside.")
+]
+Resume = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--fresh",
+        help="Go on with FILE though the options are others, or begin anew, with FILE set aside.",
+        show_default=False,
+    ),
+]
+PricePerHour = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="USD", help="Of the endpoint, to show the cost.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
 
 
 def batch(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            help="Folders, pictures, globs, PDFs, or JSON lines (our own, or OpenAI's batch format).",
-            metavar="INPUT...",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="Where the answers go: a JSON line each.")
-    ],
-    prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="What to ask about each picture.", show_default=False)
-    ] = "",
+    inputs: Inputs,
+    out: Out,
+    prompt: Prompt = "",
     system: options.System = "",
-    schema: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A JSON Schema; the answers are JSON that fits it.")
-    ] = None,
-    as_csv: Annotated[
-        bool, typer.Option("--csv", help="At the end, write the answers to a CSV file beside: by --schema.")
-    ] = False,
+    schema: options.Schema = None,
+    as_csv: AsCsv = False,
     max_tokens: options.MaxTokens = 512,
     temperature: options.Temperature = 0.7,
-    per_request: Annotated[int, typer.Option(min=1, metavar="K", help="Pictures in one request.")] = 1,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Do the first N of what is left.", show_default=False),
-    ] = None,
-    shard: Annotated[
-        str,
-        typer.Option(metavar="I/N", help="Do the share I of N; together they are all.", show_default=False),
-    ] = "1/1",
-    concurrency: Annotated[
-        str, typer.Option(metavar="N|auto", help="Requests at once. auto: as many as make it faster.")
-    ] = "auto",
-    errors: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Where failures go, with reasons. [default: OUT.errors.jsonl]"),
-    ] = None,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Ask what failed again; the file of it is set aside.")
-    ] = False,
-    resume: Annotated[
-        bool | None,
-        typer.Option(
-            "--resume/--fresh",
-            help="Go on with FILE though the options are others, or begin anew, with FILE set aside.",
-            show_default=False,
-        ),
-    ] = None,
-    price_per_hour: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="USD", help="Of the endpoint, to show the cost.", show_default=False),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    per_request: PerRequest = 1,
+    limit: Limit = None,
+    shard: Shard = "1/1",
+    concurrency: Concurrency = "auto",
+    errors: Errors = None,
+    retry_errors: RetryErrors = False,
+    resume: Resume = None,
+    price_per_hour: PricePerHour = None,
+    as_json: AsJson = False,
     url: options.Url = None,
     api_key: options.ApiKey = None,
     name: options.Asked = None,
@@ -81,94 +99,77 @@ def batch(
       pixtral-sky batch requests.jsonl -o out.jsonl
       pixtral-sky batch list.jsonl -o part2.jsonl --shard 2/8
     """
-    from pixtral_sky.batch import csv_export, items, runner
-    from pixtral_sky.batch.concurrency import MOST
-    from pixtral_sky.batch.journal import Ledger, Paths
-    from pixtral_sky.cli.progress import Progress
-    from pixtral_sky.client import messages
-    from pixtral_sky.client.client import Client
+    from pixtral_sky.batch import runner, setup
+    from pixtral_sky.batch.items import Defaults
+    from pixtral_sky.batch.walk import walk
+    from pixtral_sky.client.schema import Schema
     from pixtral_sky.deploy.resolve import find
-    from pixtral_sky.errors import PixtralSkyError, UsageError
-    from pixtral_sky.pictures.source import DEFAULT_QUESTION
+    from pixtral_sky.pictures.arguments import DEFAULT_QUESTION
 
-    stem = out.with_name(out.name.removesuffix(".jsonl"))
-    paths = Paths(out, errors or Path(f"{stem}.errors.jsonl"))
-    csv = Path(f"{stem}.csv") if as_csv else None
-    if paths.errors.absolute() == out.absolute():
-        raise UsageError("The answers and the failures cannot go to one file.", "Name another: --errors FILE")
-    if concurrency != "auto" and not (concurrency.isdecimal() and 1 <= int(concurrency) <= MOST):
-        raise UsageError(f"--concurrency takes auto, or a number from 1 to {MOST}.")
-    share = runner.shard(shard)
-    wanted = messages.Schema(schema) if schema else None
-    if csv:
-        if not wanted or items.is_openai(inputs):
-            raise UsageError("--csv makes columns of the properties in --schema.", "Give both, or neither.")
-        next(csv_export.csv_rows(out, wanted.schema))  # the header: what is wrong with the schema is said now
-    defaults = items.Defaults(
-        prompt or DEFAULT_QUESTION,
-        system,
-        max_tokens,
-        temperature,
-        wanted.response_format if wanted else None,
-    )
-    items.walk(inputs, per_request=per_request)  # an input that leads to nothing is said now
+    paths = setup.paths(out, errors)
+    at_once, share = setup.concurrency(concurrency), runner.shard(shard)
+    wanted = Schema(schema) if schema else None
+    response_format = wanted.response_format if wanted else None
+    defaults = Defaults(prompt or DEFAULT_QUESTION, system, max_tokens, temperature, response_format)
+    csv = setup.table(out, inputs, wanted) if as_csv else None
+    items = partial(walk, inputs, per_request=per_request)
+    items()  # an input that leads to nothing is said now
+    job = runner.Job(items, defaults, wanted, limit, share, at_once, is_read_once="-" in inputs)
+    mode = {"resume": resume is True, "fresh": resume is False, "retry_errors": retry_errors}
+    _run(job, per_request, paths, csv, mode, find(url, api_key, name), price_per_hour, as_json)
 
-    with Client(find(url, api_key, name), notify=output.say) as client:
+
+def _run(
+    job: Job,
+    per_request: int,
+    paths: Paths,
+    csv: Path | None,
+    mode: dict[str, bool],
+    endpoint: Endpoint,
+    price: float | None,
+    as_json: bool,
+) -> None:
+    from pixtral_sky.batch.concurrency import MOST
+    from pixtral_sky.batch.csv_export import write_csv
+    from pixtral_sky.batch.journal import Ledger
+    from pixtral_sky.batch.runner import PATIENCE_SECONDS, Batch
+    from pixtral_sky.batch.setup import record
+    from pixtral_sky.cli.progress import Progress
+    from pixtral_sky.client.client import Client
+
+    with Client(endpoint, notify=output.say) as client:
         endpoint = client.learn()
-    job = runner.Job(
-        lambda: items.walk(inputs, per_request=per_request),
-        defaults,
-        wanted,
-        limit,
-        share,
-        None if concurrency == "auto" else int(concurrency),
-        endpoint.max_model_len,
-        is_read_once="-" in inputs,
-    )
-    made_by = {
-        "--prompt": defaults.prompt,
-        "--system": system,
-        "--schema": wanted.schema if wanted else None,
-        "--max-tokens": max_tokens,
-        "--temperature": temperature,
-        "--per-request": per_request,
-        "the model": endpoint.model,
-    }
+    job = replace(job, max_model_len=endpoint.max_model_len)
     stopped: PixtralSkyError | None = None
-    ways = {"resume": resume is True, "fresh": resume is False, "retry_errors": retry_errors}
-    with Ledger(paths, made_by, **ways) as ledger:
+    with Ledger(paths, record(job, per_request, endpoint.model), **mode) as ledger:
         for notice in ledger.notices:
             output.say(notice)
         if ledger.done_before or ledger.failed_before:
             output.say(f"Before this: {ledger.done_before:,} done, {ledger.failed_before:,} failed.")
-        run = runner.Batch(job, ledger)
-        progress = Progress(run.tally, price_per_hour)
+        run = Batch(job, ledger)
+        progress = Progress(run.tally, price)
+        client = Client(endpoint, budget=PATIENCE_SECONDS, connections=MOST, notify=run.trouble)
         try:
-            with (
-                Client(
-                    endpoint, budget=runner.PATIENCE_SECONDS, connections=MOST, notify=run.trouble
-                ) as client,
-                progress.shown() as show,
-            ):
+            with client, progress.shown() as show:
                 run.run(client, show)
         except PixtralSkyError as error:
             stopped = error
-
-    tally = run.tally
-    failed = ledger.failed_before + tally.failed
-    complete = not (stopped or tally.stopped_by)
-    if csv and wanted and complete:
-        csv_export.write_csv(out, wanted.schema, csv)
+    complete = not (stopped or run.tally.stopped_by)
+    if csv and job.schema and complete:
+        write_csv(paths.out, job.schema.schema, csv)
     progress.say_the_end()
+    failed = ledger.failed_before + run.tally.failed
     if as_json:
-        found = {"done_before": ledger.done_before, "failed_before": ledger.failed_before}
-        files = {
-            "out": str(out),
-            "errors": str(paths.errors) if failed else None,
-            "csv": str(csv) if csv else None,
-        }
-        output.data(json.dumps({"complete": complete, **progress.summary(), **found, **files}))
-    going_on = f"The same command{' without --fresh' if resume is False else ''} goes on."
+        before = {"done_before": ledger.done_before, "failed_before": ledger.failed_before}
+        found = {"out": str(paths.out), "errors": str(paths.errors) if failed else None}
+        found["csv"] = str(csv) if csv else None
+        output.data(json.dumps({"complete": complete, **progress.summary(), **before, **found}))
+    going_on = f"The same command{' without --fresh' if mode['fresh'] else ''} goes on."
+    _end(run.tally, stopped, failed, paths.errors, going_on)
+
+
+def _end(tally: Tally, stopped: PixtralSkyError | None, failed: int, errors: Path, going_on: str) -> None:
+    """The exit code: raises what stopped the run, and an error for failures."""
     if stopped:
         hint = stopped.hint if "same command" in stopped.hint else f"{stopped.hint} {going_on}".strip()
         raise PixtralSkyError(f"{stopped.what} {tally.done:,} are done in this run.", hint) from stopped
@@ -176,6 +177,4 @@ def batch(
         output.say(f"Stopped: {tally.done:,} are done in this run. {going_on}")
         raise typer.Exit(128 + tally.stopped_by)
     if failed:
-        raise PixtralSkyError(
-            f"{failed:,} failed: {paths.errors} says why.", "To ask them again: --retry-errors"
-        )
+        raise PixtralSkyError(f"{failed:,} failed: {errors} says why.", "To ask them again: --retry-errors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,9 @@ import typer
 System = Annotated[str, typer.Option(help="A system prompt.", show_default=False)]
 MaxTokens = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0, max=2, help="0: always the likeliest token.")]
+Schema = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A JSON Schema; each answer is JSON that fits it.")
+]
 Url = Annotated[
     str | None, typer.Option("--endpoint", metavar="URL", help="Ask there. PIXTRAL_ENDPOINT does the same.")
 ]

@@ -1,4 +1,4 @@
-"""How far a batch is, for people: a bar on a terminal, a line a minute elsewhere, a summary at the end."""
+"""The progress of a batch: a bar on a terminal, a line a minute elsewhere, a summary at the end."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pixtral_sky.batch.runner import Tally
 from pixtral_sky.cli import common
 
 LINE_SECONDS = 60.0  # between two lines, where there is no terminal
-RECENT_SECONDS = 60.0  # that a rate is of
+RECENT_SECONDS = 60.0  # the window of the rates
 SAMPLE_SECONDS = 1.0
 
 
 class Progress:
-    """What is said of ``tally``. ``price`` is that of the endpoint in USD an hour; None: nobody knows."""
+    """Shows ``tally``. ``price`` is that of the endpoint in USD an hour; None: unknown."""
 
     def __init__(
         self, tally: Tally, price: float | None, *, clock: Callable[[], float] = time.monotonic
@@ -40,7 +40,7 @@ class Progress:
         return None if self._price is None else self._price * self.seconds / 3600
 
     def sample(self) -> None:
-        """Take in what there is now. Call it often."""
+        """Record the counts of now. Call it often."""
         now, tally = self._clock(), self._tally
         if now - self._samples[-1][0] >= SAMPLE_SECONDS:
             tokens = tally.prompt_tokens + tally.answer_tokens
@@ -49,7 +49,7 @@ class Progress:
             self._samples.popleft()
 
     def text(self) -> str:
-        """One line of how far it is."""
+        """One line on the progress."""
         tally = self._tally
         (begin, ended, images, tokens), (end, *last) = self._samples[0], self._samples[-1]
         span = end - begin
@@ -69,7 +69,7 @@ class Progress:
 
     @contextmanager
     def shown(self) -> Iterator[Callable[[Tally], None]]:
-        """Within it, what it yields is called for each look at the tally."""
+        """Yields a function that shows the progress; call it often."""
         if output.quiet:
             yield lambda _: None
         elif sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
@@ -97,7 +97,7 @@ class Progress:
             output.say(self.text())
 
     def summary(self) -> dict[str, Any]:
-        """All that was counted, for programs."""
+        """The counts, for programs."""
         tally, seconds = self._tally, self.seconds
         tokens = tally.prompt_tokens + tally.answer_tokens
         counted = {
@@ -115,7 +115,7 @@ class Progress:
         return counted if self.cost is None else {**counted, "cost_usd": round(self.cost, 4)}
 
     def say_the_end(self) -> None:
-        """The same in a line or two, for people."""
+        """Say the counts in a line or two."""
         tally, seconds = self._tally, self.seconds
         if tally.done:
             pictures = (

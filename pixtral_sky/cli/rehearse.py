@@ -93,13 +93,13 @@ def rehearse(
 
 def _ask_about_two_pictures(target: Endpoint) -> None:
     from pixtral_sky.client.client import Client
-    from pixtral_sky.client.messages import messages, printable
+    from pixtral_sky.client.messages import messages
     from pixtral_sky.deploy import task
-    from pixtral_sky.pictures import picture as images
+    from pixtral_sky.pictures.prepare import prepare
+    from pixtral_sky.text import printable
 
     chart, receipt = (
-        images.prepare(task.shipped(f"examples/{name}").read_bytes(), name)
-        for name in ("chart.png", "receipt.jpg")
+        prepare(task.shipped(f"examples/{name}").read_bytes(), name) for name in ("chart.png", "receipt.jpg")
     )
     output.say(
         "The weights are random, so the words are noise. Real are: the script, vLLM and its flags, the\n"

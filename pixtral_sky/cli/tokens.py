@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.cli.ask import _stdin
 
 if TYPE_CHECKING:
     from pixtral_sky.pictures.picture import Picture
-
-ANSWER_TOKENS = 512  # what `ask` leaves for an answer when nothing else is said
 
 
 def tokens(
@@ -36,43 +33,34 @@ def tokens(
       pixtral-sky tokens photo.jpg
       pixtral-sky tokens 'scans/*.png' --json
     """
-    from pixtral_sky import memory as fit
+    from pixtral_sky import memory
     from pixtral_sky.deploy import task
-    from pixtral_sky.pictures import picture as images
-    from pixtral_sky.pictures import source as parts
+    from pixtral_sky.pictures.arguments import sources
 
-    sources = parts.sources(pictures)
+    found = sources(pictures)
     shipped = task.load()
-    most = shipped.number("MAX_IMAGES")
-    context = task.number(shipped.envs, "MAX_MODEL_LEN", fit.default_context(most))
+    max_images = shipped.number("MAX_IMAGES")
+    context = task.number(shipped.envs, "MAX_MODEL_LEN", memory.default_context(max_images))
     rows: list[dict[str, Any]] = []
-    for source in sources:
-        row = _row(images.read(source, stdin=_stdin), most, context)
+    for source in found:
+        row = _row(source.read(), max_images, context)
         if not as_json and not rows:
             output.data(_line("TOKENS", "FIT", "SENT", "", "PER PROMPT", "PICTURE"))
         rows.append(row)
         if not as_json:
-            output.data(
-                _line(
-                    f"{row['tokens']:,}",
-                    f"{row['fit'][0]}x{row['fit'][1]}",
-                    f"{row['width']}x{row['height']}",
-                    f"{row['bytes'] / 1000:,.1f} kB",
-                    str(row["per_prompt"]),
-                    row["picture"],
-                )
-            )
+            size, fit = f"{row['width']}x{row['height']}", "{}x{}".format(*row["fit"])
+            file = f"{row['bytes'] / 1000:,.1f} kB"
+            output.data(_line(f"{row['tokens']:,}", fit, size, file, str(row["per_prompt"]), row["picture"]))
     if as_json:
         output.data(json.dumps(rows, indent=1))
     elif len(rows) > 1:
         output.say(f"{len(rows)} pictures, {sum(row['tokens'] for row in rows):,} tokens in all")
 
 
-def _row(picture: Picture, most: int, context: int) -> dict[str, Any]:
-    from pixtral_sky.client.messages import FRAME_TOKENS
+def _row(picture: Picture, max_images: int, context: int) -> dict[str, Any]:
+    from pixtral_sky.client.messages import fitting
     from pixtral_sky.pixtral import fit
 
-    fitting = (context - FRAME_TOKENS - ANSWER_TOKENS) // picture.tokens
     return {
         "picture": picture.name,
         "tokens": picture.tokens,
@@ -81,11 +69,11 @@ def _row(picture: Picture, most: int, context: int) -> dict[str, Any]:
         "bytes": len(picture.data),
         "media_type": picture.media_type,
         "fit": fit(picture.width, picture.height),
-        # A context of -1 is what the GPUs have room for, which is not known here.
-        "per_prompt": most if context == -1 else max(min(most, fitting), 0),
+        "per_prompt": fitting(picture.tokens, max_images, context),
     }
 
 
-def _line(tokens: str, fit: str, size: str, file: str, per_prompt: str, picture: str) -> str:
+def _line(*cells: str) -> str:
     # The name is last: how wide it is would not be known before the last picture.
+    tokens, fit, size, file, per_prompt, picture = cells
     return f"{tokens:>6}  {fit:>9}  {size:>9}  {file:>10}  {per_prompt:>10}  {picture}"

@@ -19,8 +19,9 @@ import orjson
 
 from pixtral_sky import __version__
 from pixtral_sky.client import transport
+from pixtral_sky.client.answer import Answer
 from pixtral_sky.client.endpoint import BASETEN_SECONDS, Endpoint
-from pixtral_sky.client.messages import Answer, printable
+from pixtral_sky.client.messages import MAX_TOKENS, TEMPERATURE, Question, messages
 from pixtral_sky.client.transport import Response, Wire
 from pixtral_sky.errors import (
     BrokenAnswer,
@@ -34,6 +35,7 @@ from pixtral_sky.errors import (
     Untrusted,
     UsageError,
 )
+from pixtral_sky.text import printable
 
 # For all attempts of a request together. SkyServe sends requests to a replica that has died until a probe
 # of it fails (10 s) and its balancer has asked for news (20 s).
@@ -76,6 +78,7 @@ class _Request:
 class Client:
     """The client of one endpoint, for any number of threads. Closed by ``with`` or ``close()``.
 
+    ``endpoint`` is a URL in any form that a user has at hand, with its ``key``, or an Endpoint.
     For ``budget`` seconds a request that fails may be tried again (0: never). Without it these are
     RETRY_SECONDS, and BASETEN_SECONDS for a deployment on Baseten that has to be started. ``notify`` gets a
     line before each such attempt, in the thread that asks, and one, from a thread of its own, when such a
@@ -87,14 +90,16 @@ class Client:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: Endpoint | str,
         *,
+        key: str = "",
         budget: float | None = None,
         read_timeout: float = READ_SECONDS,
         connections: int = 1,
         notify: Callable[[str], None] = lambda _: None,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
+        endpoint = Endpoint.at(endpoint, key) if isinstance(endpoint, str) else endpoint
         self.endpoint = endpoint
         self._budget = RETRY_SECONDS if budget is None else budget
         self._may_start = endpoint.is_baseten and budget is None
@@ -132,22 +137,22 @@ class Client:
         self._closed.set()
         self._wire.close()
 
-    def ask(self, messages: list[dict[str, Any]], **fields: Any) -> Answer:
-        """Send OpenAI ``messages``; returns when the answer begins.
+    def ask(self, question: Question, *, system: str = "", **fields: Any) -> Answer:
+        """Send a ``question``: words and pictures in their order, or OpenAI messages.
 
-        ``fields`` are further ones of the request: max_tokens (512), temperature (0.7), response_format...;
-        None is not sent. Raises EndpointError.
+        Returns when the answer begins: iterate it for its text. ``fields`` are further ones of the request,
+        max_tokens (512), temperature (0.7), response_format...; None is not sent. Raises EndpointError.
         """
-        body = {"model": self.endpoint.model, "messages": messages, "max_tokens": 512, "temperature": 0.7}
-        body |= fields
+        body = {"model": self.endpoint.model, "max_tokens": MAX_TOKENS, "temperature": TEMPERATURE, **fields}
+        body["messages"] = messages(question, system)
         return self._stream({name: value for name, value in body.items() if value is not None})
 
-    def complete(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+    def complete(self, question: Question, *, system: str = "", **fields: Any) -> dict[str, Any]:
         """The whole ``chat.completion``. The rest is as for ``ask``.
 
         It is streamed underneath: a balancer takes a long silence for a dead replica, and asks another one.
         """
-        return self.ask(messages, **fields).whole()
+        return self.ask(question, system=system, **fields).whole()
 
     def send(self, body: dict[str, Any]) -> dict[str, Any]:
         """The whole ``chat.completion`` for the ``body`` of a request, which is sent as it is.

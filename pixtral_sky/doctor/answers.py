@@ -16,14 +16,16 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from pixtral_sky.client.client import Client
-from pixtral_sky.client.messages import messages, printable
+from pixtral_sky.client.messages import messages
 from pixtral_sky.doctor import drawings
 from pixtral_sky.doctor.drawings import BARS, COLOURS, CORNERS, MENU, MISSING, ROW, VISITORS, YEARS, money
 from pixtral_sky.errors import BrokenAnswer, Refused
-from pixtral_sky.pictures import picture
+from pixtral_sky.text import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from pixtral_sky.pictures.picture import Picture
 
 # So many right answers of ten pass. Random weights give none, and who has not seen the pictures guesses a
 # colour or a shape at best. A model that is right nine times in ten is below it once in 80 runs (1.3%), one
@@ -56,9 +58,11 @@ class Question:
             says(answer, each) for each in self.wrong
         )
 
-    def parts(self) -> list[str | picture.Picture]:
+    def parts(self) -> list[str | Picture]:
         """What a request about it has, in order."""
-        pictures = [picture.prepare(_png(draw()), self.name) for draw in self.pictures]
+        from pixtral_sky.pictures.prepare import prepare
+
+        pictures = [prepare(_png(draw()), self.name) for draw in self.pictures]
         return [*pictures, f"{self.text} {BRIEFLY}"]
 
 

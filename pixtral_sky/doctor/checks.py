@@ -26,13 +26,13 @@ import httpx
 from pixtral_sky import __version__, extras
 from pixtral_sky.client.client import Client
 from pixtral_sky.client.endpoint import Endpoint
-from pixtral_sky.client.messages import messages, printable
+from pixtral_sky.client.messages import messages
 from pixtral_sky.deploy import candidates, huggingface, task
 from pixtral_sky.deploy import skypilot as sdk
 from pixtral_sky.deploy import store as state
 from pixtral_sky.deploy.resolve import find
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, Unauthorized, Unreachable
-from pixtral_sky.pictures import picture as images
+from pixtral_sky.text import printable
 
 State = Literal["ok", "failed", "unchecked", "absent"]
 MARKS: dict[State, str] = {"ok": "ok", "failed": "FAIL", "unchecked": "?", "absent": "-"}
@@ -325,7 +325,9 @@ class _Examination:
         )
 
     def picture(self) -> str:
-        picture = images.prepare(task.shipped("examples/chart.png").read_bytes(), "chart.png")
+        from pixtral_sky.pictures.prepare import prepare
+
+        picture = prepare(task.shipped("examples/chart.png").read_bytes(), "chart.png")
         began = time.monotonic()
         with Client(self.endpoint, budget=WAIT_SECONDS, read_timeout=PICTURE_SECONDS) as client:
             document = client.complete(messages([QUESTION, picture]), max_tokens=ANSWER_TOKENS, temperature=0)

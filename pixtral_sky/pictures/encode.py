@@ -1,9 +1,8 @@
-"""Pictures into bytes, each with no more loss than it may have. Losses are mean squares of levels (0 to
-255).
+"""Encodes pictures with a bounded loss: the mean square of the errors in levels of 0 to 255.
 
 A JPEG rounds each of 8 x 8 frequencies to a multiple of a step. The usual tables have a step for each
-frequency, which hides the loss from people. A model is no person: with one step for all, the loss is known
-before, and at the same loss the file is smaller.
+frequency, to hide the loss from people. A model sees all frequencies: with one step for all, the loss is
+predictable, and at the same loss the file is smaller.
 """
 
 from __future__ import annotations
@@ -13,39 +12,38 @@ from io import BytesIO
 
 from PIL import Image, ImageChops
 
-from pixtral_sky.pictures import resize
-
-# 40 dB are 255^2 / 10^4 = 6.5; the rest is for what the samples do not show.
+# 40 dB (PSNR) are 255^2 / 10^4 = 6.5; the rest is a margin for rows that are not sampled.
 LOSS = 6.2
 
-# What rounding to a step of 1 loses in R, G and B: 1/12 in each of Y, Cb and Cr, which count as often as they
-# are in those. It happens twice without any step, on the way there and back, and to R, G and B at the end.
-ROUNDED = (3 + resize.BLUE + resize.RED) / 3 / 12
+# The square of what a difference of 1 in Cb and in Cr makes in R, G and B together (JFIF).
+BLUE, RED = 0.344**2 + 1.772**2, 1.402**2 + 0.714**2
+# Rounding to a step of 1 loses 1/12 in each of Y, Cb and Cr; this is its share in R, G and B. It happens
+# twice in any case, in both color conversions, and R, G and B are rounded once at the end.
+ROUNDED = (3 + BLUE + RED) / 3 / 12
 LEVELS = 2 * ROUNDED + 1 / 12
 
 FINEST, COARSEST = 2.0, 16.0
 
-# Of a drawing, a page or a screen: few colors, and one of them that fills an eighth. It is often smaller
-# without any loss than as a JPEG.
+# A drawing, page or screen has few colors, one of which fills an eighth. Lossless, it is often smaller than a
+# JPEG.
 COLORS, FILLED = 2**14, 1 / 8
 WEBP_SIDE = 16_383  # pixels, the format's limit
 
 
 def step(image: Image.Image, loss: float) -> float | None:
-    """The largest step, in halves, that loses at most ``loss`` of ``image`` (mode L, RGB or YCbCr).
+    """The largest step, a multiple of 1/2, that loses at most ``loss`` of ``image`` (mode L or RGB).
 
-    None: not even the finest. ``image`` may be what stands for a larger one, as of ``resize.sample``.
+    None when even the finest loses more. ``image`` may be a sample of a larger one, as of ``resize.sample``.
 
-    A step is known to lose no more of noise than ``ROUNDED`` says. From there on it is tried: twice the step
-    loses, most often, at most four times as much.
+    On noise a step loses what ``ROUNDED`` says, and elsewhere less. Larger ones are tried from there: twice
+    the step loses, most often, at most four times as much.
     """
     best = tried = _halves(math.sqrt(max(loss - LEVELS, 0) / ROUNDED))
     if best < FINEST:
         return None
-    wanted = resize.as_rgb(image)
     for _ in range(3):
         with Image.open(BytesIO(jpeg(image, tried))) as file:
-            difference = ImageChops.difference(wanted, file).histogram()
+            difference = ImageChops.difference(image, file).histogram()
         lost = sum(times * (value % 256) ** 2 for value, times in enumerate(difference)) / sum(difference)
         if lost > loss:
             break
@@ -60,9 +58,9 @@ def _halves(step: float) -> float:
 
 
 def jpeg(image: Image.Image, step: float) -> bytes:
-    """``image`` (mode L, RGB or YCbCr) with one ``step`` for all frequencies, and the colors of each pixel.
+    """``image`` (mode L or RGB) with one ``step`` for all frequencies, and no chroma subsampling.
 
-    Half a step more is a whole one for each second frequency.
+    A step of n + 1/2 is n and n + 1 by turns.
     """
     table = [int(step), int(step + 0.5)] * 32
     return _saved(image, "JPEG", qtables=[table, table], subsampling=0)
@@ -73,8 +71,8 @@ def png(image: Image.Image) -> bytes:
 
 
 def webp(image: Image.Image) -> bytes:
-    """``image`` (mode L, RGB or YCbCr; at most WEBP_SIDE a side) without loss."""
-    return _saved(resize.as_rgb(image), "WEBP", lossless=True, method=2, quality=50)
+    """``image`` (mode L or RGB; at most WEBP_SIDE a side), lossless."""
+    return _saved(image, "WEBP", lossless=True, method=2, quality=50)
 
 
 def drawn(image: Image.Image) -> bool:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import logging
-import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixtral_sky import pixtral
 from pixtral_sky.errors import PictureError
 from pixtral_sky.extras import install
-from pixtral_sky.pictures.picture import Picture, shown
+from pixtral_sky.pictures.picture import Picture, open_file
+from pixtral_sky.text import shown
 
 if TYPE_CHECKING:
     from PIL import Image
 
 EXTENSION = ".pdf"
 
-# PDFium is not for threads. Everything of a document happens under it, its end as well: what is left to the
-# garbage collector would be closed by whichever thread that runs in.
+# PDFium is not thread-safe. All that is done with a document, its end as well, is done under this lock: what
+# is left to the garbage collector would be closed by whichever thread that runs in.
 _LOCK = threading.Lock()
 
 
@@ -35,8 +34,8 @@ def pages(path: str) -> int:
 def page(path: str, number: int) -> Picture:
     """Page ``number``, from 1, at the size at which the model sees it: 1024 pixels on its longer side.
 
-    It is drawn at that size, in whole patches, so that no one has to scale it: text is as sharp as it can be.
-    Drawn larger it would be shrunk by a filter without antialiasing, which tears thin strokes.
+    It is drawn at that size, in whole patches: nothing has to scale it, and text is as sharp as it can be.
+    A larger one would be shrunk by the server's filter, whose lack of antialiasing tears thin strokes.
 
     Raises PictureError, as ``pages`` does, and when there is no such page.
     """
@@ -85,18 +84,9 @@ def _document(path: str) -> Iterator[Any]:
         import pypdfium2
     except ImportError as error:
         raise PictureError(f"{name} is a PDF.", install("pdf")) from error
-    try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # to open a pipe may wait forever
-            raise PictureError(f"{name} is not a regular file.")
-        file = open(path, "rb")  # noqa: SIM115 (closed below)
-    except FileNotFoundError as error:
-        raise PictureError(f"{name}: no such file.") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or "not a path"
-        raise PictureError(f"{name} cannot be read: {reason}.") from error
-    # It tells the screen of forms that it cannot draw.
+    # It logs forms that it cannot draw.
     logging.getLogger("pypdfium2").setLevel(logging.ERROR)
-    with file, _LOCK:
+    with open_file(path) as file, _LOCK:
         try:
             # As a file, not as a path: PDFium takes no name that is not UTF-8.
             document = pypdfium2.PdfDocument(file)

@@ -1,10 +1,10 @@
-"""The server's filter, with Pillow alone: OpenCV's bicubic, which does not average over what it leaves out.
+"""The server's filter, with Pillow alone: OpenCV's bicubic, which has no antialiasing.
 
-OpenCV's kernel (INTER_CUBIC) has the parameter a = -0.75. Pillow has none like it: ``resize`` has a = -0.5,
-and averages over all pixels; ``transform`` does not, but has a = -1. A kernel is linear in a, so that three
-parts of a = -1 and one of a = 0, which is a smooth step between the two nearest pixels, are a = -0.75 (but
-for the product of what is different in both directions, which is small). Against OpenCV's it comes to 53 dB
-and more (tests/pictures/test_fidelity.py).
+OpenCV's kernel (INTER_CUBIC) has the parameter a = -0.75. Pillow has no such kernel: ``resize`` has
+a = -0.5 and antialiasing; ``transform`` has no antialiasing, and a = -1. A kernel is linear in a: three parts
+of a = -1 and one of a = 0, which is a smooth step between the two nearest pixels, make a = -0.75, except for
+a small product of the differences in both directions. Against OpenCV's it has 53 dB (PSNR) or more
+(tests/pictures/test_fidelity.py).
 
 Boxes are (left, upper, right, lower) in pixels of the picture, sizes are (columns, rows).
 """
@@ -17,50 +17,39 @@ from collections.abc import Callable, Iterator
 from PIL import Image, ImageChops
 from PIL.Image import Resampling, Transform
 
-# A part of the rows tells of the whole: one in 8 of the rows of blocks of 8 x 8 pixels that a JPEG has.
+# A sample of the rows stands for the whole: one in 8 rows of the blocks of 8 x 8 pixels that a JPEG has.
 BLOCK = 8
 SAMPLED = 8
-GOLDEN = 0.618  # of steps of this size, none comes back soon
+GOLDEN = 0.618  # steps of this size spread evenly
 
-# What the two roundings of ``shrink`` lose.
+# The mean square that the two roundings of ``shrink`` lose.
 ROUNDED = 0.3
-# Pictures with fewer black and white values have lost little beyond them.
+# A picture with a smaller share of black and white values has lost little by clipping.
 SATURATED = 1 / 500
 NOTABLE = 0.3
-# What a difference of 1 in Cb and in Cr is in R, G and B together, squared (JFIF).
-BLUE, RED = 0.344**2 + 1.772**2, 1.402**2 + 0.714**2
-
-# A band of that many rows is made at a time, of pictures that must be converted before they are shrunk.
+# Rows that are made at a time of a picture that must be converted before it is shrunk.
 BAND = 64
 
 _WHITE = [0] * 255 + [255]
 _BLACK = [0] + [255] * 255
 
-# 8 bits with room for what the filter puts below 0 and above 255: half of the contrast on each side.
+# Half of the contrast in 8 bits, which leaves room for what the filter puts below 0 and above 255.
 ROOM = 1 / 2
 ZERO = 64
 _NARROW = [round(ZERO + value * ROOM) for value in range(256)]
 
-Crop = Callable[[int, int], Image.Image]  # the rows of a picture from the first to before the second
+Crop = Callable[[int, int], Image.Image]  # returns the rows from the first to before the second
 
 
 def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """``image``, in mode L, RGB or YCbCr, at ``size``.
-
-    In YCbCr the colors are taken to be smooth, as those of most JPEGs, which store one for 2 x 2 pixels: they
-    get a = 0 alone, which takes a third of the time off.
-    """
-    box = (0.0, 0.0, float(image.width), float(image.height))
-    if image.mode != "YCbCr":
-        return _cubic(image, box, size)
-    luma, blue, red = _smooth(image, box, size).split()
-    return Image.merge("YCbCr", (_mixed(_sharp(image.getchannel(0), box, size), luma), blue, red))
+    """``image``, in mode L or RGB, at ``size``."""
+    return _cubic(image, (0.0, 0.0, float(image.width), float(image.height)), size)
 
 
 def shrink_bands(crop: Crop, width: int, height: int, size: tuple[int, int]) -> Image.Image:
-    """The picture of ``width`` x ``height`` whose rows are what ``crop`` makes of them, at ``size``.
+    """The picture of ``width`` x ``height`` pixels whose rows ``crop`` returns, at ``size``.
 
-    It needs the memory of a few rows besides that of the picture.
+    Besides the picture it needs the memory of a few rows.
     """
     columns, rows = size
     bands = [
@@ -74,24 +63,24 @@ def shrink_bands(crop: Crop, width: int, height: int, size: tuple[int, int]) -> 
 
 
 def lost(crop: Crop, width: int, height: int, shrunk: Image.Image) -> float:
-    """What ``shrunk``, made by ``shrink``, has lost against what the server sees, estimated from some rows.
+    """The mean square of the error of ``shrunk``, made by ``shrink``, against what the server would see.
 
-    It is the mean square of what is missing, of levels of 0 to 255 in RGB.
+    In levels of 0 to 255 in RGB, estimated from some rows.
     """
-    return ROUNDED + _overshoot(crop, width, height, shrunk) + _colors(crop, width, height, shrunk)
+    return ROUNDED + _overshoot(crop, width, height, shrunk)
 
 
 def _overshoot(crop: Crop, width: int, height: int, shrunk: Image.Image) -> float:
-    """As 8 bits hold no value below 0 and above 255.
+    """The part of the error that comes of clipping to 0 and 255.
 
-    The filter makes such values at sharp edges of black and white, and the server feeds them to its model.
+    The filter goes beyond them at sharp edges of black and white, and the server feeds that to its model.
     """
-    values = as_rgb(sample(shrunk)).histogram()
+    values = sample(shrunk).histogram()
     if sum(values[0::256]) + sum(values[255::256]) < sum(values) * SATURATED:
         return 0.0
 
     def narrow(upper: int, lower: int) -> Image.Image:
-        return as_rgb(crop(upper, lower)).point(_NARROW * (len(values) // 256))
+        return crop(upper, lower).point(_NARROW * (len(values) // 256))
 
     for every in (4 * SAMPLED, 1):  # all of it where there is something
         total = count = 0.0
@@ -108,34 +97,17 @@ def _overshoot(crop: Crop, width: int, height: int, shrunk: Image.Image) -> floa
     return total / count
 
 
-def _colors(crop: Crop, width: int, height: int, shrunk: Image.Image) -> float:
-    """As in YCbCr the colors are shrunk by a simpler filter."""
-    if shrunk.mode != "YCbCr":
-        return 0.0
-    total = count = 0.0
-    for first, last in sampled(shrunk.height, 4 * SAMPLED):
-        band = _band(crop, width, height, shrunk.size, first, last)
-        for channel, weight in ((1, BLUE), (2, RED)):
-            pair = (
-                image.getchannel(channel) for image in (band, shrunk.crop((0, first, shrunk.width, last)))
-            )
-            for value, times in enumerate(ImageChops.difference(*pair).histogram()):
-                total += times * value**2 * weight / 3
-        count += band.width * band.height
-    return total / count
-
-
 def sampled(rows: int, every: int = SAMPLED) -> Iterator[tuple[int, int]]:
-    """The first row, and the one after the last, of one block of rows in ``every``."""
+    """Pick one block of rows in ``every``: its first row, and the one after its last."""
     for group in range(math.ceil(rows / BLOCK / every)):
-        # Not always the same one of them: lines of text are as far apart as these would be.
+        # At uneven distances, as lines of text are evenly spaced.
         block = every * group + int((0.5 + group * GOLDEN) % 1 * every)
         first = min(block, (rows - 1) // BLOCK) * BLOCK
         yield first, min(first + BLOCK, rows)
 
 
 def sample(image: Image.Image) -> Image.Image:
-    """The rows of ``sampled``, one below the other."""
+    """The rows that ``sampled`` picks, one below the other."""
     bands = list(sampled(image.height))
     rows = Image.new(image.mode, (image.width, sum(last - first for first, last in bands)))
     at = 0
@@ -145,49 +117,33 @@ def sample(image: Image.Image) -> Image.Image:
     return rows
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """In mode RGB when it is in YCbCr."""
-    return image.convert("RGB") if image.mode == "YCbCr" else image
-
-
 def _band(crop: Crop, width: int, height: int, size: tuple[int, int], first: int, last: int) -> Image.Image:
     """The rows ``first`` to ``last`` of the picture at ``size``."""
     columns, rows = size
     scale = height / rows
-    # Two more pixels on each side, which the filter reaches.
+    # The filter reaches two pixels further on each side.
     upper, lower = max(int(first * scale) - 2, 0), min(int(last * scale) + 3, height)
     box = (0.0, first * scale - upper, float(width), last * scale - upper)
     return _cubic(crop(upper, lower), box, (columns, last - first))
 
 
 def _cubic(image: Image.Image, box: tuple[float, ...], size: tuple[int, int]) -> Image.Image:
-    """a = -0.75"""
-    sharp = _sharp(image, box, size)
-    mixed = _mixed(sharp, _smooth(image, box, size))
-    if image.mode == "YCbCr":
-        return mixed
-    # What is beyond black and white in ``sharp`` was cut off before it was mixed, and is so after it.
+    """Resize ``box`` of ``image`` with a = -0.75."""
+    sharp = _transform(image, box, size, Resampling.BICUBIC)
+    # Not Image.blend(), which truncates where this rounds.
+    mixed = Image.composite(sharp, _smooth(image, box, size), Image.new("L", size, 191))
+    # What was clipped in ``sharp`` before the mixing is black or white after it.
     channels = len(image.getbands())
     mixed = ImageChops.lighter(mixed, sharp.point(_WHITE * channels))
     return ImageChops.darker(mixed, sharp.point(_BLACK * channels))
 
 
-def _mixed(sharp: Image.Image, smooth: Image.Image) -> Image.Image:
-    # Not Image.blend(), which cuts where this rounds.
-    return Image.composite(sharp, smooth, Image.new("L", sharp.size, 191))
-
-
-def _sharp(image: Image.Image, box: tuple[float, ...], size: tuple[int, int]) -> Image.Image:
-    """a = -1"""
-    return _taken(image, box, size, Resampling.BICUBIC)
-
-
 def _smooth(image: Image.Image, box: tuple[float, ...], size: tuple[int, int]) -> Image.Image:
-    """a = 0, of the four nearest pixels of each place."""
+    """Resize with a = 0, from the four nearest pixels."""
     left, upper, right, lower = box
     if right - left < size[0] or lower - upper < size[1]:
-        # Enlarged a little, to whole patches: pixels beyond the border would be asked for.
-        return _taken(image, box, size, Resampling.BILINEAR)
+        # Enlarged to whole patches, it would need pixels beyond the border.
+        return _transform(image, box, size, Resampling.BILINEAR)
     across = Image.frombytes("L", (size[0], 1), _weights(left, right, size[0])).resize(
         size, Resampling.NEAREST
     )
@@ -197,7 +153,7 @@ def _smooth(image: Image.Image, box: tuple[float, ...], size: tuple[int, int]) -
     pairs = []
     for y in (-0.5, 0.5):
         one, other = (
-            _taken(image, (left + x, upper + y, right + x, lower + y), size, Resampling.NEAREST)
+            _transform(image, (left + x, upper + y, right + x, lower + y), size, Resampling.NEAREST)
             for x in (-0.5, 0.5)
         )
         pairs.append(Image.composite(other, one, across))
@@ -205,13 +161,13 @@ def _smooth(image: Image.Image, box: tuple[float, ...], size: tuple[int, int]) -
 
 
 def _weights(start: float, end: float, count: int) -> bytes:
-    """For each of ``count`` places from ``start`` to ``end``: the weight of the pixel behind it, of 255."""
+    """The weight, of 255, of the pixel behind each of ``count`` positions from ``start`` to ``end``."""
     scale = (end - start) / count
-    between = [(start + (place + 0.5) * scale - 0.5) % 1 for place in range(count)]
-    return bytes(round(255 * d * d * (3 - 2 * d)) for d in between)
+    offsets = [(start + (index + 0.5) * scale - 0.5) % 1 for index in range(count)]
+    return bytes(round(255 * d * d * (3 - 2 * d)) for d in offsets)
 
 
-def _taken(
+def _transform(
     image: Image.Image, box: tuple[float, ...], size: tuple[int, int], filter_: Resampling
 ) -> Image.Image:
     left, upper, right, lower = box

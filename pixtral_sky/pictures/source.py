@@ -1,128 +1,166 @@
-"""The arguments of ``pixtral-sky ask`` in the order given: words, and where pictures are."""
+"""Where a picture is, and what is read from there: a file, a page of a PDF, a URL, or standard input."""
 
 from __future__ import annotations
 
-import glob
+import base64
+import binascii
 import os
 import re
-import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import sys
+import time
+from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
-from pixtral_sky.errors import PictureError, UsageError
-from pixtral_sky.pictures.picture import EXTENSIONS, a_directory, is_url, shown
+from pixtral_sky import __version__
+from pixtral_sky.errors import PictureError
+from pixtral_sky.pictures.picture import Picture, open_file
+from pixtral_sky.text import os_reason, shown
 
-DEFAULT_QUESTION = "Describe this image in detail please."
-
-
-@dataclass(frozen=True)
-class Words:
-    text: str
+MIB = 2**20
+MAX_FILE = 512 * MIB
+MAX_DOWNLOAD = 64 * MIB
+WAIT_SECONDS = 30  # for the connection, and between two parts of a download
+DOWNLOAD_SECONDS = 300  # for all of it
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a picture is, in a form that ``picture.read`` takes."""
+    """Where one picture is.
 
-    source: str
-
-
-def parse(arguments: Sequence[str]) -> list[Words | Source]:
-    """What each argument is. DEFAULT_QUESTION comes first when there are pictures and no words.
-
-    An argument is, by the first of these that fits:
-
-    - ``-``: the picture on standard input
-    - ``data:...``, ``http://...`` and ``https://...`` without whitespace: a picture
-    - the path of a file: a picture; ``~`` is the home directory
-    - a glob that matches files: those, in natural order (a2 before a10)
-    - text that looks like a path: an error, as a mistyped path is no question
-    - words
-
-    Raises UsageError when there is nothing to ask, for an empty argument, and for a second ``-``;
-    PictureError for a directory, and for what looks like a path and leads to nothing.
+    ``location`` is a path, ``-`` (standard input), a data: or an http(s) URL; ``page``, from 1, is that of a
+    PDF. ``name`` is what the output of a batch calls it.
     """
-    parts: list[Words | Source] = []
-    for argument in arguments:
-        parts += _parse(argument)
-    if not parts:
-        raise UsageError(
-            "There is nothing to ask.", 'Try: pixtral-sky ask "What is in this picture?" photo.jpg'
-        )
-    if parts.count(Source("-")) > 1:
-        raise UsageError("Standard input ('-') can be one picture only.")
-    if not any(isinstance(part, Words) for part in parts):
-        parts.insert(0, Words(DEFAULT_QUESTION))
-    return parts
+
+    location: str = field(repr=False)  # a URL may hold a password
+    page: int = 0
+    name: str = ""
+
+    @property
+    def is_url(self) -> bool:
+        return is_url(self.location)
+
+    def read(self) -> Picture:
+        """Load and prepare it. Raises PictureError.
+
+        A URL is downloaded here, not by the server: what this machine can reach, and nothing else, is sent.
+        """
+        if self.page:
+            from pixtral_sky.pictures import pdf
+
+            return pdf.page(self.location, self.page)
+
+        data, name = self._load()
+        from pixtral_sky.pictures.prepare import prepare  # Pillow takes its time, and a path may be mistyped
+
+        return prepare(data, name)
+
+    def _load(self) -> tuple[bytes, str]:
+        """The content, and what messages call it."""
+        if self.location == "-":
+            return _read_stdin(), "standard input"
+        if is_data_url(self.location):
+            return decode(self.location), "the data: URL"
+        if self.is_url:
+            return _download(self.location), bare(self.location) or "the URL"
+        return _read_file(self.location), self.location
 
 
-def sources(arguments: Sequence[str]) -> list[str]:
-    """Where the pictures are, in arguments that are nothing else. Raises as ``parse``, and for words."""
-    found = []
-    for argument in arguments:
-        for part in _parse(argument, may_be_words=False):
-            if isinstance(part, Words):
-                raise UsageError(f"{shown(argument)!r} is no picture.", "Give files, globs, URLs, or '-'.")
-            found.append(part.source)
-    if found.count("-") > 1:
-        raise UsageError("Standard input ('-') can be one picture only.")
-    return found
+def read_picture(source: str | os.PathLike[str] | bytes) -> Picture:
+    """Make a picture of ``source``: the path of a file, an http(s) or data: URL, or the content of a file.
+
+    JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF and, with the extra ``heic``, HEIC; of an animation the first frame.
+    A URL is downloaded on this machine.
+
+    Raises PictureError when it cannot be read or downloaded, is no picture, is damaged or is too large: a
+    file of more than 512 MiB, a download of more than 64 MiB, or more than 178,956,970 pixels.
+    """
+    if isinstance(source, bytes):
+        from pixtral_sky.pictures.prepare import prepare
+
+        return prepare(source, "the picture")
+    return Source(os.fspath(source)).read()
 
 
-def _parse(argument: str, may_be_words: bool = True) -> Sequence[Words | Source]:
-    if not argument.strip():
-        raise UsageError("An empty argument is neither words nor a picture.")
-    one_word = not re.search(r"\s", argument)
-    if argument == "-" or re.match(r"data:\S", argument, re.IGNORECASE) or (one_word and is_url(argument)):
-        return [Source(argument)]
+def is_url(text: str) -> bool:
+    return re.match(r"https?://", text, re.IGNORECASE) is not None
 
-    # A line break, and more than any path holds, is text for sure.
-    may_be_path = not re.search(r"[\0\n]", argument) and len(argument) <= 4096
-    looks_like_path = may_be_path and (
-        _is_picture(argument) or (one_word and ("/" in argument or argument.startswith(("~", "."))))
-    )
-    # Not Path.expanduser: that one fails for a user who does not exist.
-    path = os.path.expanduser(argument) if may_be_path else argument  # noqa: PTH111
 
-    reason = "no such file"
+def is_data_url(text: str) -> bool:
+    return text[:5].lower() == "data:"
+
+
+def bare(url: str) -> str:
+    """``url`` without user, password, query and fragment, which may be secrets; "" when it is malformed."""
     try:
-        mode = Path(path).stat().st_mode
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:  # ValueError: a NUL
-        reason = getattr(error, "strerror", None) or reason
-    else:
-        if stat.S_ISDIR(mode):
-            raise a_directory(argument)
-        return [Source(path)]
+        parts = urlsplit(url)
+        _ = parts.port  # not a number when a password with a slash is taken for it
+    except ValueError:
+        return ""
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
-    if may_be_path and glob.has_magic(path):
-        # `**` in a sentence must not search the whole disk.
-        found = glob.glob(path, recursive=looks_like_path)  # noqa: PTH207 (Path.glob takes no absolute path)
-        # The words "Why?" are no pattern for a file that happens to be called Why1; for Why1.jpg, they are.
-        files = [f for f in found if Path(f).is_file() and (looks_like_path or _is_picture(f))]
-        if files:
-            return [Source(file) for file in sorted(files, key=_natural)]
-        reason = "nothing matches"
 
-    if looks_like_path:
-        # Nobody asks in one word that ends like a picture.
-        may_be_words = may_be_words and not (one_word and _is_picture(argument))
-        hint = "If these are words, add a space at the end." if may_be_words else ""
-        raise PictureError(f"{shown(argument)}: {reason}.", hint)
+def _read_stdin() -> bytes:
+    if sys.stdin is None:  # closed by whoever started us
+        raise PictureError("Standard input is closed, and '-' is the picture on it.")
+    return sys.stdin.buffer.read()
+
+
+def _read_file(path: str) -> bytes:
+    name = shown(path)
+    with open_file(path) as file:
+        try:
+            if os.fstat(file.fileno()).st_size > MAX_FILE:
+                raise PictureError(f"{name} is larger than {MAX_FILE // MIB} MiB.", "Make it smaller first.")
+            return file.read()
+        except OSError as error:
+            raise PictureError(f"{name} cannot be read: {os_reason(error)}.") from error
+
+
+def decode(url: str) -> bytes:
+    """The content of a data: URL (RFC 2397). Raises PictureError."""
+    head, comma, body = url.partition(",")
     try:
-        argument.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"The words {shown(argument)!r} are not valid UTF-8.") from error
-    return [Words(argument)]
+        if not comma:
+            raise ValueError("it has no comma")
+        content = unquote_to_bytes(body)
+        if not head.lower().endswith(";base64"):
+            return content
+        content = b"".join(content.split()).rstrip(b"=")
+        return base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PictureError(
+            f"The data: URL is malformed: {error}.", "It looks like data:image/png;base64,iVBORw0..."
+        ) from error
 
 
-def _is_picture(path: str) -> bool:
-    return Path(path).suffix.lower() in EXTENSIONS
+def _download(url: str) -> bytes:
+    import httpx
 
-
-def _natural(path: str) -> tuple[list[tuple[int, str]], str]:
-    """A key that sorts a2 before a10, and A before b."""
-    pieces = re.findall(r"([0-9]+)|([^0-9]+)", path.casefold())
-    return [(int(digits), "") if digits else (-1, text) for digits, text in pieces], path
+    name = shown(bare(url) or "the URL")
+    hint = "Download it yourself, and give the file."
+    # Not compressed: pictures are already, and it keeps the sizes honest.
+    headers = {"User-Agent": f"pixtral-sky/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"}
+    deadline = time.monotonic() + DOWNLOAD_SECONDS
+    try:
+        with httpx.stream("GET", url, headers=headers, timeout=WAIT_SECONDS, follow_redirects=True) as answer:
+            if not answer.is_success:
+                reason = shown(f"{answer.status_code} {answer.reason_phrase}".strip())
+                raise PictureError(f"{name} answers {reason}.", hint)
+            if answer.headers.get("content-encoding", "identity") != "identity":
+                # It was not asked for, and a few bytes of it can be gigabytes.
+                raise PictureError(f"{name} sends a compressed answer.", hint)
+            content = bytearray()
+            for chunk in answer.iter_raw():
+                content += chunk
+                if len(content) > MAX_DOWNLOAD:
+                    raise PictureError(f"{name} is larger than {MAX_DOWNLOAD // MIB} MiB.", hint)
+                if time.monotonic() > deadline:
+                    raise PictureError(f"{name} takes longer than {DOWNLOAD_SECONDS} s to download.", hint)
+            return bytes(content)
+    except httpx.TimeoutException as error:
+        raise PictureError(f"{name} does not answer within {WAIT_SECONDS} s.", hint) from error
+    except httpx.ConnectError as error:
+        raise PictureError(f"{name} cannot be reached: {shown(str(error))}.", hint) from error
+    # The text of these may quote the URL. ImportError: a SOCKS proxy without its package.
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:
+        raise PictureError(f"{name} cannot be downloaded ({type(error).__name__}).", hint) from error

@@ -16,33 +16,31 @@ from pixtral_sky.pictures import resize
 if TYPE_CHECKING:
     import numpy as np
 
-# Importing them takes 0.3 s, and each megapixel is then 4 ms faster: they come when Pillow has already
-# lost about as much time as that, so that one picture, or a few, never wait for them.
+# Importing them takes 0.3 s, and each megapixel is then 4 ms faster. They are imported when Pillow has lost
+# about as much time: one picture, or a few, never wait for them.
 WORTH = 64_000_000  # pixels
 
 
 class Turbo:
-    """Decides when, and keeps up to two buffers for pixels: fresh memory would take a quarter of the time."""
+    """Decides when to use them, and keeps two buffers: fresh memory would take a quarter of the time."""
 
     def __init__(self, worth: int = WORTH) -> None:
         self.installed = all(find_spec(name) is not None for name in ("numpy", "cv2", "simplejpeg"))
         self.worth = worth
-        self.pixels = 0  # that have been shrunk; threads may lose some of it, which does no harm
+        self.pixels = 0  # shrunk so far; threads may lose some of it, which does no harm
         self._buffers: deque[np.ndarray] = deque(maxlen=2)
 
     def pays(self, pixels: int) -> bool:
-        """Whether to use it for a picture of so many ``pixels``, which are counted."""
+        """Count the ``pixels`` of a picture; whether to use it for that."""
         self.pixels += pixels
         return self.installed and self.pixels > self.worth
 
     def shrink(
         self, data: bytes, mode: str, size: tuple[int, int], box: tuple[int, int]
     ) -> tuple[Image.Image, float] | None:
-        """The JPEG ``data``, in ``mode`` L or RGB and of ``size``, shrunk to ``box``, and what that has lost.
+        """The JPEG ``data``, of ``mode`` L or RGB and of ``size``, shrunk to ``box``, and what that has lost.
 
-        None: the file has some fault.
-
-        Needs 3 bytes a pixel in RGB, and as much again in the spare buffers, once for all.
+        None for a file with a fault. Needs 3 bytes a pixel in RGB, and as much in each spare buffer.
         """
         import cv2
         import numpy as np

@@ -27,10 +27,12 @@ from PIL import Image
 
 from pixtral_sky import pixtral
 from pixtral_sky.batch import jsonl
-from pixtral_sky.batch.items import Bad, Defaults, Item, failure, is_openai, result, walk
+from pixtral_sky.batch.items import Bad, Defaults, Item, failure, result
+from pixtral_sky.batch.walk import is_openai, walk
 from pixtral_sky.errors import PictureError, UsageError
 from pixtral_sky.extras import install
-from pixtral_sky.pictures import picture as images
+from pixtral_sky.pictures.picture import Picture
+from pixtral_sky.pictures.source import read_picture
 from tests.support import pdfs
 
 DEFAULTS = Defaults("What is this?")
@@ -443,7 +445,7 @@ def test_files_that_change_or_vanish_meanwhile():
 
 def pictures_kept() -> int:
     gc.collect()
-    return sum(isinstance(each, images.Picture) for each in gc.get_objects())
+    return sum(isinstance(each, Picture) for each in gc.get_objects())
 
 
 def test_bodies_by_threads_keep_nothing():
@@ -568,7 +570,7 @@ def test_a_bad_line_says_its_number_and_field(line, says):
         said = 'list.jsonl#line=2: the id "good" is given twice.'
     else:
         said = f"list.jsonl, line 2: {says}."
-    assert bad(name) == [Bad("list.jsonl#line=2", said, place=bad(name)[0].place)]
+    assert bad(name) == [Bad("list.jsonl#line=2", said, line=bad(name)[0].line)]
     assert [each.id for each in walk([name])] == ["good", "list.jsonl#line=2", "as good"]
 
 
@@ -641,7 +643,8 @@ def test_memory_is_flat_over_200_000_lines():
             )
     code = """
 import resource
-from pixtral_sky.batch.items import Item, walk
+from pixtral_sky.batch.items import Item
+from pixtral_sky.batch.walk import walk
 held = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 next(walk(["list.jsonl"]))
 before = held()
@@ -745,7 +748,7 @@ def test_pictures_of_openai_requests():
     first, second, third, *rest = body["messages"][0]["content"]
     assert [first, second, rest] == [*parts[:2], odd]
     assert third["image_url"]["detail"] == "low"
-    shrunk = images.read(large, stdin=bytes)
+    shrunk = read_picture(large)
     assert (shrunk.width, shrunk.height) == (1024, 256)
     assert third["image_url"]["url"] == shrunk.data_url()
     assert one.tokens(body) == 2 * pixtral.image_tokens(32, 16) + pixtral.image_tokens(2000, 500) + 3

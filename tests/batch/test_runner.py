@@ -31,7 +31,7 @@ from pixtral_sky.batch.runner import (
     in_shard,
     shard,
 )
-from pixtral_sky.client.messages import Schema
+from pixtral_sky.client.schema import Schema
 from pixtral_sky.errors import PixtralSkyError, UsageError
 
 DEFAULTS = Defaults("What is it?")

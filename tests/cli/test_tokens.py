@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pixtral_sky.deploy import task
-from pixtral_sky.pictures import picture as images
+from pixtral_sky.pictures.prepare import prepare
 from pixtral_sky.pixtral import MAX_IMAGE_TOKENS, image_tokens
 from pixtral_sky.rehearsal import engine
 from tests.conftest import ROOT
@@ -57,7 +57,7 @@ def test_a_large_picture_is_shrunk_first(run):
     data = picture(4000, 3000, "JPEG")
     Path("large.jpg").write_bytes(data)
     (row,) = json.loads(run("large.jpg", "--json").out)
-    sent = images.prepare(data, "large.jpg")
+    sent = prepare(data, "large.jpg")
     assert row == {
         "picture": "large.jpg",
         "tokens": 65 * 48,

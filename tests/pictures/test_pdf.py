@@ -158,7 +158,10 @@ def test_what_can_be_mended_is(file):
 
 
 def test_what_is_no_file(tmp_path):
-    assert fails(pdf.pages, str(tmp_path)) == f"{tmp_path} is not a regular file."
+    assert (
+        fails(pdf.pages, str(tmp_path))
+        == f"{tmp_path} is a directory. Give the pictures in it: '{tmp_path}/*.jpg'"
+    )
     assert fails(pdf.pages, f"{tmp_path}/b.pdf") == f"{tmp_path}/b.pdf: no such file."
     assert fails(pdf.pages, "a\0b.pdf").endswith("cannot be read: not a path.")
     assert "File name too long" in fails(pdf.pages, "x" * 300 + ".pdf")

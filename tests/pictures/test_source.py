@@ -1,205 +1,270 @@
-"""Which arguments are words, which are pictures, and which are mistakes."""
+"""Where pictures are read from: files, standard input, data: and http(s) URLs."""
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import io
 import os
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
-from pixtral_sky.errors import PictureError, PixtralSkyError, UsageError
-from pixtral_sky.pictures.source import DEFAULT_QUESTION, Source, Words, parse
+from pixtral_sky.errors import PictureError
+from pixtral_sky.pictures import picture, source
+from pixtral_sky.pictures.picture import Picture
+from pixtral_sky.pictures.source import Source, read_picture
+from tests.support import pdfs
+from tests.support.pictures import saved
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, and home."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    return tmp_path
-
-
-def make(*names: str) -> None:
-    for name in names:
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_bytes(b"x")
+PNG = saved(Image.new("RGB", (96, 64), "red"), "PNG")
 
 
-def sources(*arguments: str) -> list[str]:
-    return [part.source for part in parse(arguments) if isinstance(part, Source)]
+def read(location: str | Path) -> Picture:
+    return Source(str(location)).read()
 
 
-def fails(*arguments: str, kind: type[PixtralSkyError] = PictureError) -> PixtralSkyError:
-    with pytest.raises(kind) as caught:
-        parse(arguments)
+# Files
+
+
+def test_a_file_and_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "Übergröße und Ärger.jpg"
+    path.write_bytes(PNG)
+    picture = read(path)
+    assert picture.name == str(path)
+    assert picture.media_type == "image/png"
+
+
+def fails(source: str | Path) -> PictureError:
+    with pytest.raises(PictureError) as caught:
+        read(source)
     assert "\n" not in str(caught.value)
     return caught.value
 
 
+def test_a_directory(tmp_path: Path) -> None:
+    error = fails(tmp_path)
+    assert error.what == f"{tmp_path} is a directory."
+    assert f"'{tmp_path}/*.jpg'" in error.hint
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    assert fails(tmp_path / "a.jpg").what == f"{tmp_path}/a.jpg: no such file."
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 300, "/dev/null/a.jpg"])
+def test_no_path(path: str) -> None:
+    assert "cannot be read" in fails(path).what
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert fails(pipe).what == f"{pipe} is not a regular file."
+    assert fails("/dev/zero").what == "/dev/zero is not a regular file."
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"x")
+
+    def deny(path: str, _: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(picture, "open", deny, raising=False)
+    assert fails(path).what == f"{path} cannot be read: Permission denied."
+
+
+def test_a_file_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    with path.open("wb") as file:
+        file.truncate(source.MAX_FILE + 1)  # holds no blocks
+    assert fails(path).what == f"{path} is larger than 512 MiB."
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(PNG)))
+    picture = read("-")
+    assert (picture.name, picture.data) == ("standard input", PNG)
+    assert fails("-").what == "standard input is empty."
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "is closed" in fails("-").what
+
+
+def test_a_page_of_a_pdf(tmp_path: Path) -> None:
+    file = tmp_path / "a.pdf"
+    file.write_bytes(pdfs.made(b"", b""))
+    picture = Source(str(file), page=2).read()
+    assert (picture.name, picture.width, picture.height) == (f"{file}#page=2", 800, 1024)
+
+
+def test_the_content_of_a_file() -> None:
+    assert read_picture(PNG) == Picture("the picture", 96, 64, "image/png", PNG)
+    with pytest.raises(PictureError, match=r"^the picture is not a picture\."):
+        read_picture(b"text")
+
+
+# data: URLs
+
+
+def test_data_urls() -> None:
+    data = PNG
+    text = base64.b64encode(data).decode()
+    percent = "".join(f"%{byte:02x}" for byte in data)
+    for url in (
+        f"data:image/png;base64,{text}",
+        f"DATA:image/jpeg;BASE64,{text.rstrip('=')}",
+        f"data:;base64,{text[:40]}\n {text[40:]}",
+        f"data:;base64,{text.replace('+', '%2B').replace('/', '%2F').replace('=', '%3D')}",
+        f"data:image/png,{percent}",
+    ):
+        assert read(url).data == data
+    assert read(read_picture(data).data_url()).data == data
+
+
 @pytest.mark.parametrize(
-    "text",
+    "url", ["data:image/png;base64", "data:;base64,!!!!", "data:;base64,A", "data:,\udcff", "data:;base64,ü"]
+)
+def test_malformed_data_urls(url: str) -> None:
+    assert "data: URL is malformed" in fails(url).what
+
+
+def test_data_urls_of_no_picture() -> None:
+    assert fails("data:text/plain,hello").what == "the data: URL is not a picture."
+    assert fails("data:image/png;base64,").what == "the data: URL is empty."
+
+
+# http(s) URLs
+
+
+class Site(BaseHTTPRequestHandler):
+    picture = PNG
+
+    def do_GET(self) -> None:
+        self.server.seen.append(dict(self.headers))  # type: ignore[attr-defined]
+        path = self.path.partition("?")[0]
+        if path == "/moved":
+            self.answer(302, b"", Location="/a.png")
+        elif path == "/circle":
+            self.answer(302, b"", Location="/circle")
+        elif path == "/away":
+            self.answer(302, b"", Location="file:///etc/passwd")
+        elif path == "/a.png":
+            self.answer(200, self.picture)
+        elif path == "/text":
+            self.answer(200, b"<html>Log in")
+        elif path == "/short":  # less than it says
+            self.answer(200, self.picture[:50], length=len(self.picture))
+        elif path == "/endless":  # says no length
+            self.send_response(200)
+            self.end_headers()
+            try:
+                while True:
+                    self.wfile.write(bytes(4096))
+            except OSError:
+                pass
+        elif path == "/drip":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"x")
+            self.server.leave.wait(10)  # type: ignore[attr-defined]
+        elif path == "/garbage":
+            self.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+        else:
+            self.answer(404, b"nothing")
+
+    def answer(self, status: int, body: bytes, length: int | None = None, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@contextlib.contextmanager
+def serve() -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        server.seen, server.leave = [], threading.Event()  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.leave.set()  # type: ignore[attr-defined]
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def site(server: ThreadingHTTPServer) -> str:
+    return f"127.0.0.1:{server.server_address[1]}"
+
+
+def test_a_url_is_downloaded(server: ThreadingHTTPServer, site: str) -> None:
+    for path in ("/a.png", "/moved"):
+        picture = read(f"http://{site}{path}?token=SECRET#SECRET")
+        assert picture.name == f"http://{site}{path}"
+        assert picture.data == Site.picture
+    assert "authorization" not in {name.lower() for name in server.seen[0]}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
     [
-        "What is this?",
-        "Why?",
-        "and this one as well.",
-        "Is it [a] or [b]?",
-        "2*3",
-        "What does ** mean / do?",
-        "/**/ is what?",
-        "Is this b.png?",
-        "See https://example.com/ for more",
-        "Data: is it right?",
-        "data",
-        "What\n./is\nthis.jpg",
-        "nul\0nul",
-        "~\0",
-        "~ five of them",
-        "word " * 50_000,
-        "x" * 300,
-        "Größe? 漢字",
-        " padded ",
-        "e.g.",
-        "-v",
-        "--",
+        ("/none", "answers 404 Not Found."),
+        ("/text", "is not a picture."),
+        ("/short", "cannot be downloaded (RemoteProtocolError)."),
+        ("/garbage", "cannot be downloaded (RemoteProtocolError)."),
+        ("/circle", "cannot be downloaded (TooManyRedirects)."),
+        ("/away", "cannot be downloaded (UnsupportedProtocol)."),
+        ("/endless", "is larger than 1 MiB."),
+        ("/drip", "does not answer within 0.2 s."),
     ],
 )
-def test_words(text: str) -> None:
-    assert parse([text]) == [Words(text)]
+def test_urls_that_give_no_picture(site: str, path: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MAX_DOWNLOAD", source.MIB)
+    if path == "/drip":
+        monkeypatch.setattr(source, "WAIT_SECONDS", 0.2)
+    error = fails(f"http://user:SECRET@{site}{path}?token=SECRET")
+    assert error.what == f"http://{site}{path} {what}"
+    assert "SECRET" not in str(error)
 
 
-def test_the_order_is_kept() -> None:
-    make("a.jpg", "b.png")
-    assert parse(["First:", "a.jpg", "then:", "b.png", "-", "What changed?"]) == [
-        Words("First:"),
-        Source("a.jpg"),
-        Words("then:"),
-        Source("b.png"),
-        Source("-"),
-        Words("What changed?"),
-    ]
+def test_a_download_that_never_ends(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "DOWNLOAD_SECONDS", 0)
+    assert "takes longer than 0 s" in fails(f"http://{site}/endless").what
 
 
-def test_pictures_alone_get_the_question_first() -> None:
-    make("a.jpg")
-    assert parse(["a.jpg", "-"]) == [Words(DEFAULT_QUESTION), Source("a.jpg"), Source("-")]
-    assert DEFAULT_QUESTION == "Describe this image in detail please."
-
-
-@pytest.mark.parametrize(
-    "url", ["data:image/png;base64,AAAA", "DATA:,x", "data:nonsense", "https://h/a?b=*", "HTTP://h"]
-)
-def test_urls(url: str) -> None:
-    assert sources(url) == [url]
+def test_nobody_there(server: ThreadingHTTPServer, site: str) -> None:
+    with serve() as other:
+        gone = other.server_address[1]
+    error = fails(f"http://user:SECRET@127.0.0.1:{gone}/a.png?SECRET")
+    assert error.what.startswith(f"http://127.0.0.1:{gone}/a.png cannot be reached: ")
+    assert "SECRET" not in str(error)
 
 
 @pytest.mark.parametrize(
-    "name", ["a", "Why?", "photo[1].jpg", "Äußerst schön.jpg", "d/e/f", ".hidden", "a\nb.jpg"]
+    "url", ["http://[::1/a.png", "http://user:SEC/RET@host/a", "https://", "http://a b/c"]
 )
-def test_an_existing_file_is_a_picture(name: str) -> None:
-    make(name)
-    assert sources(name) == [name]
-
-
-def test_links_and_special_files_are_left_to_the_reader(here: Path) -> None:
-    make("a.jpg")
-    Path("link").symlink_to("a.jpg")
-    os.mkfifo("pipe")
-    assert sources("link", "pipe") == ["link", "pipe"]
-
-
-def test_home(here: Path) -> None:
-    make("my pictures/a.jpg")
-    assert sources("~/my pictures/a.jpg") == [f"{here}/my pictures/a.jpg"]
-    assert sources("~/my pictures/*") == [f"{here}/my pictures/a.jpg"]
-    assert fails("~/b.jpg").what == "~/b.jpg: no such file."
-    assert "no such file" in fails("~nobody-has-this-name/b").what
-
-
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("d/*.jpg", ["d/a1.jpg", "d/a2.jpg", "d/a10.jpg"]),
-        ("d/*", ["d/a1.jpg", "d/a2.jpg", "d/A3.PNG", "d/a10.jpg", "d/notes.txt"]),
-        ("d/a?.jpg", ["d/a1.jpg", "d/a2.jpg"]),
-        ("**/*.jpg", ["d/a1.jpg", "d/a2.jpg", "d/a10.jpg", "d/deep er/z.jpg"]),
-        ("d/deep er/*", ["d/deep er/z.jpg"]),
-        ("d/[aA]3*.PNG", ["d/A3.PNG"]),
-    ],
-)
-def test_globs(pattern: str, expected: Sequence[str]) -> None:
-    make("d/a1.jpg", "d/a2.jpg", "d/A3.PNG", "d/a10.jpg", "d/notes.txt", "d/deep er/z.jpg")
-    assert sources(pattern) == list(expected)
-
-
-def test_an_absolute_glob(here: Path) -> None:
-    make("a.jpg")
-    assert sources(f"{here}/*.jpg") == [f"{here}/a.jpg"]
-
-
-def test_words_match_no_file_by_chance() -> None:
-    make("Why1", "notes")
-    assert parse(["Why?"]) == [Words("Why?")]
-    assert parse(["*"]) == [Words("*")]
-    make("IMG_1.jpg", "IMG_2.jpg")
-    assert sources("*") == sources("IMG_*") == ["IMG_1.jpg", "IMG_2.jpg"]
-
-
-@pytest.mark.parametrize(
-    ("argument", "what"),
-    [
-        ("a.jpg", "no such file"),
-        ("my photo.JPEG", "no such file"),
-        ("What is in b.png", "no such file"),
-        ("./a", "no such file"),
-        ("d/a", "no such file"),
-        ("~/a", "no such file"),
-        (".a", "no such file"),
-        ("*.jpg", "nothing matches"),
-        ("d/*", "nothing matches"),
-        ("d/*.webp", "nothing matches"),
-        ("here.txt/a.jpg", "Not a directory"),
-        ("./" + "4" * 300, "File name too long"),
-    ],
-)
-def test_a_mistyped_path_is_no_question(argument: str, what: str) -> None:
-    make("here.txt")
-    error = fails("What is this?", argument)
-    assert error.what.endswith(f": {what}.")
-    # One word that ends like a picture is no question.
-    assert ("space" in error.hint) == (" " in argument or not argument.endswith((".jpg", ".webp")))
-    assert parse([argument + " ?"]) == [Words(argument + " ?")]
-
-
-def test_a_directory(here: Path) -> None:
-    Path("d").mkdir()
-    for argument in ("d", "d/", "."):
-        error = fails(argument)
-        assert error.what == f"{argument} is a directory."
-        assert f"'{argument.rstrip('/')}/*.jpg'" in error.hint
-
-
-def test_no_permission(monkeypatch: pytest.MonkeyPatch) -> None:
-    def deny(self: Path, **_: object) -> os.stat_result:
-        raise PermissionError(13, "Permission denied", str(self))
-
-    monkeypatch.setattr(Path, "stat", deny)
-    assert fails("d/a.jpg").what == "d/a.jpg: Permission denied."
-
-
-def test_standard_input_once() -> None:
-    assert sources("-") == ["-"]
-    assert "one picture only" in fails("-", "-", kind=UsageError).what
-
-
-@pytest.mark.parametrize("argument", ["", " ", "\n"])
-def test_an_empty_argument(argument: str) -> None:
-    assert "empty" in fails("What?", argument, kind=UsageError).what
-
-
-def test_nothing_at_all() -> None:
-    assert "pixtral-sky ask" in fails(kind=UsageError).hint
-
-
-def test_words_that_no_server_can_read() -> None:
-    assert "UTF-8" in fails("caf\udce9", kind=UsageError).what
+def test_malformed_urls(url: str) -> None:
+    error = fails(url)
+    assert "cannot be" in error.what
+    assert "RET" not in str(error)

@@ -28,6 +28,8 @@ def test_no_arrow_goes_up() -> None:
     ("deploy/clusters.py", "from pixtral_sky.rehearsal.process import start"),
     ("errors.py", "from pixtral_sky.pictures import resize"),
     ("server/gateway.py", "from pixtral_sky.errors import UsageError"),
+    ("__init__.py", "from pixtral_sky.deploy.resolve import find"),
+    ("client/client.py", "from pixtral_sky import Client"),
     ("doctor/checks.py", "from pixtral_sky.cli import common"),
 ])  # fmt: skip
 def test_an_arrow_that_goes_up_is_found(tmp_path: Path, module: str, line: str) -> None:

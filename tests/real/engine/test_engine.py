@@ -29,13 +29,15 @@ from PIL import Image
 from pixtral_sky.cli import app
 from pixtral_sky.cli.rehearse import QUESTION
 from pixtral_sky.client.client import Client
-from pixtral_sky.client.messages import Schema, messages
+from pixtral_sky.client.messages import messages
+from pixtral_sky.client.schema import Schema
 from pixtral_sky.deploy import store, task
 from pixtral_sky.deploy.resolve import endpoint_of
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.doctor import answers
 from pixtral_sky.errors import RehearsalError
-from pixtral_sky.pictures import picture as images
+from pixtral_sky.pictures.picture import Picture
+from pixtral_sky.pictures.prepare import prepare
 from pixtral_sky.pixtral import MAX_IMAGE_TOKENS, MODEL, image_tokens
 from pixtral_sky.rehearsal import checkpoint, engine
 from pixtral_sky.rehearsal import process as rehearsal
@@ -124,7 +126,7 @@ def test_a_warm_engine_is_ready_in_45_seconds(ready):
 
 
 def test_the_published_example_is_660_tokens(client):
-    picture = images.prepare(drawn(400, 400), "logo.png")
+    picture = prepare(drawn(400, 400), "logo.png")
     response = client.complete(messages([ASCII_ART, picture]), max_tokens=1)
     assert response["usage"]["prompt_tokens"] == 660
 
@@ -135,8 +137,8 @@ def test_the_published_example_is_660_tokens(client):
 ])  # fmt: skip
 def test_a_picture_costs_what_the_arithmetic_says(client, width, height):
     original = drawn(width, height)
-    ours = images.prepare(original, "picture.png")
-    untouched = images.Picture("picture.png", width, height, "image/png", original)
+    ours = prepare(original, "picture.png")
+    untouched = Picture("picture.png", width, height, "image/png", original)
     expected = WORDS + image_tokens(width, height)
     for picture in (ours, untouched):  # what we send, and what the server would have made of the original
         response = client.complete(messages([ASCII_ART, picture]), max_tokens=1)
@@ -144,13 +146,13 @@ def test_a_picture_costs_what_the_arithmetic_says(client, width, height):
 
 
 def test_four_full_pictures_fit(client):
-    picture = images.prepare(drawn(1024, 1024), "full.png")
+    picture = prepare(drawn(1024, 1024), "full.png")
     response = client.complete(messages(["Compare.", *[picture] * 4]), max_tokens=4)
     assert response["usage"]["prompt_tokens"] > 4 * MAX_IMAGE_TOKENS
 
 
 def test_words_and_pictures_arrive_in_order(running):
-    small, large = (images.prepare(drawn(*size), "x.png") for size in ((32, 16), (48, 32)))
+    small, large = (prepare(drawn(*size), "x.png") for size in ((32, 16), (48, 32)))
     body = {
         "model": "pixtral",
         "messages": messages(["alpha", small, "beta", large, "gamma"]),
@@ -197,7 +199,7 @@ def test_both_names_answer(running, model):
 
 def test_a_schema_is_kept(client):
     schema = Schema(ROOT / "examples" / "receipt.schema.json")
-    receipt = images.prepare((ROOT / "examples" / "receipt.jpg").read_bytes(), "receipt.jpg")
+    receipt = prepare((ROOT / "examples" / "receipt.jpg").read_bytes(), "receipt.jpg")
     for _ in range(5):
         answer = client.ask(
             messages(["Read this receipt.", receipt]), max_tokens=200, response_format=schema.response_format
@@ -674,7 +676,11 @@ def test_the_journey(cli, tmp_path):
 
         exports = cli("endpoint", "--env").stdout
         environ = {k: v.strip("'") for k, v in re.findall(r"export (\w+)=(.*)", exports)}
-        for example in (["bash", "examples/curl.sh"], [sys.executable, "examples/openai_client.py"]):
+        for example in (
+            ["bash", "examples/curl.sh"],
+            [sys.executable, "examples/openai_client.py"],
+            [sys.executable, "examples/python_client.py"],
+        ):
             result = subprocess.run(
                 example,
                 env={**os.environ, **environ, "MAX_TOKENS": "8"},

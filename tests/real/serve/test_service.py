@@ -20,7 +20,7 @@ from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.client.messages import messages
 from pixtral_sky.deploy import task
 from pixtral_sky.errors import Busy, Unauthorized
-from pixtral_sky.pictures import picture as images
+from pixtral_sky.pictures.prepare import prepare
 from pixtral_sky.rehearsal import checkpoint, engine
 from pixtral_sky.rehearsal import process as rehearsal
 from tests.real.serve.load import ask
@@ -190,7 +190,7 @@ def test_the_real_engine_is_a_replica(tmp_path):
         print(f"ready after {time.monotonic() - begin:.0f} s")
         file = io.BytesIO()
         Image.new("RGB", (400, 400), "orange").save(file, "PNG")
-        picture = images.prepare(file.getvalue(), "logo.png")
+        picture = prepare(file.getvalue(), "logo.png")
         with service.client() as client:
             assert client.learn().model == "pixtral"
             answer = client.ask(messages(["Turn this logo into ASCII art.", picture]), max_tokens=32)

@@ -221,9 +221,9 @@ def predict(found: Baseten, content: object = "Say something.", **fields: Any) -
 
 
 def picture(number: int = 0, url: str = "") -> dict[str, Any]:
-    from pixtral_sky.pictures import picture as images
+    from pixtral_sky.pictures.prepare import prepare
 
-    url = url or images.prepare(Path(PICTURES[number]).read_bytes(), PICTURES[number]).data_url()
+    url = url or prepare(Path(PICTURES[number]).read_bytes(), PICTURES[number]).data_url()
     return {"type": "image_url", "image_url": {"url": url}}
 
 

@@ -1,0 +1,188 @@
+"""What the arguments of a batch lead to on the disk, and what the files there are called in its output."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import stat
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pixtral_sky.errors import UsageError
+from pixtral_sky.pictures import pdf
+from pixtral_sky.pictures.picture import EXTENSIONS
+from pixtral_sky.pictures.source import Source, bare, is_data_url, is_url
+from pixtral_sky.text import is_unicode, natural, os_reason, shown
+
+MANIFESTS = (".jsonl", ".ndjson")
+
+_PAGE = re.compile(r"(.*\.pdf)#page=([1-9][0-9]{0,6})", re.DOTALL | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Input:
+    """Where items come from."""
+
+    kind: Literal["folder", "file", "glob", "manifest"]
+    path: str
+    base: str  # the folder, absolute, that ids are relative to
+    named: bool = True  # whether all its ids begin with the last part of ``path``
+    matches: Sequence[str] = ()  # of a glob
+
+
+def parse(argument: str) -> list[Input]:
+    """What an argument leads to: one input, or each manifest of a glob of them. Raises UsageError."""
+    if argument == "-":
+        return [Input("manifest", "-", "")]
+    if is_url(argument) or is_data_url(argument):
+        raise UsageError(
+            f"{shown(argument)} is no file or folder.", 'Put it into a manifest: {"images": ["https://..."]}'
+        )
+    if not argument.strip():
+        raise UsageError("An empty argument is no file or folder.")
+    path = os.path.expanduser(argument)  # noqa: PTH111 (Path.expanduser fails for a user who does not exist)
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        if isinstance(error, FileNotFoundError) and glob.has_magic(path):
+            return _expand(path)
+        reason = "no such file or folder" if isinstance(error, FileNotFoundError) else os_reason(error)
+        raise UsageError(f"{shown(argument)}: {reason}.") from error
+    absolute = os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
+    parent = str(Path(absolute).parent)
+    if stat.S_ISDIR(mode):
+        # "." is not to begin ids with what the folder happens to be called.
+        named = Path(path).name not in ("", "..")
+        return [Input("folder", path.rstrip("/") or "/", parent if named else absolute, named)]
+    if not is_manifest(path):
+        return [Input("file", path, parent)]
+    if not stat.S_ISREG(mode):  # it is read twice
+        raise UsageError(f"{shown(argument)} is not a regular file.", "Pipe it in, and give '-'.")
+    return [Input("manifest", path, parent)]
+
+
+def _expand(pattern: str) -> list[Input]:
+    fixed = pattern
+    while glob.has_magic(fixed):
+        fixed = str(Path(fixed).parent)
+    base = os.path.abspath(fixed)  # noqa: PTH100
+    found = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute path)
+    # A file may be called "-", or as URLs begin.
+    found = sorted((path if path.startswith("/") else f"./{path}" for path in found), key=natural)
+    if is_manifest(pattern):
+        manifests = [each for path in found if Path(path).is_file() for each in parse(path)]
+        if manifests:
+            return [replace(each, base=base, named=False) for each in manifests]
+    folders = "**" not in pattern  # which goes into them itself
+    found = [path for path in found if is_wanted(path) or (folders and Path(path).is_dir())]
+    if not found:
+        raise UsageError(f"{shown(pattern)}: no picture, PDF or folder matches.")
+    return [Input("glob", pattern, base, named=False, matches=found)]
+
+
+def with_common_base(inputs: list[Input]) -> list[Input]:
+    """Give them one base where their own would let two files get one id. See ``walk``."""
+    files = [each for each in inputs if each.path != "-"]
+    names = {Path(each.path).name for each in files}
+    if len(files) < 2 or (len(names) == len(files) and all(each.named for each in files)):
+        return inputs
+    base = os.path.commonpath([each.base for each in files])
+    return [replace(each, base=base) for each in inputs]
+
+
+def is_manifest(path: str) -> bool:
+    return path.lower().endswith(MANIFESTS)
+
+
+def is_pdf(path: str) -> bool:
+    return path.lower().endswith(pdf.EXTENSION)
+
+
+def is_wanted(path: str) -> bool:
+    """Whether it is a picture or a PDF, by its extension."""
+    return os.path.splitext(path)[1].lower() in EXTENSIONS or is_pdf(path)  # noqa: PTH122
+
+
+def relative(path: str, base: str) -> str:
+    """``path`` relative to the folder ``base``; "" when it is that."""
+    found = os.path.relpath(path, base)
+    return "" if found == "." else found
+
+
+def id_of(path: str) -> str:
+    """What a relative path is called in ids and in the output: see ``walk``."""
+    if is_unicode(path):
+        return path
+    # Bytes that are not UTF-8 are in a path as U+DC80 to U+DCFF.
+    odd = {code: f"%{code - 0xDC00:X}" for code in range(0xDC80, 0xDD00)}
+    return f"file:{path.translate(odd | {ord('%'): '%25'})}"
+
+
+def source(text: str, folder: str) -> Source:
+    """What a manifest in ``folder`` calls a picture: a path, a URL, or page 3 of a PDF, ``a.pdf#page=3``."""
+    if is_data_url(text):
+        return Source(text)
+    if is_url(text):
+        return Source(text, name=bare(text))
+    page = _PAGE.fullmatch(text)
+    path = page[1] if page else text
+    path = path if path.startswith("/") else f"{folder}/{path}"
+    return Source(path, int(page[2]) if page else 0, text)
+
+
+def files_in(top: str) -> Iterator[tuple[str, OSError | None]]:
+    """The paths, relative to the folder ``top``, of all files in it that are wanted.
+
+    With an error it is a folder that cannot be read, "" for ``top`` itself. Hidden files and folders are
+    left out. Of a folder come first its files in natural order, then its folders; at the end of all come
+    those behind symbolic links. No folder is entered twice, so that a loop of links ends, and what is also
+    there by itself keeps its own name.
+
+    In memory are the names of the files of the current folder alone: 60 bytes each and the name, and as much
+    again while they are sorted.
+    """
+    entered: set[tuple[int, int]] = set()
+    folders, links = [""], deque[str]()
+    while folders or links:
+        folder = folders.pop() if folders else links.popleft()
+        try:
+            status = Path(f"{top}/{folder}").stat()
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            files, inner, linked = _list(f"{top}/{folder}")
+        except OSError as error:
+            yield folder, error
+            continue
+        start = f"{folder}/" if folder else ""
+        for name in files:
+            yield f"{start}{name}", None
+        folders += (f"{start}{name}" for name in reversed(inner))
+        links += (f"{start}{name}" for name in linked)
+
+
+def _list(folder: str) -> tuple[list[str], list[str], list[str]]:
+    """Its wanted files, its folders, and its links to folders, each in natural order. Raises OSError."""
+    names: tuple[list[str], list[str], list[str]] = [], [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                names[1 + entry.is_symlink()].append(entry.name)
+            elif is_wanted(entry.name):
+                names[0].append(entry.name)
+    for each in names:
+        each.sort(key=natural)
+    return names
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to nowhere, in one of the many ways
+        return False

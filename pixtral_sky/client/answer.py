@@ -1,0 +1,133 @@
+"""A streamed answer, assembled from its chunks."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pixtral_sky.errors import BrokenAnswer, Refused
+
+# Fields that grow from chunk to chunk: the text, a model's thoughts, and what a tool is called with.
+_GROWING = ("content", "refusal", "reasoning", "reasoning_content", "arguments")
+
+
+class Answer:
+    """A streamed answer. Iterate it, once, for its text as it arrives, or take it ``whole``.
+
+    ``text`` is what has arrived so far; ``usage`` (the API's counts of tokens) and ``finish_reason`` are
+    known at the end. ``seconds`` count from ``asked``, which is one of ``time.monotonic()``. ``events`` are
+    the stream's, and raise ConnectionError when it is cut; ``reason`` makes one line of an error in it.
+
+    Raises Refused when an error comes in place of an answer, and BrokenAnswer when it ends before its end.
+    """
+
+    def __init__(self, events: Iterator[str], asked: float, reason: Callable[[object], str]) -> None:
+        self._events = events
+        self._asked = asked
+        self._reason = reason
+        # All chunks so far, merged. There is one choice even if no chunk has any.
+        self._whole: dict[str, Any] = {
+            "choices": [
+                {
+                    "index": 0,
+                    "delta": {"role": "assistant", "content": ""},
+                    "logprobs": None,
+                    "finish_reason": None,
+                }
+            ]
+        }
+        self._texts: list[str] = []
+        self.seconds_to_first = 0.0
+        self.seconds = 0.0
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        return dict(self._whole.get("usage") or {})
+
+    @property
+    def finish_reason(self) -> str:
+        return str(self._whole["choices"][0]["finish_reason"] or "")
+
+    def whole(self) -> dict[str, Any]:
+        """Read it to its end; the ``chat.completion`` that a request without streaming would get."""
+        for _ in self:
+            pass
+        choices = []
+        for choice in sorted(self._whole["choices"], key=lambda choice: choice["index"]):
+            message = choice.pop("delta")
+            for call in message.get("tool_calls") or []:
+                call.pop("index", None)  # only a stream has it
+            choices.append({"index": choice["index"], "message": message, **choice})
+        return {**self._whole, "object": "chat.completion", "choices": choices, "usage": self.usage}
+
+    def __iter__(self) -> Iterator[str]:
+        done = False
+        try:
+            for event in self._events:
+                # Read on to the end: only then can the connection be used again.
+                done = done or event == "[DONE]"
+                if not done and (text := self._read(event)):
+                    self.seconds_to_first = self.seconds_to_first or time.monotonic() - self._asked
+                    self._texts.append(text)
+                    yield text
+        except ConnectionError as error:
+            if not done:
+                raise self._broken(str(error)) from error.__cause__
+        finally:
+            self.seconds = time.monotonic() - self._asked
+        if not done and not all(choice["finish_reason"] for choice in self._whole["choices"]):
+            raise self._broken("broke off")
+
+    def _read(self, event: str) -> str:
+        """Merge an event, and return its text for the first choice."""
+        try:
+            chunk = json.loads(event)
+            if error := chunk.get("error"):
+                reason = self._reason(error) or "no reason is given."
+                raise self._broken("was given up", f": {reason}") if self._texts else Refused(reason)
+            text = ""
+            for choice in chunk["choices"]:  # none in the last one, which has the usage alone
+                choice["index"] = int(choice.get("index") or 0)
+                if not choice["index"]:
+                    text += choice["delta"].get("content") or ""
+            _merge(self._whole, chunk)
+            return text
+        except (ValueError, RecursionError, AttributeError, LookupError, TypeError) as error:
+            raise self._broken("stopped making sense") from error
+
+    def _broken(self, how: str, why: str = ".") -> BrokenAnswer:
+        return BrokenAnswer(f"The answer {how} after {len(self.text):,} characters{why}", "Ask again.")
+
+
+def _merge(whole: dict[str, Any], chunk: dict[str, Any]) -> None:
+    """Add a chunk to the ``whole``.
+
+    Texts in _GROWING are appended, items of lists are merged with that of the same ``index`` or appended, and
+    all else is replaced. As in https://platform.openai.com/docs/api-reference/chat-streaming
+    """
+    for name, new in chunk.items():
+        old = whole.get(name)
+        if new is None:
+            whole.setdefault(name, None)
+        elif isinstance(new, dict):
+            whole[name] = old or {}
+            _merge(whole[name], new)
+        elif isinstance(new, list):
+            whole[name] = old or []
+            for item in new:
+                index = item.get("index") if isinstance(item, dict) else None
+                known = index is not None and next(
+                    (each for each in whole[name] if each.get("index") == index), None
+                )
+                if known:
+                    _merge(known, item)
+                else:
+                    whole[name].append(item)
+        else:
+            whole[name] = old + new if old and name in _GROWING else new
