@@ -169,7 +169,8 @@ def test_the_context_is_that_of_the_script(tmp_path, images):
 @pytest.mark.parametrize("gpu", ["L4", "A10G", "L40S", "A100", "H100", "RTX5090"])
 def test_the_quantization_is_that_of_the_script(tmp_path, gpu):
     flags = chosen(tmp_path, *SEEN[gpu], 1, False, PRECISION="fp8")
-    assert flags["--quantization"] == memory.quantization(gpu)
+    # vLLM 0.32 refuses a scale for each output where it unpacks (Marlin; layers/quantization/online/fp8.py).
+    assert flags["--quantization"] == ("fp8_per_channel" if GPUS[gpu].fp8 else "fp8_per_tensor")
     assert GPUS[gpu].fp8 == (gpu not in ("A10G", "A100"))
     assert "--kv-cache-dtype" not in flags
 
