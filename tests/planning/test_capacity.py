@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pixtral_sky.deploy import replica_policy as service
-from pixtral_sky.deploy import skypilot, task
+from pixtral_sky.deploy import skypilot
 from pixtral_sky.errors import SkyError, UsageError
 from pixtral_sky.planning import capacity, loads, policies
 from tests.conftest import ROOT
+from tests.support.services import shown
 
 HOUR = 3600.0
 STARTUP = 600.0
@@ -38,8 +39,8 @@ def sky(tmp_path_factory):
 
 
 def spec(name: str = "service.yaml", **policy):
-    service = yaml.safe_load((ROOT / name).read_text())["service"]
-    service["replica_policy"] |= policy
+    service = shown(name)["service"]
+    service["replica_policy"] = {**service["replica_policy"], **policy}
     return capacity.spec(service)
 
 
@@ -132,7 +133,7 @@ TERMS = policies.Terms(startup=600, carries=CARRIES, goal=0.01, price=2.5)
 
 
 def config(name: str = "service.yaml", **policy):
-    made = task.read(ROOT / name)
+    made = shown(name)
     made["service"]["replica_policy"] |= {"target_qps_per_replica": CARRIES, **policy}
     return made
 
@@ -145,7 +146,7 @@ def test_what_is_compared_decision_by_decision(monkeypatch, load):
     zero = [each for each in every if each.minimum == 0]
     made = [policies.applied(config(), policy) for policy in (*zero[:2], every[0], *every[7:9])]
     ups = 0
-    for file in (*made, config("examples/spot.yaml")):
+    for file in (*made, config("spot")):
         the_spec = capacity.spec(file["service"])
         outcome = capacity.simulate(the_spec, arrivals, 10_800, startup=600, carries=CARRIES, warmup=1800)
         direct = Direct(monkeypatch, the_spec, 600, begin=-1800).run(arrivals, 10_800)
@@ -163,7 +164,7 @@ def test_the_kind_of_autoscaler_is_skypilots_choice(monkeypatch, sky):
         lambda *each: taken.append(original(*each)) or taken[-1],
     )
     play(loads.steady(1), spec=spec())
-    play(loads.steady(1), spec=spec("examples/spot.yaml"))
+    play(loads.steady(1), spec=spec("spot"))
     assert [type(each).__name__ for each in taken] == [
         "RequestRateAutoscaler",
         "FallbackRequestRateAutoscaler",
@@ -287,7 +288,7 @@ def test_the_limits_hold():
 
 
 def test_spot_with_ordinary_replicas_that_stand_in():
-    outcome = play(loads.steady(3), 2 * HOUR, spec=spec("examples/spot.yaml"), ready=0)
+    outcome = play(loads.steady(3), 2 * HOUR, spec=spec("spot"), ready=0)
     # One on spot for the whole time, one not, and a stand-in until spot is ready.
     assert outcome.replica_hours == pytest.approx(4 + (STARTUP + 120) / 3600, abs=20 / 3600)
     assert outcome.most_paid() == 3
@@ -430,11 +431,11 @@ def load_of(arrivals: list[float], seconds: float) -> loads.Load:
 
 
 @pytest.mark.parametrize(("name", "base"), [
-    ("service.yaml", 0), ("examples/scale-to-zero.yaml", 0), ("examples/spot.yaml", 0), ("examples/spot.yaml", 2),
+    ("service.yaml", 0), ("examples/scale-to-zero.yaml", 0), ("spot", 0), ("spot", 2),
 ])  # fmt: skip
 def test_nothing_is_proposed_that_is_refused(name, base):
     file = config(name)
-    if name == "examples/spot.yaml":
+    if name == "spot":
         file["service"]["replica_policy"]["base_ondemand_fallback_replicas"] = base
     found = policies.compare(file, load_of(loads.arrivals(loads.steady(0.3), 1800), 1800), TERMS)
     assert len(found.results) > 6
@@ -442,7 +443,7 @@ def test_nothing_is_proposed_that_is_refused(name, base):
         made = policies.applied(file, result.policy)
         service.check(made, "key")
         capacity.spec(made["service"])
-        assert name != "examples/spot.yaml" or result.policy.minimum >= base
+        assert name != "spot" or result.policy.minimum >= base
 
 
 def test_the_cheapest_is_the_cheapest():
