@@ -216,7 +216,7 @@ def test_a_changed_file_is_noticed(tmp_path):
         assert (tmp_path / name).read_text() == (ROOT / name).read_text()
 
 
-@pytest.mark.parametrize("name", ("service.yaml", *EXAMPLES))
+@pytest.mark.parametrize("name", ["service.yaml", *EXAMPLES])
 def test_all_files_run_the_same_scripts(name):
     one, other = task.load(ROOT / "pixtral.yaml"), task.load(ROOT / name)
     assert (one.run, one.setup) == (other.run, other.setup)
