@@ -7,9 +7,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from pixtral_sky.deploy.prices import Offer
 from pixtral_sky.errors import UsageError
 from pixtral_sky.extras import install
-from pixtral_sky.planning.plan import Ask, Option, usd
+from pixtral_sky.planning.plan import Option, Plan, options, usd
 
 FORMATS = (".png", ".svg", ".pdf")
 MOST = 12  # rows of a picture that can be read
@@ -23,25 +24,24 @@ def check(path: Path) -> None:
         raise UsageError("A picture needs matplotlib.", f"Run: {install('plot')}")
 
 
-def draw(path: Path, ask: Ask, on_demand: Sequence[Option], spot: Sequence[Option], by_spot: bool) -> None:
-    """The best MOST by one of both prices, in that order, with the range of their cost at both."""
+def draw(path: Path, plan: Plan, offers: Sequence[Offer]) -> None:
+    """The best MOST of a plan in its order, with the range of their cost on demand and on spot."""
     # SkyPilot has all loggers speak.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     from matplotlib.figure import Figure
 
-    best = (spot if by_spot else on_demand)[:MOST]
-    rows = {_who(each): row for row, each in enumerate(best)}
-    workload = ask.workload
+    rows = {_who(each): row for row, each in enumerate(plan.options[:MOST])}
+    ask, workload = plan.ask, plan.ask.workload
     load = f"at {ask.qps:g} requests/s" if ask.qps else "on machines that are always busy"
 
     figure = Figure(figsize=(9, 1.7 + 0.48 * len(rows)), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     widest = 0.0
-    for name, options, colour, aside in (
-        ("on demand", on_demand, "#1f4e79", -0.17),
-        ("spot", spot, "#c8741a", 0.17),
+    for name, at_spot, colour, aside in (
+        ("on demand", False, "#1f4e79", -0.17),
+        ("spot", True, "#c8741a", 0.17),
     ):
-        shown = [each for each in options if _who(each) in rows]
+        shown = [each for each in options(ask, plan.machines, offers, at_spot) if _who(each) in rows]
         heights = [rows[_who(each)] + aside for each in shown]
         lows, highs = ([getattr(each.cost, end) for each in shown] for end in ("low", "high"))
         widest = max([widest, *highs])
