@@ -1,6 +1,6 @@
 """Write docs/autoscaling.png and the tables of docs/autoscaling.md; --check only compares.
 
-What they show is played by `pixtral_sky.planning.capacity`. The picture carries the fingerprint of what it
+What they show is simulated by `pixtral_sky.planning.capacity`. The picture carries the fingerprint of what it
 was drawn from, so that a check needs no matplotlib, and another version of it changes nothing.
 """
 

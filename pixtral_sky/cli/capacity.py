@@ -88,7 +88,7 @@ def capacity(
     # The file that is shipped is found wherever one stands, and has this name in a clone.
     config, name = task.read(file or task.shipped("service.yaml")), str(file or "service.yaml")
     terms = policies.terms(policies.own(config), start_minutes, carries, goal, price)
-    with output.phase("playing a day of replicas"):
+    with output.phase("simulating replicas"):
         found = policies.compare(config, load, terms)
     if plot:
         capacity_chart.draw(plot, found, terms, load.title)

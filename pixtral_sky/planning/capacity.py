@@ -97,7 +97,7 @@ def spec(service: Mapping[str, Any]) -> Any:
             raise UsageError(f"SkyPilot does not take this service: {reason}") from error
     if isinstance(made.target_qps_per_replica, dict):
         raise UsageError(
-            "A target_qps_per_replica per GPU cannot be played: nobody knows which GPUs will be found.",
+            "A target_qps_per_replica per GPU cannot be simulated: nobody knows which GPUs will be found.",
             "Give one number for all GPUs.",
         )
     return made

@@ -45,7 +45,7 @@ def load(trace: Path | None, pattern: str | None, qps: str | None, seed: int) ->
         times = read_csv(trace)
         if times[-1] > LONGEST_DAYS * DAY:
             raise UsageError(
-                f"{trace} spans {times[-1] / DAY:,.0f} days, and {LONGEST_DAYS} are played at most.",
+                f"{trace} spans {times[-1] / DAY:,.0f} days, and {LONGEST_DAYS} are simulated at most.",
                 "Times are seconds since the epoch, or ISO 8601.",
             )
         return Load(str(trace), times, times[-1])

@@ -1,6 +1,6 @@
 """Which `replica_policy:` holds a goal at the least cost: others beside a file's own, all under one load.
 
-Each is played by `capacity.simulate`. Compared are fewer and more replicas at the least, a fixed number, none
+Each is run by `capacity.simulate`. Compared are fewer and more replicas at the least, a fixed number, none
 while nobody asks, lower targets, and quicker delays; nothing is searched beyond them.
 """
 
@@ -194,10 +194,10 @@ def others(own: Policy, terms: Terms, enough: Sequence[int]) -> list[Policy]:
 
 
 def compare(config: Mapping[str, Any], load: loads.Load, terms: Terms) -> Comparison:
-    """Play the policy of a service file, and others, under a load. Raises UsageError as `own` does, and where
-    the load takes more than `MOST` replicas.
+    """Simulate the policy of a service file, and others, under a load.
 
-    What of the others is refused, by `serve` or by SkyPilot, is left out.
+    Others that `serve` or SkyPilot refuses are left out. Raises UsageError as `own` does, and where the load
+    takes more than `MOST` replicas.
     """
     if load.seconds <= terms.startup:
         raise UsageError(
@@ -215,7 +215,7 @@ def compare(config: Mapping[str, Any], load: loads.Load, terms: Terms) -> Compar
             f"{MOST} are compared at most."
         )
 
-    def play(policy: Policy) -> Result:
+    def simulated(policy: Policy) -> Result:
         made = applied(config, policy)
         replica_policy.check(made, key="-")
         spec = capacity.spec(made["service"])
@@ -225,11 +225,11 @@ def compare(config: Mapping[str, Any], load: loads.Load, terms: Terms) -> Compar
         hours = outcome.replica_hours / load.days
         return Result(policy, outcome, hours, None if terms.price is None else hours * terms.price)
 
-    ours = play(policy)
+    ours = simulated(policy)
     results = [ours]
     for each in others(policy, terms, enough):
         try:
-            results.append(play(each))
+            results.append(simulated(each))
         except UsageError:  # with what else the file says, such as its replicas that are not on spot
             continue
     results.sort(key=lambda each: (each.hours, each.outcome.too_few, each is not ours))

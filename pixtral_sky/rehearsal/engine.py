@@ -1,7 +1,7 @@
 """The engine of a rehearsal: the real vLLM for CPUs, in an environment of its own.
 
-It is made once, in the user's cache directory, by uv. Only a finished one is ever used: what an
-interrupted installation left is removed and made anew (what it had downloaded is not lost: uv keeps it).
+uv makes it once, in the user's cache directory. Only a finished engine is used: what an interrupted
+installation left is removed and made again. uv keeps what was downloaded.
 ``PIXTRAL_SKY_ENGINE=/path/to/python`` names an engine that is there already.
 """
 
@@ -47,7 +47,7 @@ def cache() -> Path:
 
 
 def ensure(version: str) -> Path:
-    """The directory of a virtual environment with that version of vLLM, made if there is none.
+    """The directory of a virtual environment with that version of vLLM, which is made if it is missing.
 
     Raises RehearsalError when it cannot be made here.
     """
@@ -67,10 +67,10 @@ def ensure(version: str) -> Path:
 
 
 def _usable(venv: Path) -> bool:
-    """Finished, and its Python still starts (an upgrade of the system's Python can end an environment)."""
+    """Whether it is finished and its Python starts: an upgrade of the system's Python can break it."""
     try:
         python = [str(venv / "bin" / "python"), "-c", ""]
-        # A moved or copied environment is another one: its programs name the place where it was made.
+        # A moved or copied environment does not work: its programs name the directory where it was made.
         here = (venv / "complete").read_text() == str(venv)
         return here and subprocess.run(python, capture_output=True).returncode == 0
     except OSError:  # not complete, or its Python is a link to one that is gone
@@ -79,7 +79,7 @@ def _usable(venv: Path) -> bool:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """One at a time: two rehearsals must not make one engine both."""
+    """Hold a lock on ``path``, so that two rehearsals do not make the same engine at once."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,7 +149,7 @@ def _source_of_torch(install: list[str]) -> list[str]:
 
 
 def _name_it_vllm(venv: Path, version: str) -> None:
-    """`vllm serve` looks up its own version under the name vllm, and knows its CPU build by '+cpu'."""
+    """Add metadata of a package vllm: `vllm serve` looks up its version there, and knows a CPU by '+cpu'."""
     site = next(venv.glob("lib/python*/site-packages"))
     info = site / f"vllm-{version}+cpu.dist-info"
     info.mkdir(exist_ok=True)
@@ -163,7 +163,7 @@ def _declare_operators(venv: Path) -> None:
     if subprocess.run(command, capture_output=True, env=environment()).returncode == 0:
         return
     extension = next(venv.glob("lib/python*/site-packages/torchvision/extension.py"))
-    # A new file, not a changed one: uv links its files to a cache that other environments share.
+    # The file is replaced, not changed: uv links its files to a cache that other environments share.
     text = extension.read_text() + DECLARE_OPERATORS
     extension.unlink()
     extension.write_text(text)

@@ -191,7 +191,7 @@ EXAMPLE = "For example: pixtral-sky capacity --pattern day-night --qps 1..9"
     ("empty.csv", "empty.csv has no times. Its first column: seconds since the epoch, or ISO 8601."),
     ("garbled.csv", "garbled.csv, line 2: 'tomorrow' is no time."),
     ("short.csv", "short.csv is over after 60 s, before a replica could have started. Give the requests of a day or more."),
-    ("long.csv", "long.csv spans 8,000 days, and 31 are played at most. Times are seconds since the epoch, or ISO 8601."),
+    ("long.csv", "long.csv spans 8,000 days, and 31 are simulated at most. Times are seconds since the epoch, or ISO 8601."),
     ("even.csv --goal 101%", "--goal is a percentage from 0 to 100, not '101%'. For example: --goal 1%"),
     ("even.csv --goal -1%", "--goal is a percentage from 0 to 100, not '-1%'. For example: --goal 1%"),
     ("even.csv --goal few", "--goal is a percentage from 0 to 100, not 'few'. For example: --goal 1%"),
@@ -202,7 +202,7 @@ EXAMPLE = "For example: pixtral-sky capacity --pattern day-night --qps 1..9"
     ("even.csv --price -1", "--price is a number above 0, not -1. For example: --price 2"),
     ("even.csv --file none.yaml", "none.yaml cannot be read: No such file or directory."),
     ("even.csv --file gpus.yaml",
-     "A target_qps_per_replica per GPU cannot be played: nobody knows which GPUs will be found."
+     "A target_qps_per_replica per GPU cannot be simulated: nobody knows which GPUs will be found."
      " Give one number for all GPUs."),
     ("even.csv --file fixed.yaml",
      "What a replica carries is not known: the file has no target_qps_per_replica. For example: --carries 2"),
@@ -230,7 +230,7 @@ def test_what_is_refused_in_one_line(run, arguments, says):
     assert (result.code, result.error) == (2, says)
 
 
-def test_spot_is_played_as_if_it_stayed(run):
+def test_spot_is_simulated_as_if_it_stayed(run):
     config = task.read(ROOT / "service.yaml")
     config["service"]["replica_policy"] |= {"dynamic_ondemand_fallback": True}
     config["resources"]["use_spot"] = True
