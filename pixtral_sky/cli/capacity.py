@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +16,7 @@ from pixtral_sky.cli import common
 
 if TYPE_CHECKING:
     from pixtral_sky.planning.loads import Load
-    from pixtral_sky.planning.policies import Comparison, Terms
+    from pixtral_sky.planning.policies import Result, Terms
 
 Trace = Annotated[
     Path | None,
@@ -91,53 +93,53 @@ def capacity(
     with output.phase("simulating replicas"):
         found = policies.compare(config, load, terms)
     if plot:
-        capacity_chart.draw(plot, found, terms, load.title)
+        capacity_chart.draw(plot, policies.shown(found), terms, load.title)
     if as_json:
-        output.data(json.dumps(found.document(load, terms), indent=1))
+        document = {"load": load.title, "terms": asdict(terms), "policies": [asdict(each) for each in found]}
+        output.data(json.dumps(document, indent=1))
         return
     _table(found, load, terms, name)
-    _name_the_cheapest(found, terms, config, file)
+    _name_the_cheapest(found, config, file)
 
 
-def _table(found: Comparison, load: Load, terms: Terms, name: str) -> None:
-    from pixtral_sky.planning.policies import percent
+def _table(found: Sequence[Result], load: Load, terms: Terms, name: str) -> None:
+    from pixtral_sky.planning.policies import percent, shown
 
-    shown = found.shown()
     output.say(
-        f"{load.title}: {found.own.outcome.requests:,} requests in {load.seconds / 3600:.1f} hours. A replica"
-        f" starts in {terms.startup / 60:g} minutes and carries {terms.carries:g} queries/s.\n"
-        f"{len(found.results)} policies; {len(found.results) - len(shown)} that cost no less than another and"
-        " spare nobody more are left out here (--json has all).\n"
+        f"{load.title}: {found[0].requests:,} requests in {load.seconds / 3600:.1f} hours. A replica starts"
+        f" in {terms.startup / 60:g} minutes and carries {terms.carries:g} queries/s.\n"
+        f"{len(found)} policies; {len(found) - len(shown(found))} that cost no less than another and spare"
+        " nobody more are left out here (--json has all).\n"
     )
-    marks = {id(found.own): [f"as in {name}"]}
-    if found.cheapest:
-        marks.setdefault(id(found.cheapest), []).append(f"cheapest within {100 * terms.goal:g}%")
+    best = f"cheapest within {100 * terms.goal:g}%"
     rows = [
         (
             "-" if each.dollars is None else f"{each.dollars:.2f}",
             f"{each.hours:.1f}",
-            percent(each.outcome.share_too_few),
-            percent(each.outcome.share_unanswered),
-            str(each.outcome.most_paid()),
+            percent(each.share_too_few),
+            percent(each.unanswered / each.requests),
+            str(each.at_once),
             each.policy.replicas,
             *each.policy.scaling,
-            ", ".join(marks.get(id(each), [])),
+            ", ".join([f"as in {name}"] * each.own + [best] * each.cheapest),
         )
-        for each in shown
+        for each in shown(found)
     ]
     head = ("$/DAY", "HOURS/DAY", "TOO FEW", "NONE", "AT ONCE", "REPLICAS", "TARGET", "UP/DOWN", "")
     common.table(head, rows)
 
 
-def _name_the_cheapest(found: Comparison, terms: Terms, config: dict[str, Any], file: Path | None) -> None:
+def _name_the_cheapest(found: Sequence[Result], config: dict[str, Any], file: Path | None) -> None:
     """As what to type."""
     from pixtral_sky.planning import policies
 
-    if not found.cheapest:
-        output.data(f"\nNone of these keeps it within {100 * terms.goal:g}%.")
+    own = next(each.policy for each in found if each.own)
+    policy = next((each.policy for each in found if each.cheapest), None)
+    if not policy:
+        output.data("\nNone of these holds the goal.")
         return
-    policy, name = found.cheapest.policy, str(file or "service.yaml")
-    delays, options = policy.changes(found.own.policy)
+    name = str(file or "service.yaml")
+    delays, options = policy.changes(own)
     if delays:
         output.data(f"\nIn replica_policy: of {'' if file else 'a copy of '}{name}:")
         for key, seconds in delays.items():

@@ -71,11 +71,6 @@ class Outcome:
         """Of all requests; 0 to 1."""
         return self.too_few / self.requests if self.requests else 0.0
 
-    @property
-    def share_unanswered(self) -> float:
-        """Of all requests; 0 to 1."""
-        return self.unanswered / self.requests if self.requests else 0.0
-
     def most_paid(self) -> int:
         """Replicas that cost money at once, at most."""
         return max((moment.paid for moment in self.moments if moment.time >= 0), default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from pixtral_sky.errors import UsageError
 from pixtral_sky.extras import install
 
 if TYPE_CHECKING:
-    from pixtral_sky.planning.policies import Comparison, Terms
+    from pixtral_sky.planning.policies import Result, Terms
 
 BLUE, DARK, GOLD = "#8fb4d8", "#22303c", "#e08e1b"
 
@@ -26,8 +27,8 @@ def check(path: Path) -> None:
         raise UsageError("matplotlib is not installed here.", f"Run: {install('plot')}")
 
 
-def draw(path: Path, found: Comparison, terms: Terms, title: str) -> None:
-    """Write a PNG: what each policy that is shown costs, and how many requests met too few, as bars from 0.
+def draw(path: Path, shown: Sequence[Result], terms: Terms, title: str) -> None:
+    """Write a PNG: what each policy costs, and how many requests met too few, as bars from 0.
 
     Raises OSError.
     """
@@ -36,8 +37,7 @@ def draw(path: Path, found: Comparison, terms: Terms, title: str) -> None:
 
     from pixtral_sky.planning.policies import percent
 
-    shown = found.shown()
-    colours = [GOLD if each is found.cheapest else DARK if each is found.own else BLUE for each in shown]
+    colours = [GOLD if each.cheapest else DARK if each.own else BLUE for each in shown]
     names = [
         each.policy.replicas
         if each.policy.fixed
@@ -45,11 +45,11 @@ def draw(path: Path, found: Comparison, terms: Terms, title: str) -> None:
         for each in shown
     ]
     cost = [each.hours if each.dollars is None else each.dollars for each in shown]
-    too_few = [100 * each.outcome.share_too_few for each in shown]
+    too_few = [100 * each.share_too_few for each in shown]
     figure = Figure(figsize=(10, 1.9 + 0.3 * len(shown)), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     numbers = [f"{each:,.2f}" if terms.price else f"{each:.1f}" for each in cost]
-    shares = [percent(each.outcome.share_too_few) for each in shown]
+    shares = [percent(each.share_too_few) for each in shown]
     for axes, values, words in ((left, cost, numbers), (right, too_few, shares)):
         bars = axes.barh(range(len(shown)), values, color=colours, height=0.7)
         axes.bar_label(bars, words, padding=3, size=9)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -74,49 +74,34 @@ class Terms:
 
 @dataclass(frozen=True)
 class Result:
-    """What a policy has come to."""
+    """What a policy has come to; hours and dollars are those of a day, whatever the load's length."""
 
     policy: Policy
-    outcome: capacity.Outcome
-    hours: float  # of replicas, in a day, whatever the load's length
-    dollars: float | None  # in a day
+    hours: float  # of replicas
+    dollars: float | None
+    requests: int
+    too_few: int  # of the requests: they came when every ready replica was busy
+    unanswered: int  # of those: they came when none was ready
+    at_once: int  # replicas that cost money at the same time, at most
+    own: bool = False  # it is the file's own
+    cheapest: bool = False  # that holds the goal
+
+    @property
+    def share_too_few(self) -> float:
+        """Of all requests; 0 to 1."""
+        return self.too_few / self.requests if self.requests else 0.0
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """``results`` from the cheapest on; ``cheapest`` is the first of them that holds the goal."""
+def shown(results: Sequence[Result]) -> list[Result]:
+    """What a person chooses from: without those that cost no less than another and spare nobody more.
 
-    results: tuple[Result, ...]
-    own: Result
-    cheapest: Result | None
-
-    def shown(self) -> list[Result]:
-        """What a person chooses from: without those that cost no less than another and spare nobody more.
-        The file's own is always among them."""
-        kept: list[Result] = []
-        for each in self.results:
-            if each is self.own or all(each.outcome.too_few < other.outcome.too_few for other in kept):
-                kept.append(each)
-        return kept
-
-    def document(self, load: loads.Load, terms: Terms) -> dict[str, Any]:
-        """It as JSON."""
-        policies = [
-            {
-                **asdict(each.policy),
-                "hours_a_day": each.hours,
-                "dollars_a_day": each.dollars,
-                "too_few": each.outcome.too_few,
-                "unanswered": each.outcome.unanswered,
-                "share_too_few": each.outcome.share_too_few,
-                "most_at_once": each.outcome.most_paid(),
-                "own": each is self.own,
-                "cheapest": each is self.cheapest,
-            }
-            for each in self.results
-        ]
-        requests = self.own.outcome.requests
-        return {"load": load.title, "requests": requests, "terms": asdict(terms), "policies": policies}
+    The file's own is always among them.
+    """
+    kept: list[Result] = []
+    for each in results:
+        if each.own or all(each.too_few < other.too_few for other in kept):
+            kept.append(each)
+    return kept
 
 
 def percent(share: float) -> str:
@@ -193,8 +178,8 @@ def others(own: Policy, terms: Terms, enough: Sequence[int]) -> list[Policy]:
     return [each for each in dict.fromkeys(made) if each != own]
 
 
-def compare(config: Mapping[str, Any], load: loads.Load, terms: Terms) -> Comparison:
-    """Simulate the policy of a service file, and others, under a load.
+def compare(config: Mapping[str, Any], load: loads.Load, terms: Terms) -> list[Result]:
+    """Simulate the policy of a service file, and others, under a load: from the cheapest on.
 
     Others that `serve` or SkyPilot refuses are left out. Raises UsageError as `own` does, and where the load
     takes more than `MOST` replicas.
@@ -215,23 +200,28 @@ def compare(config: Mapping[str, Any], load: loads.Load, terms: Terms) -> Compar
             f"{MOST} are compared at most."
         )
 
-    def simulated(policy: Policy) -> Result:
+    def simulated(policy: Policy, own: bool = False) -> Result:
         made = applied(config, policy)
         replica_policy.check(made, key="-")
-        spec = capacity.spec(made["service"])
-        outcome = capacity.simulate(
-            spec, warm, load.seconds, startup=terms.startup, carries=terms.carries, warmup=warmup
+        found = capacity.simulate(
+            capacity.spec(made["service"]),
+            warm,
+            load.seconds,
+            startup=terms.startup,
+            carries=terms.carries,
+            warmup=warmup,
         )
-        hours = outcome.replica_hours / load.days
-        return Result(policy, outcome, hours, None if terms.price is None else hours * terms.price)
+        hours = found.replica_hours / load.days
+        dollars = None if terms.price is None else hours * terms.price
+        counts = (found.requests, found.too_few, found.unanswered, found.most_paid())
+        return Result(policy, hours, dollars, *counts, own)
 
-    ours = simulated(policy)
-    results = [ours]
+    results = [simulated(policy, own=True)]
     for each in others(policy, terms, enough):
         try:
             results.append(simulated(each))
         except UsageError:  # with what else the file says, such as its replicas that are not on spot
             continue
-    results.sort(key=lambda each: (each.hours, each.outcome.too_few, each is not ours))
-    cheapest = next((each for each in results if each.outcome.share_too_few <= terms.goal), None)
-    return Comparison(tuple(results), ours, cheapest)
+    results.sort(key=lambda each: (each.hours, each.too_few, not each.own))
+    best = next((each for each in results if each.share_too_few <= terms.goal), None)
+    return [replace(each, cheapest=True) if each is best else each for each in results]
