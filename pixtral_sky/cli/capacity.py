@@ -47,7 +47,7 @@ Carries = Annotated[
 ]
 Price = Annotated[float | None, typer.Option(metavar="$", help="Of a replica, per hour.")]
 Goal = Annotated[str, typer.Option(metavar="PERCENT", help="So many requests may meet too few replicas.")]
-Plot = Annotated[Path | None, typer.Option(metavar="OUT.png", help="Draw it as well; needs matplotlib.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as well: a .png, .svg or .pdf.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 
 
@@ -83,9 +83,9 @@ def capacity(
     from pixtral_sky.planning import loads, policies
 
     if plot:
-        from pixtral_sky.planning import capacity_chart
+        from pixtral_sky.planning import charts
 
-        capacity_chart.check(plot)
+        charts.check(plot)
     load = loads.load(trace, pattern, qps, seed)
     # The file that is shipped is found wherever one stands, and has this name in a clone.
     config, name = task.read(file or task.shipped("service.yaml")), str(file or "service.yaml")
@@ -93,7 +93,7 @@ def capacity(
     with output.phase("simulating replicas"):
         found = policies.compare(config, load, terms)
     if plot:
-        capacity_chart.draw(plot, policies.shown(found), terms, load.title)
+        charts.draw_capacity(plot, policies.shown(found), terms, load.title)
     if as_json:
         document = {"load": load.title, "terms": asdict(terms), "policies": [asdict(each) for each in found]}
         output.data(json.dumps(document, indent=1))

@@ -124,9 +124,9 @@ def _check(
     if write and write.exists():
         raise UsageError(f"{write} is there already.", "Give --write another name.")
     if plot:
-        from pixtral_sky.planning import chart
+        from pixtral_sky.planning import charts
 
-        chart.check(plot)
+        charts.check(plot)
 
 
 def _ask(
@@ -200,9 +200,9 @@ def _show(found: Plan, everything: bool, next_too: bool) -> None:
 
 def _draw_and_write(found: Plan, prices: Prices | None, plot: Path | None, write: Path | None) -> None:
     if plot and prices:
-        from pixtral_sky.planning import chart
+        from pixtral_sky.planning import charts
 
-        chart.draw(plot, found, prices.offers)
+        charts.draw_plan(plot, found, prices.offers)
         output.say(f"Drawn: {plot}")
     if write:
         from pixtral_sky.planning import service_file

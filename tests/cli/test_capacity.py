@@ -207,7 +207,7 @@ EXAMPLE = "For example: pixtral-sky capacity --pattern day-night --qps 1..9"
      "What a replica carries is not known: the file has no target_qps_per_replica. For example: --carries 2"),
     ("even.csv --file pixtral.yaml",
      "This file is no service: it has no 'service:' section. The shipped one: service.yaml"),
-    ("even.csv --plot day.jpg", "day.jpg is drawn as a PNG. Call it day.png"),
+    ("even.csv --plot day.jpg", "day.jpg is no name of a picture that can be drawn. For example: --plot plan.png"),
     ("even.csv --plot nowhere/day.png", "There is no directory nowhere. Run: mkdir -p nowhere"),
 ])  # fmt: skip
 def test_what_is_refused_in_one_line(run, arguments, says):
@@ -271,7 +271,7 @@ def test_without_matplotlib(run, monkeypatch):
     result = run("capacity", "even.csv", "--plot", "day.png")
     assert (result.code, result.error) == (
         2,
-        f"matplotlib is not installed here. Run: {install('plot')}",
+        f"A picture needs matplotlib. Run: {install('plot')}",
     )
 
 
@@ -283,5 +283,5 @@ def test_a_mistake_is_said_at_once():
     )  # fmt: skip
     assert done.returncode == 2
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "pixtral_sky.planning.capacity_chart" in modules
+    assert "pixtral_sky.planning.charts" in modules
     assert not modules & {"sky", "matplotlib", "numpy", "rich", "httpx"}

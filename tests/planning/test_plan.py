@@ -10,7 +10,7 @@ import pytest
 from pixtral_sky.deploy.prices import Offer
 from pixtral_sky.errors import UsageError
 from pixtral_sky.memory import GPUS, PRECISIONS, Fit, Workload, fits
-from pixtral_sky.planning import measured, plan, service_file, speed
+from pixtral_sky.planning import measured, plan, report, service_file, speed
 from pixtral_sky.planning.plan import Ask, Machine, Option
 from pixtral_sky.planning.speed import Range
 
@@ -132,6 +132,13 @@ def test_money(value, shown):
 
 
 # What decides
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(9.96, "10"), (9.94, "9.9"), (0.999, "1.0"), (0.996, "1.0"), (1_234.5, "1,234")]
+)
+def test_a_rate(value, shown):
+    assert report.a_rate(value) == shown
 
 
 def test_the_slow_end_decides_the_order():
