@@ -166,7 +166,7 @@ def simulate(
     )
 
 
-def enough(arrivals: Sequence[float], seconds: float, carries: float, share: float = 0.0) -> int:
+def enough(arrivals: Sequence[float], seconds: float, carries: float, share: float) -> int:
     """The fewest replicas, ready at all times, where no more than this ``share`` of requests meet too few."""
 
     def are_enough(ready: int) -> bool:

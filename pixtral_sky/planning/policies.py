@@ -170,7 +170,7 @@ def others(own: Policy, terms: Terms, enough: Sequence[int]) -> list[Policy]:
         *(
             replace(start, minimum=minimum, target=target, up=up, down=down)
             for minimum, target, (up, down) in product(
-                sorted({own.minimum, *steps}), targets, [(own.up, own.down), QUICK_DELAYS]
+                sorted({own.minimum, *steps} - {start.maximum}), targets, [(own.up, own.down), QUICK_DELAYS]
             )
         ),
         *(replace(start, minimum=0, target=target, down=stays) for target in targets),
