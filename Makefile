@@ -2,6 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# The engine of a rehearsal is installed with uv, which does not read pip's configuration: it is told what pip has.
+demo prove serve truss e2e gpu: export UV_DEFAULT_INDEX ?= $(or $(PIP_INDEX_URL),$(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null))
+demo prove serve truss e2e gpu: export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+
 .PHONY: demo test check prove e2e serve truss gpu docs render clean
 
 demo: .venv/demo  ## the script of pixtral.yaml on this machine, asked about two pictures

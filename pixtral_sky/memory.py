@@ -139,17 +139,6 @@ def settings(gpu: str, count: int) -> Settings:
     )
 
 
-def quantization(gpu: str) -> str:
-    """vLLM's ``--quantization`` for FP8. Raises ValueError for a GPU that is not known here.
-
-    GPUs that compute in FP8 have a scale for each output and each token (CUTLASS). Those that do not, keep
-    FP8 weights and compute in bf16 (Marlin); vLLM 0.32 refuses a scale for each output there
-    (``layers/quantization/online/fp8.py``).
-    """
-    _known(gpu)
-    return "fp8_per_channel" if GPUS[gpu].fp8 else "fp8_per_tensor"
-
-
 @dataclass(frozen=True)
 class Workload:
     """What one request is: pictures of a size in pixels; tokens of the text beside them and of the answer."""

@@ -33,6 +33,7 @@ from pixtral_sky.memory import (
 from pixtral_sky.pixtral import KV_BYTES_PER_TOKEN, TENSOR_PARALLEL, WEIGHT_BYTES
 from tests.conftest import ROOT
 from tests.support.command_line import run_main
+from tools import render
 
 
 def named() -> list[tuple[str, str]]:
@@ -91,23 +92,17 @@ esac
 
 def words(folder: Path, name: str, mib: int, count: int, nvlink: bool, **envs: str) -> list[str]:
     """What the script of pixtral.yaml gives to `vllm serve MODEL`, where nvidia-smi says this."""
-    script = (ROOT / "templates" / "run.sh").read_text()
-    choice = script[script.index("# What the GPUs decide") : script.index("start() {")]
-    command = script[script.index('vllm serve "$MODEL"') :].partition(" &\n")[0]
     smi = folder / "nvidia-smi"
     link = "NV12" if nvlink else "SYS"
     smi.write_text(SMI.format(name=name, mib=mib, capability=CAPABILITY[name], count=count, link=link))
     smi.chmod(0o755)
-    check = (ROOT / "templates" / "check.sh").read_text()
-    stand_in = 'vllm() { shift 2; printf "%s\\n" "$@"; }'
     environ = {
         **task.load().envs,
         "SKYPILOT_NUM_GPUS_PER_NODE": str(count),
         "PATH": f"{folder}:/usr/bin:/bin",
         **envs,
     }
-    whole = f"{check}\n{stand_in}\nextra_args=() media_hosts=(/)\n{{ {choice}}} >&2\n{command}"
-    ran = subprocess.run(["bash", "-c", whole], env=environ, capture_output=True, text=True)
+    ran = subprocess.run(["bash", "-c", render.serve_script()], env=environ, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.splitlines()
 
@@ -170,7 +165,8 @@ def test_the_context_is_that_of_the_script(tmp_path, images):
 @pytest.mark.parametrize("gpu", ["L4", "A10G", "L40S", "A100", "H100", "RTX5090"])
 def test_the_quantization_is_that_of_the_script(tmp_path, gpu):
     flags = chosen(tmp_path, *SEEN[gpu], 1, False, PRECISION="fp8")
-    assert flags["--quantization"] == memory.quantization(gpu)
+    # vLLM 0.32 refuses a scale for each output where it unpacks (Marlin; layers/quantization/online/fp8.py).
+    assert flags["--quantization"] == ("fp8_per_channel" if GPUS[gpu].fp8 else "fp8_per_tensor")
     assert GPUS[gpu].fp8 == (gpu not in ("A10G", "A100"))
     assert "--kv-cache-dtype" not in flags
 

@@ -1,6 +1,6 @@
 """Write docs/autoscaling.png and the tables of docs/autoscaling.md; --check only compares.
 
-What they show is played by `pixtral_sky.planning.capacity`. The picture carries the fingerprint of what it
+What they show is simulated by `pixtral_sky.planning.capacity`. The picture carries the fingerprint of what it
 was drawn from, so that a check needs no matplotlib, and another version of it changes nothing.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 from generated import PAGE, ROOT, complain, drawn_from, renewed
 
 from pixtral_sky.deploy import task
-from pixtral_sky.planning import capacity
+from pixtral_sky.planning import capacity, loads
 
 PICTURE = ROOT / "docs" / "autoscaling.png"
 
@@ -44,10 +44,10 @@ OTHERS: tuple[Policy, ...] = (
 )
 
 RISE, FALL = 10 * MINUTE, 70 * MINUTE  # the step: when it comes, and when it goes
-LOADS: dict[str, tuple[capacity.Rate, int]] = {
-    "step": (capacity.step(LOW, HIGH, RISE, FALL), 150 * MINUTE),
-    "bursts": (capacity.burst(LOW, HIGH, MINUTE, 30 * MINUTE), 360 * MINUTE),
-    "pauses": (capacity.burst(LOW, HIGH, 30 * MINUTE, 45 * MINUTE), 360 * MINUTE),
+LOADS: dict[str, tuple[loads.Rate, int]] = {
+    "step": (loads.step(LOW, HIGH, RISE, FALL), 150 * MINUTE),
+    "bursts": (loads.burst(LOW, HIGH, MINUTE, 30 * MINUTE), 360 * MINUTE),
+    "pauses": (loads.burst(LOW, HIGH, 30 * MINUTE, 45 * MINUTE), 360 * MINUTE),
 }
 
 
@@ -73,7 +73,7 @@ def delays(policy: Policy) -> dict[str, Any]:
 
 
 def play(
-    rate: capacity.Rate,
+    rate: loads.Rate,
     seconds: int,
     start: str = SLOW,
     carries: float = 0,
@@ -89,8 +89,8 @@ def play(
 
 
 @cache
-def arrivals(rate: capacity.Rate, seconds: int, seed: int | None) -> list[float]:
-    return capacity.arrivals(rate, seconds, seed)
+def arrivals(rate: loads.Rate, seconds: int, seed: int | None) -> list[float]:
+    return loads.arrivals(rate, seconds, seed)
 
 
 # What is shown, as numbers --------------------------------------------------------------------------------
@@ -148,14 +148,14 @@ def compared(policy: Policy) -> dict[str, Any]:
         "burst": longest(
             10,
             lambda seconds: play(
-                capacity.step(LOW, HIGH, RISE, RISE + seconds), RISE + seconds + 300, **delays(policy)
+                loads.step(LOW, HIGH, RISE, RISE + seconds), RISE + seconds + 300, **delays(policy)
             ),
             lambda outcome: not outcome.decisions,
         ),
         "pause": longest(
             MINUTE,
             lambda seconds: play(
-                capacity.step(HIGH, LOW, 3600, 3600 + seconds), 3600 + seconds + 300, **delays(policy)
+                loads.step(HIGH, LOW, 3600, 3600 + seconds), 3600 + seconds + 300, **delays(policy)
             ),
             lambda outcome: all(each.up for each in outcome.decisions),
         ),

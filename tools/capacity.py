@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 PICTURE = ROOT / "docs" / "capacity.png"
-DRAWS = ROOT / "pixtral_sky" / "planning/capacity_chart.py"
+DRAWS = ROOT / "pixtral_sky" / "planning" / "charts.py"
 COMMAND = ["capacity", "--pattern", "burst", "--qps", "1..9", "--goal", "3%"]
 
 

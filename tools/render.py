@@ -48,20 +48,25 @@ def version() -> str:
     return found[1]
 
 
-@functools.cache
-def flags() -> list[str]:
-    """Each flag of run.sh's `vllm serve` with its values, for one A100 of 80 GB and the values of envs.yaml.
+def serve_script() -> str:
+    """Bash that prints what run.sh gives to `vllm serve MODEL`, a word a line.
 
-    Bash expands them: check.sh and the script's own choice for the GPU run, with stand-ins for nvidia-smi and
-    vLLM. They are quoted for a shell that gets them within double quotes.
+    Of run.sh, only check.sh, the choice for the GPUs and the command itself run; it asks nvidia-smi.
     """
     script = (TEMPLATES / "run.sh").read_text()
     choice = script[script.index("# What the GPUs decide") : script.index("start() {")]
     command = script[script.index('vllm serve "$MODEL"') :].partition(" &\n")[0]
+    stand_in = 'vllm() { shift 2; printf "%s\\n" "$@"; }; extra_args=() media_hosts=(/)'
+    return "\n".join([(TEMPLATES / "check.sh").read_text(), stand_in, f"{{ {choice}}} >&2", command])
+
+
+@functools.cache
+def flags() -> list[str]:
+    """Each flag of run.sh's `vllm serve` with its values, for one A100 of 80 GB and the values of envs.yaml.
+
+    They are quoted for a shell that gets them within double quotes.
+    """
     envs = re.findall(r'^(\w+): "?(.*?)"?(?: #.*)?$', (TEMPLATES / "envs.yaml").read_text(), re.MULTILINE)
-    stand_ins = (
-        'nvidia-smi() { echo "NVIDIA A100-SXM4-80GB, 81920, 8.0"; }; vllm() { shift 2; printf "%s\\n" "$@"; }'
-    )
     environ = {
         **dict(envs),
         "MAX_MODEL_LEN": "32768",  # which one A100 holds
@@ -69,11 +74,11 @@ def flags() -> list[str]:
         "SKYPILOT_NUM_GPUS_PER_NODE": "1",
         "PATH": "/usr/bin:/bin",
     }
-    parts = [(TEMPLATES / "check.sh").read_text(), stand_ins, f"{{ {choice}}} >/dev/null", command]
+    a100 = 'nvidia-smi() { echo "NVIDIA A100-SXM4-80GB, 81920, 8.0"; }'
     said = subprocess.run(
-        ["bash", "-c", "\n".join(parts)],  # noqa: S607
+        ["bash", "-c", f"{a100}\n{serve_script()}"],  # noqa: S607
         env=environ,
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=True,
     )

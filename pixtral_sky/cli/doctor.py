@@ -21,12 +21,6 @@ def doctor(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="The task file; without it the shipped pixtral.yaml.")
     ] = None,
-    truss: Annotated[
-        Path | None,
-        typer.Option(
-            "--truss", metavar="DIR", help="Check that Truss instead: its config.yaml and README.md."
-        ),
-    ] = None,
     answers: Annotated[
         bool,
         typer.Option("--answers", help="Check what it answers instead: ten questions about drawn pictures."),
@@ -50,22 +44,14 @@ def doctor(
     from pixtral_sky.errors import UsageError
 
     if answers:
-        if truss or file:
-            raise UsageError("--answers asks what is running: leave out --file and --truss.")
+        if file:
+            raise UsageError("--answers asks what is running: leave out --file.")
         _check_answers(name, as_json)
         return
-    if truss:
-        from pixtral_sky.doctor.truss import examine
-
-        if name is not None or file:
-            raise UsageError("--truss is checked alone.", f"pixtral-sky doctor --truss '{truss}'")
-        found = examine(truss)
-    else:
-        if name is not None:
-            store.check_name(name)
-        found = doctor.examine(name, file)
+    if name is not None:
+        store.check_name(name)
     checks = []
-    for check in found:
+    for check in doctor.examine(name, file):
         checks.append(check)
         if not as_json:
             output.data(str(check))

@@ -1,7 +1,7 @@
 """Is everything there that a launch needs, and does what was launched do what it promises?
 
-One check after another, each found out when it is asked for. Nothing is changed, but that SkyPilot's local
-server is started where there is none. The picture counts as use: an idle server lives longer for it.
+The checks run one after another, each when its result is asked for. They change nothing, but that SkyPilot's
+local server is started where none runs, and that a picture counts as use: an idle server lives longer.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from pixtral_sky import __version__, extras
 from pixtral_sky.client.client import Client
 from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.client.messages import messages
-from pixtral_sky.deploy import candidates, huggingface, task
+from pixtral_sky.deploy import candidates, huggingface, store, task
 from pixtral_sky.deploy import skypilot as sdk
-from pixtral_sky.deploy import store as state
 from pixtral_sky.deploy.resolve import find
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, Unauthorized, Unreachable
 from pixtral_sky.text import printable
@@ -45,7 +44,7 @@ PICTURE_SECONDS = 120.0  # for one about a picture, which may be the first since
 
 @dataclass(frozen=True)
 class Check:
-    """What was found out of one ``subject``, and in ``hint`` what mends it. No secret is in it."""
+    """The result for one ``subject``; ``hint`` is what mends it. It holds no secret."""
 
     state: State
     subject: str
@@ -57,15 +56,15 @@ class Check:
 
 
 def examine(name: str | None = None, file: Path | None = None) -> Iterator[Check]:
-    """Check everything, in order, for the task ``file`` (the shipped one) and for an endpoint.
+    """Check the task ``file`` (without one, the shipped file) and the endpoint that ``resolve.find`` finds.
 
-    The endpoint is found as ``resolve.find`` does it. Nothing that goes wrong in a check is raised.
+    What goes wrong in a check is its result, and is not raised.
     """
     return _Examination(name, file).run()
 
 
 class _Unchecked(PixtralSkyError):
-    """It could not be found out."""
+    """The check could not be made."""
 
 
 class _Absent(PixtralSkyError):
@@ -73,7 +72,7 @@ class _Absent(PixtralSkyError):
 
 
 class _Examination:
-    """Each check is a method that returns what is well, and raises what is not. Nothing: it needs no line."""
+    """Each check is a method: it returns what is well, or raises what is not. Empty: no line is shown."""
 
     the_task: task.Task
     endpoint: Endpoint
@@ -134,8 +133,8 @@ class _Examination:
         return Check(result, subject, self.clean(text), self.clean(hint))
 
     def clean(self, text: str) -> str:
-        """One line without a secret: others have their word in it."""
-        # A shorter one is no secret, and may be part of any word.
+        """``text`` in one line and without secrets: other programs' words are in it."""
+        # A shorter value is no secret, and may be part of any word.
         for secret in filter(lambda each: len(each) >= 6, self.secrets):
             text = text.replace(secret, "***")
         text = re.sub(r"://[^/\s@]+@", "://***@", text)  # a password in a URL
@@ -171,7 +170,7 @@ class _Examination:
         return ", ".join(self.enabled)
 
     def azure(self) -> str:
-        """For those who have it: setup would find an old driver on a machine that is paid for by then."""
+        """Where Azure is enabled: setup would find its old driver only when the machine is paid for."""
         if "azure" not in self.enabled or not _on_azures_default_image(self.resources):
             return ""
         others = len(self.enabled) > 1
@@ -232,9 +231,9 @@ class _Examination:
             return "PIXTRAL_API_KEY is set"
         if self.name is None and os.environ.get("PIXTRAL_ENDPOINT"):
             raise _Absent("None is set for PIXTRAL_ENDPOINT.", "If it wants one: export PIXTRAL_API_KEY=...")
-        name = self.name or state.DEFAULT_NAME
+        name = self.name or store.DEFAULT_NAME
         try:
-            known = state.recall(name)
+            known = store.recall(name)
         except PixtralSkyError as error:
             raise _Unchecked(error.what, error.hint) from error
         if known is None:
@@ -250,10 +249,10 @@ class _Examination:
         try:
             self.endpoint = find(name=self.name)
         except NoEndpoint as error:
-            name = self.name or state.DEFAULT_NAME
-            if state.recall(name) is not None:  # it has ended, or has no address yet
+            name = self.name or store.DEFAULT_NAME
+            if store.recall(name) is not None:  # it has ended, or has no address yet
                 raise _Absent(error.what, error.hint) from error
-            others = ", ".join(state.known())
+            others = ", ".join(store.known())
             raise _Absent(
                 f"Nothing is deployed as {name!r}{f' (but {others})' if others else ''}.",
                 f"Run: {self.launch}",
@@ -291,7 +290,7 @@ class _Examination:
             ("POST", "/v1/chat/completions"),
         ):
             status = self.status(method, path)
-            # 404: what is not there is closed as well. A list of models is there.
+            # A route that is missing (404) is closed as well, but the list of models is never missing.
             if status != 401 and not (status == 404 and method == "POST"):
                 raise self.not_shut(f"{method} {path} answers {status} without a key, not 401", status)
         status = self.status("GET", "/v1/models", {"Authorization": f"Bearer {secrets.token_hex(32)}"})
@@ -300,7 +299,7 @@ class _Examination:
         return "shut to all without the key"
 
     def local_gateway(self) -> str:
-        """Without a key the way in is this machine's, and for a page in a browser not even that."""
+        """Without a key, this machine alone can use it, and no page in a browser can."""
         for method, path, headers in (
             ("GET", "/v1/models", {"Host": "pixtral.invalid"}),
             ("POST", "/invocations", {}),
@@ -317,7 +316,7 @@ class _Examination:
         return "no key: it is closed only by listening on 127.0.0.1, to all but the users of its machine"
 
     def not_shut(self, what: str, status: int) -> PixtralSkyError:
-        # These come after a look at the request: whoever sends a better one gets an answer.
+        # These statuses come after the request was read: a better request would get an answer.
         let_in = status < 300 or status in (400, 405, 413, 415, 422)
         meaning = "anyone can use it" if let_in else "nobody knows whether it is shut"
         return PixtralSkyError(
@@ -348,7 +347,7 @@ class _Examination:
         )
 
     def status(self, method: str, path: str, headers: dict[str, str] | None = None) -> int:
-        """The status of an answer without the key. Raises EndpointError when there is none."""
+        """The status of an answer to a request without the key. Raises EndpointError without an answer."""
         url = self.endpoint.url
         try:
             with (
@@ -361,9 +360,9 @@ class _Examination:
                 http.stream(method, url + path, json={} if method == "POST" else None) as answer,
             ):
                 return answer.status_code
-        # The others are about this environment: no such SSL_CERT_FILE, a proxy that is none.
+        # The others are about this environment: SSL_CERT_FILE names no file, a proxy's address is wrong.
         except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, ValueError) as error:
-            # The client knows what that means. Where it is answered, it was this request alone.
+            # The client's own error says what that means. Where it gets an answer, only this request failed.
             with (
                 Client(replace(self.endpoint, key=""), budget=0, read_timeout=WAIT_SECONDS) as client,
                 contextlib.suppress(Unauthorized),

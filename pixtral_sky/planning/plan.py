@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import decimal
 import itertools
-import json
 import math
 import re
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
 
 from pixtral_sky.deploy.prices import Offer
 from pixtral_sky.errors import UsageError
@@ -24,9 +21,6 @@ from pixtral_sky.pixtral import MAX_IMAGE_TOKENS, TENSOR_PARALLEL
 from pixtral_sky.planning import speed
 from pixtral_sky.planning.speed import Range
 from pixtral_sky.text import closest
-
-# What may stand in for the best machine of a service costs no more than so many times its price an hour.
-STAND_IN = 2
 
 
 @dataclass(frozen=True)
@@ -93,16 +87,19 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """What ``vllm bench serve`` has measured: requests a second on GPUs (L4:2), and tokens of an answer.
+class Plan:
+    """What carries it: ``machines`` that fit and ``unfit`` ones.
 
-    A precision of None is one that it does not say.
+    ``options`` are those with a price, the least cost of the work first. ``offered`` are the GPUs (L4:2) that
+    have a price; None: prices were not read.
     """
 
-    gpus: str
-    precision: str | None
-    rate: float
-    answer: float | None
+    ask: Ask
+    spot: bool
+    machines: Sequence[Machine]
+    unfit: Sequence[Unfit]
+    options: Sequence[Option]
+    offered: Set[str] | None
 
 
 # What is asked for ----------------------------------------------------------------------------------------
@@ -206,48 +203,27 @@ def precisions(text: str) -> tuple[str, ...]:
     return (word,)
 
 
-def measurement(text: str, name: str, images: int) -> Measurement:
-    """What the file ``name`` of ``vllm bench serve --save-result`` says of requests with so many pictures.
-
-    The keys are those of vLLM 0.32, ``vllm/benchmarks/serve.py``. Raises UsageError with what to add to its
-    command.
-    """
-    again = f"Run vllm bench serve with: --save-result --metadata gpus=L4:2 images={images} precision=bf16"
-    try:
-        found: Any = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UsageError(f"{name} is not one JSON object.", again)
-    rate = found.get("request_throughput")
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not math.isfinite(rate) or rate <= 0:
-        raise UsageError(f"{name} has no request_throughput above 0: it measured nothing.", again)
-    if "gpus" not in found:
-        raise UsageError(f"{name} does not say on which GPUs it was measured.", again)
-    named = str(found["gpus"])
-    ((gpu, count), *more) = gpus(named)
-    if more:
-        raise UsageError(f"{name} was measured on {named}, without their number.", again)
-    if "images" not in found:  # it writes nothing of its data set
-        raise UsageError(f"{name} does not say how many pictures a request had.", again)
-    if str(found["images"]).strip() != str(images):
-        raise UsageError(
-            f"{name} was measured with {found['images']} to a request, and this plan has {images} pictures.",
-            f"Give --images {found['images']}, or another measurement.",
-        )
-    if (sent := found.get("request_rate", "inf")) != "inf":
-        raise UsageError(
-            f"{name} sent {sent} requests a second: whether more could be answered is not known.",
-            "Run vllm bench serve with: --request-rate inf",
-        )
-    precision = found.get("precision")
-    if precision not in (None, *PRECISIONS):
-        raise UsageError(f"{name} was measured in {precision!r}, which is neither bf16 nor fp8.", again)
-    done, tokens = found.get("completed"), found.get("total_output_tokens")
-    return Measurement(f"{gpu}:{count}", precision, float(rate), tokens / done if done and tokens else None)
-
-
 # What carries it ------------------------------------------------------------------------------------------
+
+
+def plan(
+    ask: Ask,
+    machines: Sequence[Machine],
+    unfit: Sequence[Unfit],
+    offers: Sequence[Offer] | None,
+    spot: bool,
+) -> Plan:
+    """The plan for machines at the prices of ``offers``; None: without prices.
+
+    Raises UsageError where none of them has a price.
+    """
+    if offers is None:
+        return Plan(ask, spot, machines, unfit, [], None)
+    found = options(ask, machines, offers, spot)
+    if not found:
+        what = "spot price" if spot else "price"
+        raise UsageError(f"None of these clouds has a {what} for what fits.", "Name other --clouds or --gpus")
+    return Plan(ask, spot, machines, unfit, found, {f"{each.gpu}:{each.count}" for each in offers})
 
 
 def machines(
@@ -258,7 +234,8 @@ def machines(
 ) -> tuple[list[Machine], list[Unfit]]:
     """Those that hold it, and why the others do not.
 
-    ``measured``: requests a second of some, by their GPUs (L4:2) and precision.
+    ``measured``: requests a second of some, by their GPUs (L4:2) and precision. Raises UsageError when none
+    holds it.
     """
     found: list[Machine] = []
     unfit: list[Unfit] = []
@@ -274,6 +251,11 @@ def machines(
         else:
             rate = measured.get((name, precision)) or speed.speed(fit, ask.workload).requests
             found.append(Machine(fit, rate, (name, precision) in measured))
+    if not found:
+        # The last is the largest: what speaks against it, speaks against all.
+        raise UsageError(
+            f"None of these GPUs holds it: {unfit[-1].why}", "Larger --gpus, or a smaller --context"
+        )
     return found, unfit
 
 
@@ -365,102 +347,3 @@ def _option(ask: Ask, machine: Machine, offer: Offer, hourly: float, spot: bool)
     thousand = 1_000 / 3_600 / ask.workload.images
     cost = Range(low * thousand, high * thousand)
     return Option(machine, offer, hourly, whole, cost, count, together, seconds(ask, machine))
-
-
-# As a service ---------------------------------------------------------------------------------------------
-
-
-def accelerators(options: Sequence[Option]) -> list[str]:
-    """The best machine (L4:2), and those that may stand in for it, in the order of the plan.
-
-    A service has one target and one precision for all its replicas, so a stand-in has the same, and answers
-    as many requests as the best.
-    """
-    best = options[0]
-    return list(
-        dict.fromkeys(
-            each.machine.gpus
-            for each in options
-            if each.machine.precision == best.machine.precision
-            and each.machine.rate.low >= best.machine.rate.low
-            and each.hourly <= STAND_IN * best.hourly
-        )
-    )
-
-
-def service_file(
-    text: str,
-    config: Mapping[str, Any],
-    ask: Ask,
-    options: Sequence[Option],
-    spot: bool,
-    name: str,
-    command: str,
-) -> str:
-    """The service file ``text`` (as data: ``config``) with what the plan says, and else to the letter.
-
-    Each line that is another says why. ``name`` is that of the file that it becomes, ``command`` makes it.
-    """
-    assert ask.qps is not None
-    from pixtral_sky.deploy import replica_policy
-
-    best = options[0]
-    kind = "measured" if best.machine.measured else "the low end of an estimate: measure yours"
-    count, most = replicas(ask.qps, best.machine.rate.low), best.replicas[1]
-    carry = f"{count} carr{'ies' if count == 1 else 'y'} {ask.qps:g} requests/s"
-    policy = replica_policy.policy(ask.least, most, target(best.machine.rate.low), spot)
-    reasons = {
-        "max_replicas": carry if count == most else f"{carry}; min_replicas are more",
-        "target_qps_per_replica": f"of {best.machine.gpus}, {kind}",
-        "base_ondemand_fallback_replicas": "never taken away",
-        "dynamic_ondemand_fallback": "an ordinary replica in place of each spot replica that is not ready",
-    }
-    text = _headed(text, name, command)
-    after = "min_replicas"
-    for key, value in policy.items():
-        if key != "min_replicas":
-            text = _with(text, key, json.dumps(value), reasons[key], after)
-        after = key
-    kinds = accelerators(options)
-    # What stands above them is about the file's own.
-    text = re.sub(r"(?m)(?:^ *#.*\n)+(?=^ *accelerators:)", "", text)
-    order = "in this order, by the cost of the work: the first that can be had is taken"
-    text = _with(
-        text, "accelerators", json.dumps(kinds), order if len(kinds) > 1 else "the least cost of the work"
-    )
-    if spot:
-        text = _with(text, "use_spot", "true", "the ordinary ones come from the policy above", "accelerators")
-    for env, wanted in server_envs(ask, best.machine.precision).items():
-        if config["envs"][env] != wanted:
-            why = "as planned"
-            if wanted == "fp8":
-                why += "; to compare it with bf16, ask both with: pixtral-sky doctor --answers"
-            text = _with(text, env, str(wanted), why)
-    return text
-
-
-def server_envs(ask: Ask, precision: str) -> dict[str, str | int]:
-    """The envs of a server that does it."""
-    context = "" if ask.context is None else ask.context
-    return {"PRECISION": precision, "MAX_IMAGES": ask.max_images, "MAX_MODEL_LEN": context}
-
-
-def _headed(text: str, name: str, command: str) -> str:
-    """With a header about the file ``name``, which ``command`` makes."""
-    head, _, rest = text.partition("# This file is rendered")
-    up = "sky serve up -n pixtral "
-    assert head.count(f"{up}service.yaml") == 1
-    head = head.replace(f"{up}service.yaml", up + shlex.quote(name))
-    return f"{head}# Written by: {command}\n" + rest.partition("\n")[2]
-
-
-def _with(text: str, name: str, value: str, why: str, after: str = "") -> str:
-    """With another value at the one line of ``name``, or with such a line ``after`` that of another name."""
-    there = rf"(?m)^( *){name}:.*$"
-    line = f"{name}: {value} # {why}"
-    if re.search(there, text) or not after:
-        made, times = re.subn(there, lambda found: found[1] + line, text)
-    else:
-        made, times = re.subn(rf"(?m)^( *){after}:.*$", lambda found: f"{found[0]}\n{found[1]}{line}", text)
-    assert times == 1, f"{times} lines are of {name}"
-    return made

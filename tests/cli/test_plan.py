@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from pixtral_sky import output
-from pixtral_sky.cli.plan import _rate
 from pixtral_sky.deploy import prices, replica_policy, task
 from pixtral_sky.deploy.skypilot import sky_sdk
 from pixtral_sky.extras import install
@@ -163,13 +162,6 @@ def test_what_fits_in_neither(run):
         "26,592 tokens, not 32,768."
     ]
     assert "In fp8 only" not in said
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"), [(9.96, "10"), (9.94, "9.9"), (0.999, "1.0"), (0.996, "1.0"), (1_234.5, "1,234")]
-)
-def test_a_rate(value, shown):
-    assert _rate(value) == shown
 
 
 def test_what_launch_needs_besides(run):

@@ -13,6 +13,7 @@ import yaml
 from pixtral_sky.deploy import replica_policy
 from pixtral_sky.errors import UsageError
 from tests.conftest import ROOT
+from tests.support.services import shown
 
 KEY = "sesame"
 HYPHEN = {"L4": 1, "A100-80GB": 3}
@@ -20,7 +21,7 @@ HYPHEN = {"L4": 1, "A100-80GB": 3}
 
 def shipped(name: str = "service.yaml", **policy) -> dict:
     """A service file of ours, with another policy where one is given (None: without that key)."""
-    config = yaml.safe_load((ROOT / name).read_text())
+    config = shown(name)
     merged = {**config["service"]["replica_policy"], **policy}
     config["service"]["replica_policy"] = {key: value for key, value in merged.items() if value is not None}
     return config
@@ -148,13 +149,13 @@ def test_a_scaled_file_that_had_a_fixed_number_or_candidates():
 
 
 def test_shipped_files_pass():
-    for name in ("service.yaml", "examples/tls.yaml", "examples/kubernetes.yaml", "examples/regions.yaml"):
+    for name in ("service.yaml", "examples/tls.yaml", "kubernetes", "regions"):
         assert replica_policy.check(shipped(name), KEY) == []
     (zero,) = replica_policy.check(shipped("examples/scale-to-zero.yaml"), KEY)
     assert "first callers get 503" in zero
-    (spot,) = replica_policy.check(shipped("examples/spot.yaml"), KEY)
+    (spot,) = replica_policy.check(shipped("spot"), KEY)
     assert "up to 15 machines at once, not 8" in spot
-    assert "15 machines at once" in (ROOT / "examples/spot.yaml").read_text()
+    assert "15 machines at once" in (ROOT / "docs/guides/replicas.md").read_text()
 
 
 def test_the_pixtral_file_is_no_service():
@@ -266,7 +267,7 @@ def test_overprovision_is_above_the_maximum(sky):
 
 
 def test_more_on_demand_than_the_minimum_launches_nothing(sky):
-    config = shipped("examples/spot.yaml", base_ondemand_fallback_replicas=3)
+    config = shipped("spot", base_ondemand_fallback_replicas=3)
     assert "launches nothing at all" in refused(config)
     task(sky, config)
     with pytest.raises(AssertionError, match="Not enough replicas to scale down"):
@@ -274,7 +275,7 @@ def test_more_on_demand_than_the_minimum_launches_nothing(sky):
 
 
 def test_spot_with_stand_ins_is_twice_as_many_while_it_starts(sky):
-    config = shipped("examples/spot.yaml")
+    config = shipped("spot")
     made = autoscaler(sky, config, requests=60_000)
     made.target_num_replicas = 8
     ups = decided(made)

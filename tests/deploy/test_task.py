@@ -21,28 +21,23 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from pixtral_sky.deploy import task
 from pixtral_sky.errors import UsageError
 from pixtral_sky.pixtral import MODEL
 from tests.conftest import ROOT
+from tests.support.services import SNIPPETS
+from tests.support.services import shown as config
 
 FILES = ("pixtral.yaml", "service.yaml")
-EXAMPLES = tuple(
-    f"examples/{name}.yaml" for name in ("kubernetes", "regions", "scale-to-zero", "spot", "tls")
-)
-SERVICES = ("service.yaml", *EXAMPLES)
+EXAMPLES = ("examples/scale-to-zero.yaml", "examples/tls.yaml")
+SERVICES = ("service.yaml", *EXAMPLES, *SNIPPETS)
 ALL = ("pixtral.yaml", *SERVICES)
-# What the examples say of where replicas run, and no other file does.
+# What snippets of the guide say of where replicas run, and no file does.
 PLACES = {
-    "examples/kubernetes.yaml": {"Kubernetes"},
-    "examples/regions.yaml": {"GCP/europe-west4", "AWS/eu-central-1", "Nebius/eu-north1"},
+    "kubernetes": {"Kubernetes"},
+    "regions": {"GCP/europe-west4", "AWS/eu-central-1", "Nebius/eu-north1"},
 }
-
-
-def config(name: str) -> dict:
-    return yaml.safe_load((ROOT / name).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +73,14 @@ def test_skypilot_takes_it(sky, name):
     assert len(loaded.resources) == 7 * len(places)
     for resources in loaded.resources:
         assert resources.ports == ["8081"]
-        assert resources.use_spot == (name == "examples/spot.yaml")
+        assert resources.use_spot == (name == "spot")
         # Nothing that is asked for keeps Kubernetes out, and no zone or machine type is named.
         unsupported = set(sky.clouds.Kubernetes._CLOUD_UNSUPPORTED_FEATURES)
         if resources.use_spot:  # which is for those clusters that have it
             unsupported -= {sky.clouds.CloudImplementationFeatures.SPOT_INSTANCE}
         assert not resources.get_required_cloud_features() & unsupported
         assert resources.zone is resources.instance_type is resources.image_id is None
-        if name != "examples/kubernetes.yaml":  # where a disk is the node's own
+        if name != "kubernetes":  # where a disk is the node's own
             assert resources.disk_size == 200
 
 
@@ -98,7 +93,7 @@ def test_a_machine_is_taken_down_and_a_replica_is_not(sky):
     for name in SERVICES:
         for resources in validate(sky, config(name)).resources:
             assert resources.autostop_config is None
-        assert task.load(ROOT / name).number("IDLE_MINUTES") == 0
+        assert config(name)["envs"]["IDLE_MINUTES"] == 0
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -128,26 +123,26 @@ def test_an_example_differs_from_the_service_in_what_it_is_about(sky):
             if a.get(key) != b.get(key)
         }  # fmt: skip
 
-    assert {name: differences(config(name)) for name in EXAMPLES} == {
-        "examples/spot.yaml": {"service.replica_policy", "resources.use_spot"},
+    assert {name: differences(config(name)) for name in SERVICES[1:]} == {
+        "spot": {"service.replica_policy", "resources.use_spot"},
         "examples/scale-to-zero.yaml": {"service.replica_policy"},
         "examples/tls.yaml": {"service.tls"},
-        "examples/kubernetes.yaml": {
+        "kubernetes": {
             "config",
             "resources.infra",
             "resources.disk_size",
         },
-        "examples/regions.yaml": {"resources.any_of"},
+        "regions": {"resources.any_of"},
     }
     policy = one["service"]["replica_policy"]
     fallback = {"base_ondemand_fallback_replicas": 1, "dynamic_ondemand_fallback": True}
-    assert config("examples/spot.yaml")["service"]["replica_policy"] == {**policy, **fallback}
+    assert config("spot")["service"]["replica_policy"] == {**policy, **fallback}
     zero = {"min_replicas": 0, "downscale_delay_seconds": 1800}
     assert config("examples/scale-to-zero.yaml")["service"]["replica_policy"] == {**policy, **zero}
 
     tls = validate(sky, config("examples/tls.yaml")).service.tls_credential
     assert (tls.keyfile, tls.certfile) == ("~/.pixtral-sky/tls/key.pem", "~/.pixtral-sky/tls/cert.pem")
-    for resources in validate(sky, config("examples/kubernetes.yaml")).resources:
+    for resources in validate(sky, config("kubernetes")).resources:
         assert resources.disk_size == 64
         assert resources.cluster_config_overrides == {"kubernetes": {"provision_timeout": 900}}
 
@@ -184,12 +179,12 @@ def broken(cfg: dict, *path: str, value=None, remove: str | None = None) -> dict
     ("service.yaml", ("service", "load_balancing_policy"), "random"),
     ("service.yaml", ("service", "load_balancer"), {"stream_timeout": 600}),
     ("service.yaml", ("service",), None),
-    ("examples/spot.yaml", ("resources", "use_spot"), False),
-    ("examples/spot.yaml", ("service", "replica_policy", "spot_placer"), "dynamic_fallback"),
+    ("spot", ("resources", "use_spot"), False),
+    ("spot", ("service", "replica_policy", "spot_placer"), "dynamic_fallback"),
     ("examples/tls.yaml", ("service", "tls"), {"keyfile": "key.pem"}),
-    ("examples/kubernetes.yaml", ("resources", "infra"), "kubernets"),
-    ("examples/kubernetes.yaml", ("config", "kubernetes", "provision_timeout"), "long"),
-    ("examples/regions.yaml", ("resources", "any_of"), [{"infra": "gcp", "use_spot": True}, {"infra": "aws"}]),
+    ("kubernetes", ("resources", "infra"), "kubernets"),
+    ("kubernetes", ("config", "kubernetes", "provision_timeout"), "long"),
+    ("regions", ("resources", "any_of"), [{"infra": "gcp", "use_spot": True}, {"infra": "aws"}]),
 ])  # fmt: skip
 def test_skypilot_rejects_a_broken_copy(sky, name, path, value):
     cfg = broken(config(name), *path, value=value)
@@ -217,11 +212,11 @@ def test_a_changed_file_is_noticed(tmp_path):
     assert "service.yaml differs from its rendering" in result.stderr
     assert "examples/tls.yaml differs from its rendering" in result.stderr
     assert subprocess.run(["python3", "tools/render.py"], cwd=tmp_path, check=True)
-    for name in ALL:
+    for name in (*FILES, *EXAMPLES):
         assert (tmp_path / name).read_text() == (ROOT / name).read_text()
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", ["service.yaml", *EXAMPLES])
 def test_all_files_run_the_same_scripts(name):
     one, other = task.load(ROOT / "pixtral.yaml"), task.load(ROOT / name)
     assert (one.run, one.setup) == (other.run, other.setup)

@@ -143,11 +143,10 @@ def test_nothing_is_deployed(check: Answers) -> None:
     assert "No deployment named 'other' is remembered here." in check("other").error
 
 
-@pytest.mark.parametrize("option", ["--truss", "--file"])
-def test_it_goes_with_no_file(check: Answers, option: str) -> None:
-    result = check(option, "x")
+def test_it_goes_with_no_file(check: Answers) -> None:
+    result = check("--file", "x")
     assert result.code == 2
-    assert result.error == "--answers asks what is running: leave out --file and --truss."
+    assert result.error == "--answers asks what is running: leave out --file."
 
 
 # The questions ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from pixtral_sky.deploy.prices import Offer
 from pixtral_sky.errors import UsageError
 from pixtral_sky.memory import GPUS, PRECISIONS, Fit, Workload, fits
-from pixtral_sky.planning import plan, speed
+from pixtral_sky.planning import measured, plan, report, service_file, speed
 from pixtral_sky.planning.plan import Ask, Machine, Option
 from pixtral_sky.planning.speed import Range
 
@@ -134,6 +134,13 @@ def test_money(value, shown):
 # What decides
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"), [(9.96, "10"), (9.94, "9.9"), (0.999, "1.0"), (0.996, "1.0"), (1_234.5, "1,234")]
+)
+def test_a_rate(value, shown):
+    assert report.a_rate(value) == shown
+
+
 def test_the_slow_end_decides_the_order():
     # At best the first is far cheaper; at worst the second is.
     found = options(
@@ -189,7 +196,7 @@ def test_what_may_stand_in():
         (machine("B200", 8, 50, 90), offer("B200", 8, 200.0)),  # a bill that nobody has planned
         (machine("H200", 1, 1, 4, "fp8"), offer("H200", 1, 4.1)),  # all replicas have one precision
     )
-    assert plan.accelerators(found) == ["A100:1", "H100:1"]
+    assert service_file.accelerators(found) == ["A100:1", "H100:1"]
 
 
 # What holds it
@@ -328,9 +335,11 @@ AGAIN = "Run vllm bench serve with: --save-result --metadata gpus=L4:2 images=2 
 
 
 def test_a_measurement():
-    assert plan.measurement(json.dumps(RESULT), "b.json", 2) == plan.Measurement("L4:2", None, 0.5, 300)
+    assert measured.measurement(json.dumps(RESULT), "b.json", 2) == measured.Measurement(
+        "L4:2", None, 0.5, 300
+    )
     fp8 = json.dumps({**RESULT, "precision": "fp8"})
-    assert plan.measurement(fp8, "b.json", 2) == plan.Measurement("L4:2", "fp8", 0.5, 300)
+    assert measured.measurement(fp8, "b.json", 2) == measured.Measurement("L4:2", "fp8", 0.5, 300)
 
 
 @pytest.mark.parametrize(("change", "says"), [
@@ -348,12 +357,12 @@ def test_a_measurement():
 def test_a_measurement_that_lacks_something(change, says):
     text = json.dumps({key: value for key, value in {**RESULT, **change}.items() if value is not None})
     with pytest.raises(UsageError) as error:
-        plan.measurement(text, "b.json", 2)
+        measured.measurement(text, "b.json", 2)
     assert str(error.value) == says
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "{", f"{json.dumps(RESULT)}\n{json.dumps(RESULT)}"])
 def test_what_is_no_measurement(text):
     with pytest.raises(UsageError) as error:
-        plan.measurement(text, "b.json", 2)
+        measured.measurement(text, "b.json", 2)
     assert str(error.value) == f"b.json is not one JSON object. {AGAIN}"

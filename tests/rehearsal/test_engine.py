@@ -19,6 +19,7 @@ import pytest
 
 from pixtral_sky.errors import RehearsalError
 from pixtral_sky.rehearsal import engine
+from tests.conftest import ROOT
 
 VERSION = "0.32.0"
 LIB = Path("lib/python3.11/site-packages")
@@ -347,90 +348,52 @@ def test_the_second_makes_it_when_the_first_is_killed(uv: Uv, tmp_path: Path) ->
 # Where its packages come from ------------------------------------------------------------------------------
 
 
-def options(command: list[str]) -> list[tuple[str, str]]:
-    """The options of uv that say where packages come from."""
-    flags = ("--torch-backend", "--default-index", "--index", "--find-links", "--index-strategy")
-    return [(flag, command[at + 1]) for at, flag in enumerate(command) if flag in flags]
-
-
-def test_else_what_pip_is_configured_with(uv: Uv, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.invalid/simple")
-    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://b.invalid/simple https://c.invalid/simple")
-    monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
+def test_else_where_uv_is_told_to_look(uv: Uv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mirror or a folder of wheels, where PyTorch's index is out of reach. A URL may hold a password."""
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "https://user:SECRET@mirror.invalid/simple")
+    monkeypatch.setenv("UV_FIND_LINKS", "/wheels")
     uv.plan(refuses="cpu")
     assert (engine.ensure(VERSION) / "complete").is_file()
     arguments, environ = uv.installations[0]
-    assert options(arguments) == [("--index-strategy", "unsafe-best-match")]
-    assert environ["UV_DEFAULT_INDEX"] == "https://mirror.invalid/simple"
-    assert environ["UV_INDEX"] == "https://b.invalid/simple https://c.invalid/simple"
+    assert "--torch-backend" not in arguments
+    assert environ["UV_DEFAULT_INDEX"] == "https://user:SECRET@mirror.invalid/simple"
     assert environ["UV_FIND_LINKS"] == "/wheels"
-
-
-def test_pip_configured_by_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    file = tmp_path / "pip.conf"
-    file.write_text(
-        "[global]\nindex-url = https://mirror.invalid/simple\nextra-index-url =\n"
-        "    https://b.invalid/simple\n    https://c.invalid/simple\ntimeout = 9\n"
-        "[install]\nfind-links = /wheels /more\n"
-    )
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
-    arguments, environ = engine._pip_configuration()
-    assert arguments == ["--index-strategy", "unsafe-best-match"]
-    environ.pop("SSL_CERT_FILE", None)  # of this machine's own configuration, which is read as well
-    assert environ == {
-        "UV_DEFAULT_INDEX": "https://mirror.invalid/simple",
-        "UV_INDEX": "https://b.invalid/simple https://c.invalid/simple",
-        "UV_FIND_LINKS": "/wheels,/more",
-    }
-
-
-def test_the_certificate_of_pip_is_for_both_ways(uv: Uv, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    monkeypatch.setenv("PIP_CERT", "/company.pem")
-    for refuses in ("", "cpu"):
-        uv.plan(refuses=refuses)
-        assert (engine.ensure(VERSION + refuses) / "complete").is_file()
-        assert uv.installations[-1][1]["SSL_CERT_FILE"] == "/company.pem"
-
-
-def test_the_environment_overrides_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As in pip."""
-    (tmp_path / "pip.conf").write_text("[global]\nindex-url = https://file.invalid/simple\n")
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
-    monkeypatch.setenv("PIP_INDEX_URL", "https://env.invalid/simple")
-    assert engine._pip_configuration()[1]["UV_DEFAULT_INDEX"] == "https://env.invalid/simple"
-
-
-def test_a_pip_without_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of wheels on a machine without a network: uv, too, must not look at PyPI."""
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
-    assert "--no-index" in engine._pip_configuration()[0]
-
-
-def test_a_password_of_pip_is_no_argument(uv: Uv, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every user of a machine can read arguments. (uv reads UV_DEFAULT_INDEX, UV_INDEX and UV_FIND_LINKS.)"""
-    monkeypatch.setenv("PIP_INDEX_URL", "https://user:SECRET@mirror.invalid/simple")
-    uv.plan(refuses="cpu")
-    engine.ensure(VERSION)
     assert "SECRET" not in json.dumps([arguments for arguments, _ in uv.calls])
 
 
-def test_there_may_be_no_pip(uv: Uv, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    python = tmp_path / "python"  # one without packages, as uv makes them
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S "$@"\n')
-    python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
-    uv.plan(refuses="cpu")
-    engine.ensure(VERSION)
-    assert options(uv.installations[0][0]) == [("--index-strategy", "unsafe-best-match")]
+def configured(tmp_path: Path, **environ: str) -> dict[str, str]:
+    """What the recipe of `make demo` has of uv's variables."""
+    makefile = (ROOT / "Makefile").read_text().replace("$(BIN)/pixtral-sky rehearse", "@env")
+    (tmp_path / "Makefile").write_text(makefile)
+    (tmp_path / "pyproject.toml").touch()
+    for name in ("bin/pip", "demo"):  # made already
+        (tmp_path / ".venv" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".venv" / name).touch()
+    command = ["make", "demo", f"PYTHON={sys.executable}"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **environ})
+    assert ran.returncode == 0, ran.stderr
+    lines = (line.partition("=") for line in ran.stdout.splitlines())
+    return {name: value for name, _, value in lines if name.startswith("UV_") and value}
+
+
+def test_make_demo_tells_uv_what_pip_is_configured_with(tmp_path: Path) -> None:
+    config = tmp_path / "pip.conf"
+    config.write_text("[global]\nindex-url = https://file.invalid/simple\nfind-links = /wheels\n")
+    theirs = {"UV_DEFAULT_INDEX": "https://file.invalid/simple", "UV_FIND_LINKS": "/wheels"}
+    assert configured(tmp_path, PIP_CONFIG_FILE=str(config)) == theirs
+    theirs |= {"UV_DEFAULT_INDEX": "https://env.invalid/simple"}
+    pip = "https://env.invalid/simple"
+    assert configured(tmp_path, PIP_CONFIG_FILE=str(config), PIP_INDEX_URL=pip) == theirs
+    theirs |= {"UV_DEFAULT_INDEX": "https://uv.invalid/simple"}
+    uv = theirs["UV_DEFAULT_INDEX"]
+    assert configured(tmp_path, PIP_CONFIG_FILE=str(config), PIP_INDEX_URL=pip, UV_DEFAULT_INDEX=uv) == theirs
 
 
 def test_there_is_no_way(uv: Uv, cache: Path) -> None:
     uv.plan(refuses="cpu pip")
     error = refused(lambda: engine.ensure(VERSION))
     assert error.what == "The engine's packages cannot be had: Caused by: no way to cpu."
-    assert "PIXTRAL_SKY_ENGINE" in error.hint
+    assert "UV_DEFAULT_INDEX or UV_FIND_LINKS" in error.hint
     assert not uv.installations
     assert not (cache / f"engine-{VERSION}" / "complete").exists()
 

@@ -348,7 +348,7 @@ def test_a_rolling_update(service):
 
 
 def test_every_spot_replica_is_preempted(tmp_path):
-    """Two spot replicas, and an ordinary one that stays, as in examples/spot.yaml."""
+    """Two spot replicas, and an ordinary one that stays, as with `serve up --spot`."""
 
     def spot(config: dict[str, Any]) -> None:
         config["resources"]["use_spot"] = True

@@ -3,7 +3,7 @@
 # a server (as root, on Debian).
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
-version=$(sed -n 's/^TRUSS = "\(.*\)"$/\1/p' pixtral_sky/doctor/truss.py)
+version=$(grep -o 'for Truss [0-9.]*[0-9]' examples/truss/README.md | cut -d' ' -f3)
 venv=${XDG_CACHE_HOME:?}/pixtral-sky/truss-$version
 if [ ! -e "$venv/complete" ]; then
   rm -rf "$venv"

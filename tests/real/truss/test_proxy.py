@@ -29,7 +29,6 @@ import pytest
 import yaml
 
 from pixtral_sky.deploy import task
-from pixtral_sky.doctor import truss
 from pixtral_sky.pixtral import MODEL
 from pixtral_sky.rehearsal import checkpoint, engine
 from pixtral_sky.rehearsal import process as rehearsal
@@ -40,6 +39,7 @@ pytestmark = [pytest.mark.truss, pytest.mark.timeout(300)]
 
 FOLDER = ROOT / "examples" / "truss"
 WAY = "/environments/production"
+VERSION = re.findall(r"for Truss ([\d.]+\d)", (FOLDER / "README.md").read_text())[0]
 READY_SECONDS = 120.0
 PICTURES = [str(ROOT / "examples" / name) for name in ("chart.png", "receipt.jpg")]
 # Tokens of which a low temperature takes others than a high one, with the same seed.
@@ -100,7 +100,7 @@ Program = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     """Run a program of Truss's own environment; it looks for no update of itself."""
-    venv = engine.cache() / f"truss-{truss.TRUSS}"
+    venv = engine.cache() / f"truss-{VERSION}"
     assert (venv / "complete").exists(), "It is made by: make truss"
     home = tmp_path_factory.mktemp("home")
     settings = home / ".config" / "truss" / "settings.toml"
@@ -230,12 +230,6 @@ def picture(number: int = 0, url: str = "") -> dict[str, Any]:
 # Truss -----------------------------------------------------------------------------------------------------
 
 
-def test_the_keys_are_those_of_the_real_truss(program: Program) -> None:
-    said = program("python", str(Path(__file__).with_name("keys.py"))).stdout
-    assert json.loads(said) == truss.KEYS
-    assert truss.TRUSS in program("truss", "--version").stdout
-
-
 CHECK = """
 import pathlib, sys
 from truss.base.truss_config import TrussConfig
@@ -250,23 +244,6 @@ def test_truss_takes_it(program: Program) -> None:
     result = program("python", "-W", "error", "-c", CHECK, str(FOLDER / "config.yaml"))
     assert result.stdout == "A100 1\n"
     assert result.stderr == ""
-
-
-def test_what_doctor_calls_a_trap_is_one(program: Program, tmp_path: Path) -> None:
-    """Truss makes a context of what it does not know, and of the port that its proxy needs."""
-    text = (FOLDER / "config.yaml").read_text()
-    text = replaced(
-        text, "  liveness_endpoint:", "  livenes_endpoint: /health\n  liveness_endpoint:", times=1
-    )
-    text = replaced(text, "8081", "8080", times=2)
-    folder = tmp_path / "truss"
-    folder.mkdir()
-    (folder / "config.yaml").write_text(text)
-    result = program("truss", "image", "build-context", str(tmp_path / "context"), str(folder))
-    assert "livenes" not in result.stdout + result.stderr
-    assert "listen 8080;" in (tmp_path / "context" / "proxy.conf").read_text()
-    failed = {check.subject for check in truss.examine(folder) if check.state == "failed"}
-    assert failed == {"keys", "port"}
 
 
 def test_truss_refuses_weights_beside_a_model_cache(program: Program, tmp_path: Path) -> None:

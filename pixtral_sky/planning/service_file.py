@@ -1,0 +1,120 @@
+"""The service file for a plan: service.yaml with what the plan says, and else to the letter."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+
+import yaml
+
+from pixtral_sky.deploy import replica_policy, task
+from pixtral_sky.planning.plan import Ask, Option, Plan, replicas, target
+
+# What may stand in for the best machine of a service costs no more than so many times its price an hour.
+STAND_IN = 2
+
+
+def accelerators(options: Sequence[Option]) -> list[str]:
+    """The best machine (L4:2), and those that may stand in for it, in the order of the plan.
+
+    A service has one target and one precision for all its replicas, so a stand-in has the same, and answers
+    as many requests as the best.
+    """
+    best = options[0]
+    return list(
+        dict.fromkeys(
+            each.machine.gpus
+            for each in options
+            if each.machine.precision == best.machine.precision
+            and each.machine.rate.low >= best.machine.rate.low
+            and each.hourly <= STAND_IN * best.hourly
+        )
+    )
+
+
+def service_file(plan: Plan, name: str, command: str) -> str:
+    """The text of service.yaml with what a plan for Ask.qps says, and else to the letter.
+
+    Each line that is another says why. ``name`` is that of the file that it becomes, ``command`` makes it.
+    """
+    shipped = task.shipped("service.yaml")
+    text, config, ask, spot = shipped.read_text(), task.read(shipped), plan.ask, plan.spot
+    assert ask.qps is not None
+    best = plan.options[0]
+    kind = "measured" if best.machine.measured else "the low end of an estimate: measure yours"
+    count, most = replicas(ask.qps, best.machine.rate.low), best.replicas[1]
+    carry = f"{count} carr{'ies' if count == 1 else 'y'} {ask.qps:g} requests/s"
+    policy = replica_policy.policy(ask.least, most, target(best.machine.rate.low), spot)
+    reasons = {
+        "max_replicas": carry if count == most else f"{carry}; min_replicas are more",
+        "target_qps_per_replica": f"of {best.machine.gpus}, {kind}",
+        "base_ondemand_fallback_replicas": "never taken away",
+        "dynamic_ondemand_fallback": "an ordinary replica in place of each spot replica that is not ready",
+    }
+    text = _headed(text, name, command)
+    after = "min_replicas"
+    for key, value in policy.items():
+        if key != "min_replicas":
+            text = _with(text, key, json.dumps(value), reasons[key], after)
+        after = key
+    kinds = accelerators(plan.options)
+    # What stands above them is about the file's own.
+    text = re.sub(r"(?m)(?:^ *#.*\n)+(?=^ *accelerators:)", "", text)
+    order = "in this order, by the cost of the work: the first that can be had is taken"
+    text = _with(
+        text, "accelerators", json.dumps(kinds), order if len(kinds) > 1 else "the least cost of the work"
+    )
+    if spot:
+        text = _with(text, "use_spot", "true", "the ordinary ones come from the policy above", "accelerators")
+    for env, wanted in server_envs(ask, best.machine.precision).items():
+        if config["envs"][env] != wanted:
+            why = "as planned"
+            if wanted == "fp8":
+                why += "; to compare it with bf16, ask both with: pixtral-sky doctor --answers"
+            text = _with(text, env, str(wanted), why)
+    return text
+
+
+def warnings(text: str) -> list[str]:
+    """What a person must know of such a file before it costs money."""
+    return replica_policy.check(yaml.safe_load(text), "the one that `serve up` makes")
+
+
+def summary(text: str) -> str:
+    """What such a file is, in a line."""
+    made = yaml.safe_load(text)
+    policy = made["service"]["replica_policy"]
+    few, many = policy["min_replicas"], policy["max_replicas"]
+    return (
+        f"{few if few == many else f'{few} to {many}'} replicas of "
+        f"{', or else '.join(made['resources']['accelerators'])}, in {made['envs']['PRECISION']}"
+    )
+
+
+def server_envs(ask: Ask, precision: str) -> dict[str, str | int]:
+    """The envs of a server that does it."""
+    context = "" if ask.context is None else ask.context
+    return {"PRECISION": precision, "MAX_IMAGES": ask.max_images, "MAX_MODEL_LEN": context}
+
+
+def _headed(text: str, name: str, command: str) -> str:
+    """With a header about the file ``name``, which ``command`` makes."""
+    head, _, rest = text.partition("# This file is rendered")
+    up = "sky serve up -n pixtral "
+    assert head.count(f"{up}service.yaml") == 1
+    head = head.replace(f"{up}service.yaml", up + shlex.quote(name))
+    return f"{head}# Written by: {command}\n" + rest.partition("\n")[2]
+
+
+def _with(text: str, name: str, value: str, why: str, after: str = "") -> str:
+    """With another value at the one line of ``name``, or with such a line ``after`` that of another name."""
+    there = rf"(?m)^( *){name}:.*$"
+    line = f"{name}: {value} # {why}"
+    if re.search(there, text) or not after:
+        made, times = re.subn(there, lambda found: found[1] + line, text)
+    else:
+        made, times = re.subn(rf"(?m)^( *){after}:.*$", lambda found: f"{found[0]}\n{found[1]}{line}", text)
+    assert times == 1, f"{times} lines are of {name}"
+    return made
