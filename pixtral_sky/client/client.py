@@ -21,7 +21,7 @@ from pixtral_sky import __version__
 from pixtral_sky.client import transport
 from pixtral_sky.client.endpoint import BASETEN_SECONDS, Endpoint
 from pixtral_sky.client.messages import Answer, printable
-from pixtral_sky.client.transport import Response, Wire
+from pixtral_sky.client.transport import Response, Transport
 from pixtral_sky.errors import (
     BrokenAnswer,
     Busy,
@@ -112,7 +112,7 @@ class Client:
         try:
             # What stays on this machine passes no proxy.
             proxies = not _is_loopback(transport.host_of(urlsplit(endpoint.url)))
-            self._wire = Wire(endpoint.base, headers, connections=connections, proxies=proxies)
+            self._transport = Transport(endpoint.base, headers, connections=connections, proxies=proxies)
         except ValueError as error:
             raise UsageError(f"{endpoint.url!r} is not the URL of an endpoint.") from error
         except OSError as error:
@@ -130,7 +130,7 @@ class Client:
     def close(self) -> None:
         """Hang up, whatever other threads do. An answer that is still coming ends at the endpoint as well."""
         self._closed.set()
-        self._wire.close()
+        self._transport.close()
 
     def ask(self, messages: list[dict[str, Any]], **fields: Any) -> Answer:
         """Send OpenAI ``messages``; returns when the answer begins.
@@ -228,6 +228,8 @@ class Client:
                 attempt += 1
 
     def _attempt(self, request: _Request) -> Response:
+        if self._closed.is_set():  # in a pause, which that has ended
+            raise _hung_up()
         if self.endpoint.tunnel:
             try:
                 # Each time: its port may have become another program's, who would be sent the key.
@@ -241,10 +243,10 @@ class Client:
             patience = BASETEN_SECONDS
         try:
             with self._said_to_wait() if self._may_start else contextlib.nullcontext():
-                response = self._wire.request(
+                response = self._transport.request(
                     request.method, request.path, request.body, timeout=self._read_timeout, patience=patience
                 )
-        except (transport.WireError, TimeoutError, ConnectionError) as error:
+        except (transport.TransportError, TimeoutError, ConnectionError) as error:
             raise self._unanswered(error, request) from error
         if 200 <= response.status < 300:
             return response
@@ -269,7 +271,7 @@ class Client:
 
         url, cause = self.endpoint.url, error.__cause__
         if self._closed.is_set():
-            return BrokenAnswer("It was hung up on here, before an answer began.", "Ask again.")
+            return _hung_up()
         if isinstance(cause, ssl.SSLCertVerificationError):
             if cause.verify_code in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
                 return Untrusted(
@@ -360,6 +362,10 @@ class Client:
         if len(text) > REASON_CHARACTERS:
             return f"{text[: REASON_CHARACTERS - 3]}..."
         return f"{text}." if text and text[-1] not in ".!?" else text
+
+
+def _hung_up() -> BrokenAnswer:
+    return BrokenAnswer("It was hung up on here, before an answer began.", "Ask again.")
 
 
 def _is_loopback(host: str) -> bool:
