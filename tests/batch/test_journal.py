@@ -437,11 +437,3 @@ def test_a_record_that_cannot_be_written(paths: Paths, monkeypatch: pytest.Monke
     assert not list(paths.out.parent.glob(".*.json"))
     monkeypatch.undo()
     Ledger(paths, OPTIONS).close()  # nothing is locked
-
-
-def test_digests_differ() -> None:
-    names = [f"photos/IMG_{number:04}.jpg" for number in range(1000)]
-    digests = ledger.digests(names)
-    # Each half of them alone, too.
-    assert len(set(digests)) == len({digest >> 64 for digest in digests}) == 1000
-    assert len({digest & (2**64 - 1) for digest in digests}) == 1000
