@@ -107,7 +107,7 @@ class Journal:
         self._size = position
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write it. On return, it survives this process; on the return of ``sync``, a power cut."""
+        """Write it. On return, it survives this process; when its group is kept by the disk, a power cut."""
         data = _encoded(line)
         with self._mutex, self._errors("written"):
             if self._file < 0:
@@ -132,12 +132,8 @@ class Journal:
             if self._unsynced and self._clock() - self._since >= GROUP_SECONDS:
                 self._sync()
 
-    def sync(self) -> None:
-        """The disk keeps all that was written."""
-        with self._mutex, self._errors("written"):
-            self._sync()
-
     def _sync(self) -> None:
+        """Have the disk keep all that was written."""
         if self._unsynced:
             os.fsync(self._file)
             self._unsynced = 0
@@ -362,7 +358,7 @@ def _shown(value: Any) -> str:
 
 
 def _write_record(path: Path, options: Mapping[str, Any]) -> None:
-    """For its owner alone, as a prompt may be nobody else's business."""
+    """Whole or not at all, in a file of mode 0600, as a prompt may be nobody else's business."""
     try:
         with files.whole(path) as file:
             json.dump({"options": dict(options)}, file, indent=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import random
 import re
@@ -13,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
 from pixtral_sky import __version__
 from pixtral_sky.client import transport
-from pixtral_sky.client.endpoint import BASETEN_SECONDS, Endpoint
+from pixtral_sky.client.baseten import BASETEN_SECONDS
+from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.client.messages import Answer, printable
 from pixtral_sky.client.transport import Response, Transport
 from pixtral_sky.errors import (
@@ -110,9 +109,7 @@ class Client:
                 raise UsageError("The key has characters that no key can have.", "Look at PIXTRAL_API_KEY.")
             headers["Authorization"] = endpoint.authorization
         try:
-            # What stays on this machine passes no proxy.
-            proxies = not _is_loopback(transport.host_of(urlsplit(endpoint.url)))
-            self._transport = Transport(endpoint.base, headers, connections=connections, proxies=proxies)
+            self._transport = Transport(endpoint.base, headers, connections=connections)
         except ValueError as error:
             raise UsageError(f"{endpoint.url!r} is not the URL of an endpoint.") from error
         except OSError as error:
@@ -190,21 +187,15 @@ class Client:
 
     def _events(self, response: Response) -> Iterator[str]:
         """The data of each event of a stream. Raises ConnectionError, which says what the stream did."""
-        try:
-            with contextlib.closing(response):
-                yield from transport.events(response.pieces())
-        except TimeoutError as error:
-            raise ConnectionError("stalled") from error
-        except ConnectionError as error:
-            raise ConnectionError("broke off") from error
+        with contextlib.closing(response):
+            yield from transport.events(response.pieces())
 
     def _document(self, path: str) -> Any:
         response = self._open(_Request("GET", path, may_be_lost=True))
         try:
             return json.loads(response.read())
-        except (TimeoutError, ConnectionError) as error:
-            how = "stalled" if isinstance(error, TimeoutError) else "broke off"
-            what = f"The answer {how} after {response.arrived:,} bytes."
+        except ConnectionError as error:
+            what = f"The answer {error} after {response.arrived:,} bytes."
             raise BrokenAnswer(what, "Ask again.") from error
         except (ValueError, RecursionError):
             raise self._not_an_api() from None
@@ -302,7 +293,7 @@ class Client:
         url, status = self.endpoint.url, response.status
         try:
             document = json.loads(response.read())
-        except (TimeoutError, ConnectionError, ValueError, RecursionError):
+        except (ConnectionError, ValueError, RecursionError):
             document = None  # the status says enough
         error, detail = (document.get(k) if isinstance(document, dict) else None for k in ("error", "detail"))
         reason = self._reason(error or detail)
@@ -366,13 +357,6 @@ class Client:
 
 def _hung_up() -> BrokenAnswer:
     return BrokenAnswer("It was hung up on here, before an answer began.", "Ask again.")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _encode(body: dict[str, Any]) -> bytes:

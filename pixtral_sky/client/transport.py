@@ -9,6 +9,7 @@ request, and whose locks an answer would need that is closed wherever the garbag
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import re
 import socket
@@ -51,14 +52,14 @@ class NotHTTP(TransportError):
 class Transport:
     """All connections to the server of ``url``. Every request has ``headers``.
 
-    ``connections`` are kept open between requests; more requests at once open more. With ``proxies`` the
-    HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY of the environment are minded.
+    ``connections`` are kept open between requests; more requests at once open more. HTTPS_PROXY, HTTP_PROXY,
+    ALL_PROXY and NO_PROXY of the environment are minded, but for what stays on this machine.
 
     Raises ValueError when the URL is none, and OSError when the environment names a proxy or certificate
     authorities (SSL_CERT_FILE, SSL_CERT_DIR) that cannot be used.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str], *, connections: int, proxies: bool) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], *, connections: int) -> None:
         parts = urlsplit(url)
         is_tls = parts.scheme == "https"
         self._host = host_of(parts)
@@ -70,7 +71,7 @@ class Transport:
         self._headers = {"Host": place, **headers}
         self._peer = self._host, port  # who is connected to
         self._connect: httpcore.Request | None = None  # what a proxy is asked that passes all on unread
-        if proxies and (proxy := _proxy(parts)):
+        if not _is_loopback(self._host) and (proxy := _proxy(parts)):
             self._peer = host_of(proxy), proxy.port or 80
             if is_tls:
                 fields = {"Host": place, **_credentials(proxy)}
@@ -248,19 +249,21 @@ class Response:
             raise NotHTTP  # two lengths: how an answer is smuggled into another (RFC 9112, 6.3)
 
     def pieces(self) -> Iterator[bytes]:
-        """The body, as it comes. Raises TimeoutError and ConnectionError."""
+        """The body, as it comes. Raises ConnectionError, which says what it did: "stalled" or "broke off"."""
         try:
             with _errors():
                 for piece in self._response.iter_stream():
                     self.arrived += len(piece)
                     yield piece
-        except NotHTTP as error:  # behind what was right
-            raise ConnectionError from error
+        except TimeoutError as error:
+            raise ConnectionError("stalled") from error
+        except (ConnectionError, NotHTTP) as error:
+            raise ConnectionError("broke off") from error
         finally:
             self.close()
 
     def read(self) -> bytes:
-        """The whole body. Raises TimeoutError and ConnectionError."""
+        """The whole body. Raises as ``pieces``."""
         return b"".join(self.pieces())
 
     def close(self) -> None:
@@ -310,6 +313,13 @@ def host_of(parts: SplitResult) -> str:
     if not re.fullmatch(r"[\w.:%-]+", host):
         raise ValueError("no host can have this name")
     return host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _proxy(parts: SplitResult) -> SplitResult | None:

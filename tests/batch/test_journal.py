@@ -245,10 +245,11 @@ def test_a_disk_that_does_not_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.EIO, "Input/output error")
 
     journal = Journal(tmp_path / "out.jsonl")
-    journal.append({"id": "a"})
+    for number in range(GROUP - 1):
+        journal.append({"id": f"{number}"})
     monkeypatch.setattr(ledger.os, "fsync", fails)
     with pytest.raises(PixtralSkyError, match="cannot be written: Input/output error"):
-        journal.sync()
+        journal.append({"id": "the last of its group"})
     with pytest.raises(PixtralSkyError, match="cannot be written: Input/output error"):
         journal.close()
     with pytest.raises(PixtralSkyError, match="is closed"):
