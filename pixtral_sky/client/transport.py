@@ -71,14 +71,14 @@ class Transport:
         self._headers = {"Host": place, **headers}
         self._peer = self._host, port  # who is connected to
         self._connect: httpcore.Request | None = None  # what a proxy is asked that passes all on unread
-        if not _is_loopback(self._host) and (proxy := _proxy(parts)):
-            self._peer = host_of(proxy), proxy.port or 80
+        if proxy := _proxy(parts, self._host):
+            self._peer, credentials = proxy
             if is_tls:
-                fields = {"Host": place, **_credentials(proxy)}
+                fields = {"Host": place, **credentials}
                 self._connect = self._request("CONNECT", f"{name}:{port}", fields, timeout=CONNECT_SECONDS)
             else:
                 self._target = f"http://{place}{self._target}"
-                self._headers |= _credentials(proxy)
+                self._headers |= credentials
         self._address = ""  # the one that answers, where another one of the peer is silent
         self._connections = connections
         # For what follows. One that its thread can take again: an answer that nobody wants any more is closed
@@ -294,6 +294,7 @@ def events(pieces: Iterator[bytes]) -> Iterator[str]:
     """The data of each event of a ``text/event-stream``, whose lines end with LF or CR LF.
 
     https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
+    (httpx-sse takes answers of httpx alone.)
     """
     rest, data = b"", []
     for piece in pieces:
@@ -315,16 +316,9 @@ def host_of(parts: SplitResult) -> str:
     return host
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def _proxy(parts: SplitResult) -> SplitResult | None:
-    """The environment's proxy for a URL. Raises OSError when it cannot be used."""
-    if not any(name.lower().endswith("_proxy") for name in os.environ):
+def _proxy(parts: SplitResult, host: str) -> tuple[tuple[str, int], dict[str, str]] | None:
+    """The environment's proxy for a URL, and the headers for it. Raises OSError when it cannot be used."""
+    if _is_loopback(host) or not any(name.lower().endswith("_proxy") for name in os.environ):
         return None
     from urllib.request import getproxies, proxy_bypass  # not without need: 30 ms
 
@@ -334,19 +328,22 @@ def _proxy(parts: SplitResult) -> SplitResult | None:
         return None
     try:
         proxy = urlsplit(url if "://" in url else f"http://{url}")
-        _ = host_of(proxy), proxy.port
+        peer = host_of(proxy), proxy.port or 80
     except ValueError:
-        proxy = urlsplit("")
+        proxy, peer = urlsplit(""), ("", 0)
     if proxy.scheme != "http":
         raise OSError("not the URL of an HTTP proxy")  # without the URL, which may hold a password
-    return proxy
-
-
-def _credentials(proxy: SplitResult) -> dict[str, str]:
     if not proxy.username:
-        return {}
+        return peer, {}
     pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return {"Proxy-Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
+    return peer, {"Proxy-Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _authorities(is_tls: bool) -> ssl.SSLContext | None:
