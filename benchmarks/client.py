@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OTHERS = ROOT / ".cache" / "benchmark"  # the environment of the others
 PACKAGES = ("openai>=2,<4", "llm", "aiohttp", "httpx")
 AT_ONCE = 64
+A_SECOND = 150  # what a batch may ask
 OURS = "pixtral-sky"
 
 SCRIPT = """
@@ -58,6 +59,11 @@ LIBRARIES = (
     ("http.client, a connection each", "http.client"),
     ("aiohttp", "aiohttp"),
     ("asyncio by hand", "asyncio"),
+    ("**pixtral-sky**", OURS),
+)
+PACED = (
+    ("OpenAI SDK, one client", "openai"),
+    ("httpx, a client each", "httpx"),
     ("**pixtral-sky**", OURS),
 )
 ALONE = (
@@ -91,20 +97,21 @@ def stub() -> Iterator[str]:
             process.kill()
 
 
-def contend(name: str, url: str, at_once: int, seconds: float) -> float | list[float]:
+def contend(name: str, url: str, at_once: int, seconds: float, *rate: float) -> float | list[float]:
     script = str(ROOT / "benchmarks" / "contenders.py")
-    command = [python_of(name), script, name, url, str(at_once), str(seconds)]
+    command = [python_of(name), script, name, url, *map(str, (at_once, seconds, *rate))]
     result: float | list[float] = json.loads(subprocess.check_output(command, env=environment()))
     return result
 
 
-def rates(url: str, rounds: int, seconds: float) -> dict[str, list[float]]:
-    taken: dict[str, list[float]] = {name: [] for _, name in LIBRARIES}
+def rates(names: list[str], url: str, rounds: int, seconds: float, *rate: float) -> dict[str, list[float]]:
+    """Requests a second, or with a rate the percent of a core that it takes."""
+    taken: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name, found in taken.items():
-            rate = contend(name, url, AT_ONCE, seconds)
-            assert isinstance(rate, float)
-            found.append(rate)
+            result = contend(name, url, AT_ONCE, seconds, *rate)
+            assert isinstance(result, float)
+            found.append(result)
     return taken
 
 
@@ -185,7 +192,9 @@ def table(
 
 
 def measure(url: str, rounds: int) -> list[str]:
-    rate, alone = rates(url, rounds, 1.5), latencies(url, max(rounds // 2, 1), 1.6)
+    rate = rates([name for _, name in LIBRARIES], url, rounds, 1.5)
+    paced = rates([name for _, name in PACED], url, max(rounds // 2, 2), 4, A_SECOND)
+    alone = latencies(url, max(rounds // 2, 1), 1.6)
     asked, helped = starts(url, rounds)
     return [
         *table(
@@ -193,6 +202,13 @@ def measure(url: str, rounds: int) -> list[str]:
             [(label, rate[name]) for label, name in LIBRARIES],
             0,
             rate["openai"],
+            "OpenAI SDK",
+        ),
+        *table(
+            f"% of a core at {A_SECOND} requests/s",
+            [(label, paced[name]) for label, name in PACED],
+            1,
+            paced["openai"],
             "OpenAI SDK",
         ),
         *table(

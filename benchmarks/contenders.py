@@ -1,10 +1,10 @@
 """Ways to ask an OpenAI-compatible endpoint, each in a process of its own.
 
-    python benchmarks/contenders.py NAME URL AT_ONCE SECONDS
+    python benchmarks/contenders.py NAME URL AT_ONCE SECONDS [RATE]
 
-It prints the requests a second, or with AT_ONCE 1 the milliseconds of one, as JSON, and imports nothing but
-what that one needs. The OpenAI SDK and pixtral-sky get messages, as their users have them; the others get the
-bytes of the body, made before.
+It prints the requests a second, or with AT_ONCE 1 the milliseconds of one, or with RATE the percent of a core
+that so many requests a second take, as JSON, and imports nothing but what that one needs. The OpenAI SDK and
+pixtral-sky get messages, as their users have them; the others get the bytes of the body, made before.
 """
 
 from __future__ import annotations
@@ -209,6 +209,29 @@ def in_threads(make: Make, at_once: int, seconds: float) -> float:
     return sum(counts) / seconds
 
 
+def paced(make: Make, at_once: int, seconds: float, rate: float) -> float:
+    """Percent of a core for ``rate`` requests a second."""
+    start = threading.Barrier(at_once + 1)
+
+    def work(index: int) -> None:
+        ask = make()
+        ask()
+        start.wait()
+        begin = time.perf_counter()
+        for number in range(index, int(rate * seconds), at_once):
+            time.sleep(max(begin + number / rate - time.perf_counter(), 0))
+            ask()
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(at_once)]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    before = time.process_time()
+    for thread in threads:
+        thread.join()
+    return 100 * (time.process_time() - before) / seconds
+
+
 def in_a_loop(run: Callable[..., Awaitable[int]], url: str, at_once: int, seconds: float) -> float:
     async def main() -> int:
         async def begin() -> float:
@@ -221,8 +244,10 @@ def in_a_loop(run: Callable[..., Awaitable[int]], url: str, at_once: int, second
 
 if __name__ == "__main__":
     name, url, at_once, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-    if at_once == 1 and name in THREADS:
-        result: object = one_by_one(THREADS[name](url, 1)(), seconds)
+    if len(sys.argv) > 5:
+        result: object = paced(THREADS[name](url, at_once), at_once, seconds, float(sys.argv[5]))
+    elif at_once == 1 and name in THREADS:
+        result = one_by_one(THREADS[name](url, 1)(), seconds)
     elif at_once == 1:  # a loop has no single request to take the time of
         result = [1000 / in_a_loop(LOOPS[name], url, 1, seconds / PIECES) for _ in range(PIECES)]
     elif name in THREADS:

@@ -19,7 +19,6 @@ import fcntl
 import json
 import os
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from typing import Any
 
 import msgspec
 
+from pixtral_sky import files
 from pixtral_sky.errors import PixtralSkyError, UsageError
 
 GROUP = 64  # lines
@@ -46,14 +46,6 @@ class _Line(msgspec.Struct, gc=False):
 
 
 _read_lines = msgspec.json.Decoder(_Line).decode_lines
-
-
-def digests(ids: list[str]) -> list[int]:
-    """128 bits of each id, for this process only: some 80 bytes each in a set, however long the id.
-
-    Two of Python's own 64-bit hashes take half the time of one of hashlib.
-    """
-    return [hash(each) << 64 ^ hash("+" + each) for each in ids]
 
 
 class Journal:
@@ -115,7 +107,7 @@ class Journal:
         self._size = position
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write it. On return, it survives this process; on the return of ``sync``, a power cut."""
+        """Write it. On return, it survives this process; when its group is kept by the disk, a power cut."""
         data = _encoded(line)
         with self._mutex, self._errors("written"):
             if self._file < 0:
@@ -140,12 +132,8 @@ class Journal:
             if self._unsynced and self._clock() - self._since >= GROUP_SECONDS:
                 self._sync()
 
-    def sync(self) -> None:
-        """The disk keeps all that was written."""
-        with self._mutex, self._errors("written"):
-            self._sync()
-
     def _sync(self) -> None:
+        """Have the disk keep all that was written."""
         if self._unsynced:
             os.fsync(self._file)
             self._unsynced = 0
@@ -267,7 +255,7 @@ class Ledger:
     ) -> None:
         self.paths = paths
         self.notices: list[str] = []  # what a person should know of what was found
-        self._seen: set[int] = set()
+        self._seen: set[str] = set()  # ids
         self.done_before = self.failed_before = 0
         with contextlib.ExitStack() as stack:
             # Locked before anything is judged or moved, and the one that is moved as well as the new one.
@@ -294,7 +282,7 @@ class Ledger:
 
     def __contains__(self, identity: str) -> bool:
         """Whether the item of that id was done, or failed, before this run."""
-        return digests([identity])[0] in self._seen
+        return identity in self._seen
 
     def tick(self) -> None:
         """As Journal.tick, for both files."""
@@ -319,7 +307,7 @@ class Ledger:
         size = journal.path.stat().st_size
         for ids in journal.ids():
             lines += len(ids)
-            self._seen.update(digests(ids))
+            self._seen.update(ids)
         if cut := size - journal.path.stat().st_size:
             self.notices.append(
                 f"{journal.path} ended in a torn line: {cut:,} bytes are in {journal.path}.torn."
@@ -372,16 +360,8 @@ def _shown(value: Any) -> str:
 def _write_record(path: Path, options: Mapping[str, Any]) -> None:
     """Whole or not at all, in a file of mode 0600, as a prompt may be nobody else's business."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".json")
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump({"options": dict(options)}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-            _sync_folder(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with files.whole(path) as file:
+            json.dump({"options": dict(options)}, file, indent=1)
+        _sync_folder(path)
     except OSError as error:
         raise PixtralSkyError(f"{path} cannot be written: {error.strerror}.") from error

@@ -254,42 +254,43 @@ class Batch:
     # Preparing
 
     def _prepare_all(self) -> None:
-        while work := self._next():
-            try:
-                self._prepare(work)
-            # It is this item's own trouble whatever it is, and the others' bodies are good.
-            except Exception as error:
-                self._fail(work.item, error)
-                work = None
+        while True:
+            with self._room:
+                self._room.wait_for(lambda: self._stopping or self._nothing_left() or self._has_room())
+                if self._stopping or self._nothing_left():
+                    return
+                self._preparing += 1
+            work = self._next()
             with self._lock:
                 self._preparing -= 1
                 if work:
                     self._held += work.size
                     self._ready.append(work)
                     self._work.notify()
-                elif self._nothing_left():
+                else:
                     self._room.notify_all()
 
     def _next(self) -> _Work | None:
-        """What to prepare next, when there is room for it; None at the end."""
-        while True:
-            with self._room:
-                self._room.wait_for(lambda: self._stopping or self._nothing_left() or self._has_room())
-                if self._stopping or self._nothing_left():
-                    return None
-                self._preparing += 1
-                if self._again:
-                    return self._again.popleft()
+        """The next one, prepared; None when it has failed, or is none any more."""
+        with self._lock:
+            work = self._again.popleft() if self._again else None
+        if not work:
             with self._walking:
                 each = next(self._items, None)
-            if isinstance(each, Item):
-                return _Work(each)
-            if each:
+            if each is None:
+                self._exhausted = True
+                return None
+            if isinstance(each, Bad):
                 self._fail(each, each.reason)
-            with self._lock:
-                self._preparing -= 1
-                self._exhausted = self._exhausted or each is None
-                self._room.notify_all()
+                return None
+            work = _Work(each)
+        try:
+            self._prepare(work)
+        # It is this item's own trouble whatever it is, and the others' bodies are good.
+        except Exception as error:
+            self._fail(work.item, error)
+            return None
+        return work
 
     def _has_room(self) -> bool:
         full = len(self._ready) + self._preparing >= READY or self._held >= HELD_BYTES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import random
 import re
@@ -13,16 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
 from pixtral_sky import __version__
 from pixtral_sky.client import transport
 from pixtral_sky.client.answer import Answer
-from pixtral_sky.client.endpoint import BASETEN_SECONDS, Endpoint
+from pixtral_sky.client.baseten import BASETEN_SECONDS
+from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.client.messages import MAX_TOKENS, TEMPERATURE, Question, messages
-from pixtral_sky.client.transport import Response, Wire
+from pixtral_sky.client.transport import Response, Transport
 from pixtral_sky.errors import (
     BrokenAnswer,
     Busy,
@@ -115,9 +114,7 @@ class Client:
                 raise UsageError("The key has characters that no key can have.", "Look at PIXTRAL_API_KEY.")
             headers["Authorization"] = endpoint.authorization
         try:
-            # What stays on this machine passes no proxy.
-            proxies = not _is_loopback(transport.host_of(urlsplit(endpoint.url)))
-            self._wire = Wire(endpoint.base, headers, connections=connections, proxies=proxies)
+            self._transport = Transport(endpoint.base, headers, connections=connections)
         except ValueError as error:
             raise UsageError(f"{endpoint.url!r} is not the URL of an endpoint.") from error
         except OSError as error:
@@ -135,7 +132,7 @@ class Client:
     def close(self) -> None:
         """Hang up, whatever other threads do. An answer that is still coming ends at the endpoint as well."""
         self._closed.set()
-        self._wire.close()
+        self._transport.close()
 
     def ask(self, question: Question, *, system: str = "", **fields: Any) -> Answer:
         """Send a ``question``: words and pictures in their order, or OpenAI messages.
@@ -195,21 +192,15 @@ class Client:
 
     def _events(self, response: Response) -> Iterator[str]:
         """The data of each event of a stream. Raises ConnectionError, which says what the stream did."""
-        try:
-            with contextlib.closing(response):
-                yield from transport.events(response.pieces())
-        except TimeoutError as error:
-            raise ConnectionError("stalled") from error
-        except ConnectionError as error:
-            raise ConnectionError("broke off") from error
+        with contextlib.closing(response):
+            yield from transport.events(response.pieces())
 
     def _document(self, path: str) -> Any:
         response = self._open(_Request("GET", path, may_be_lost=True))
         try:
             return json.loads(response.read())
-        except (TimeoutError, ConnectionError) as error:
-            how = "stalled" if isinstance(error, TimeoutError) else "broke off"
-            what = f"The answer {how} after {response.arrived:,} bytes."
+        except ConnectionError as error:
+            what = f"The answer {error} after {response.arrived:,} bytes."
             raise BrokenAnswer(what, "Ask again.") from error
         except (ValueError, RecursionError):
             raise self._not_an_api() from None
@@ -233,6 +224,8 @@ class Client:
                 attempt += 1
 
     def _attempt(self, request: _Request) -> Response:
+        if self._closed.is_set():  # in a pause, which that has ended
+            raise _hung_up()
         if self.endpoint.tunnel:
             try:
                 # Each time: its port may have become another program's, who would be sent the key.
@@ -246,10 +239,10 @@ class Client:
             patience = BASETEN_SECONDS
         try:
             with self._said_to_wait() if self._may_start else contextlib.nullcontext():
-                response = self._wire.request(
+                response = self._transport.request(
                     request.method, request.path, request.body, timeout=self._read_timeout, patience=patience
                 )
-        except (transport.WireError, TimeoutError, ConnectionError) as error:
+        except (transport.TransportError, TimeoutError, ConnectionError) as error:
             raise self._unanswered(error, request) from error
         if 200 <= response.status < 300:
             return response
@@ -274,7 +267,7 @@ class Client:
 
         url, cause = self.endpoint.url, error.__cause__
         if self._closed.is_set():
-            return BrokenAnswer("It was hung up on here, before an answer began.", "Ask again.")
+            return _hung_up()
         if isinstance(cause, ssl.SSLCertVerificationError):
             if cause.verify_code in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
                 return Untrusted(
@@ -305,7 +298,7 @@ class Client:
         url, status = self.endpoint.url, response.status
         try:
             document = json.loads(response.read())
-        except (TimeoutError, ConnectionError, ValueError, RecursionError):
+        except (ConnectionError, ValueError, RecursionError):
             document = None  # the status says enough
         error, detail = (document.get(k) if isinstance(document, dict) else None for k in ("error", "detail"))
         reason = self._reason(error or detail)
@@ -367,11 +360,8 @@ class Client:
         return f"{text}." if text and text[-1] not in ".!?" else text
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+def _hung_up() -> BrokenAnswer:
+    return BrokenAnswer("It was hung up on here, before an answer began.", "Ask again.")
 
 
 def _encode(body: dict[str, Any]) -> bytes:

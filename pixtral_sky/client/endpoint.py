@@ -7,23 +7,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from pixtral_sky.client import baseten
 from pixtral_sky.errors import UsageError
 from pixtral_sky.pixtral import SERVED_NAME
 
 DEFAULT_MAX_IMAGES = 4  # what pixtral.yaml and service.yaml ship
-
-# A request to Baseten waits for a deployment that has scaled to zero, and ends after so long. Seconds, as in
-# https://docs.baseten.co/inference/errors (504).
-BASETEN_SECONDS = 1200.0
-# Baseten's ways to a deployment (https://docs.baseten.co/inference/calling-your-model), with the routes that
-# lead to vLLM: `predict`, and `sync/` before a path. A host that ends in an environment's name is regional.
-_BASETEN_HOST = re.compile(r"model-[a-z0-9]+(?P<regional>-[a-z0-9-]+)?\.api\.baseten\.co")
-_BASETEN_WAY = r"/(?:environments/[^/]+|deployment/[^/]+|production|development)"
-_BASETEN_PATH = re.compile(
-    rf"(?P<way>{_BASETEN_WAY})?(?P<route>/predict|/sync(?:/v1(?:/.*)?)?|/v1(?:/.*)?)?/*"
-)
-# Where Baseten is a company's own, its host may have any name.
-_BASETEN_ELSEWHERE = re.compile(rf"(?P<way>.*{_BASETEN_WAY})(?P<route>/predict|/sync(?:/v1(?:/.*)?)?)/*")
 
 
 class Tunnel(Protocol):
@@ -62,9 +50,7 @@ class Endpoint:
     @property
     def is_baseten(self) -> bool:
         """Whether Baseten is before it: the key has another header there, and it may have to be started."""
-        _, _, place = self.url.partition("://")
-        host, slash, path = place.partition("/")
-        return bool(_BASETEN_HOST.fullmatch(host) or _BASETEN_ELSEWHERE.fullmatch(slash + path))
+        return baseten.is_baseten(self.url)
 
     @property
     def authorization(self) -> str:
@@ -129,20 +115,5 @@ def _read(text: str) -> tuple[str, bool]:
     host = parts.hostname
     if parts.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", url):
         raise UsageError(f"{text!r} is not the URL of an endpoint.", "It looks like http://10.0.0.7:8081")
-    if host == "app.baseten.co" or host.endswith(".api.baseten.co"):
-        return _read_baseten(text, host, parts.path)
-    if baseten := _BASETEN_ELSEWHERE.fullmatch(parts.path):
-        return f"{parts.scheme}://{parts.netloc}{baseten['way']}/sync", baseten["route"] == "/predict"
     path = re.sub(r"/(v1(/.*)?)?$", "", parts.path)
-    return f"{parts.scheme}://{parts.netloc}{path}".rstrip("/"), False
-
-
-def _read_baseten(text: str, host: str, path: str) -> tuple[str, bool]:
-    its_host, its_path = _BASETEN_HOST.fullmatch(host), _BASETEN_PATH.fullmatch(path)
-    if not its_host or not its_path or (its_host["regional"] and its_path["way"]):
-        raise UsageError(
-            f"{text.strip()!r} is no way to a deployment on Baseten.",
-            "It looks like https://model-ID.api.baseten.co/environments/production/predict",
-        )
-    way = its_path["way"] or ("" if its_host["regional"] else "/environments/production")
-    return f"https://{host}{way}/sync", its_path["route"] == "/predict"
+    return baseten.read(text, parts) or (f"{parts.scheme}://{parts.netloc}{path}".rstrip("/"), False)

@@ -293,7 +293,7 @@ def test_help_loads_nothing_of_the_client() -> None:
     code = (
         "import sys; sys.argv = ['pixtral-sky', 'ask', '--help']\n"
         "import atexit; atexit.register(lambda: print(sorted(set(sys.modules) & "
-        "{'httpx', 'httptools', 'orjson', 'jsonschema', 'PIL', 'ssl'}), file=sys.stderr))\n"
+        "{'httpx', 'httpcore', 'orjson', 'jsonschema', 'PIL', 'ssl'}), file=sys.stderr))\n"
         "from pixtral_sky.cli.app import main; main()"
     )
     with start("-c", code) as process:
@@ -310,7 +310,7 @@ def test_a_question_loads_no_more_than_it_needs(pictures: dict[str, bytes], tmp_
         code = (
             f"import sys; sys.argv = ['pixtral-sky', 'ask', '--endpoint', {endpoint.url!r}, {str(tmp_path / 'red.png')!r}]\n"
             "import atexit; atexit.register(lambda: print(sorted(set(sys.modules) & "
-            "{'httpx', 'http.client', 'ssl', 'asyncio', 'rich', 'jsonschema', 'pydantic', 'yaml', "
+            "{'httpx', 'http.client', 'asyncio', 'rich', 'jsonschema', 'pydantic', 'yaml', "
             "'pixtral_sky.cli.launch'}), file=sys.stderr))\n"
             "from pixtral_sky.cli.app import main; main()"
         )

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from pixtral_sky.client import client as client_module
+from pixtral_sky.client.baseten import BASETEN_SECONDS
 from pixtral_sky.client.client import Client
-from pixtral_sky.client.endpoint import BASETEN_SECONDS, Endpoint, base_url
+from pixtral_sky.client.endpoint import Endpoint, base_url
 from pixtral_sky.deploy import store
 from pixtral_sky.deploy.resolve import find
 from pixtral_sky.deploy.store import Cluster, Service

@@ -378,12 +378,12 @@ def test_an_answer_may_be_collected_at_any_moment() -> None:
     with talk(fake.streams("a", wait=5)) as (_, talking):
         answer = iter(talking.client.ask(MESSAGES))
         next(answer)
-        wire = talking.client._wire
-        (connection,) = wire._busy
-        with wire._lock, connection._lock:
+        transport = talking.client._transport
+        (stream,) = transport._streams
+        with transport._lock, stream._lock:
             del answer
             gc.collect()
-        assert not wire._busy
+        assert not transport._streams
 
 
 def test_nothing_is_left_open() -> None:

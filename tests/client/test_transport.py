@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pixtral_sky import errors
 from pixtral_sky.client.client import Client
 from pixtral_sky.client.endpoint import Endpoint
-from pixtral_sky.client.transport import MAX_HEAD, NotHTTP, Wire, _Connection, events
+from pixtral_sky.client.transport import MAX_HEAD, NoConnection, NotHTTP, Transport, events
 from tests.conftest import ROOT
 from tests.support import fake_endpoint as fake
 from tests.support.fake_endpoint import FakeEndpoint, says
@@ -35,11 +36,18 @@ def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def server(*answers: bytes, close: bool = False) -> Iterator[tuple[str, list[bytes]]]:
-    """Answers the requests of each connection with these bytes, in order, and keeps them."""
-    requests: list[bytes] = []
+def server(
+    *answers: bytes, close: bool = False, late: bytes = b""
+) -> Iterator[tuple[str, list[list[bytes]]]]:
+    """Answers the requests of each connection with these bytes, in order, and keeps them.
+
+    It then hangs up, or says something ``late``, which is kept as well.
+    """
+    connections: list[list[bytes]] = []
 
     def talk(connection: socket.socket) -> None:
+        requests: list[bytes] = []
+        connections.append(requests)
         with connection, contextlib.suppress(ConnectionError):  # the client may hang up first
             for answer in answers:
                 data = b""
@@ -49,6 +57,10 @@ def server(*answers: bytes, close: bool = False) -> Iterator[tuple[str, list[byt
                     data += piece
                 requests.append(data)
                 connection.sendall(answer)
+            if late:
+                time.sleep(0.05)
+                connection.sendall(late)
+                requests.append(late)
             if not close:
                 connection.recv(1)
 
@@ -66,7 +78,7 @@ def server(*answers: bytes, close: bool = False) -> Iterator[tuple[str, list[byt
         accepting = threading.Thread(target=accept)
         accepting.start()
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}", requests
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", connections
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             accepting.join()
@@ -75,15 +87,15 @@ def server(*answers: bytes, close: bool = False) -> Iterator[tuple[str, list[byt
 
 
 @contextmanager
-def wire(url: str, connections: int = 1) -> Iterator[Wire]:
-    made = Wire(url, {}, connections=connections, proxies=False)
+def transport(url: str, connections: int = 1) -> Iterator[Transport]:
+    made = Transport(url, {}, connections=connections)
     try:
         yield made
     finally:
         made.close()
 
 
-def get(made: Wire) -> bytes:
+def get(made: Transport) -> bytes:
     return made.request("GET", "/", timeout=5, patience=5).read()
 
 
@@ -101,13 +113,13 @@ def get(made: Wire) -> bytes:
             b"ab",
         ),
         (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+        (b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 2\r\n\r\nab", b"ab"),  # as RFC 9112 has it, 5.2
     ],
 )
 def test_an_answer_after_which_the_connection_stays(answer: bytes, body: bytes) -> None:
-    with server(answer, answer) as (url, requests), wire(url) as made:
+    with server(answer, answer) as (url, connections), transport(url) as made:
         assert [get(made), get(made)] == [body, body]
-        assert len(made._idle) == 1
-    assert len(requests) == 2
+    assert [len(requests) for requests in connections] == [2]
 
 
 @pytest.mark.parametrize(
@@ -123,22 +135,28 @@ def test_an_answer_after_which_the_connection_stays(answer: bytes, body: bytes) 
 )
 def test_an_answer_after_which_it_does_not(answer: bytes) -> None:
     """What came behind an answer is never taken for the next one."""
-    with server(answer, close=True) as (url, requests), wire(url) as made:
+    with server(answer, close=True) as (url, connections), transport(url) as made:
         assert [get(made), get(made)] == [b"ab", b"ab"]
-        assert not made._idle
-    assert len(requests) == 2
+    assert [len(requests) for requests in connections] == [1, 1]
+
+
+@pytest.mark.parametrize("more", [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\ncd", b"\x00"])
+def test_what_came_behind_an_answer_is_not_the_next_one(more: bytes) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab"
+    with server(answer + more) as (url, connections), transport(url) as made:
+        assert [get(made), get(made)] == [b"ab", b"ab"]
+    assert len(connections) == 2
 
 
 def test_what_comes_between_two_requests_is_no_answer() -> None:
     """Such as the 408 of a server that hangs up after a long pause."""
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
-    with FakeEndpoint() as endpoint, wire(endpoint.url) as made:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            made._idle.append(_Connection(ours))
-            theirs.sendall(answer + b"no")
-            response = made.request("GET", "/v1/models", timeout=5, patience=5)
-            assert b"pixtral" in response.read()
+    with server(answer + b"ab", late=answer + b"no") as (url, connections), transport(url) as made:
+        assert get(made) == b"ab"
+        while len(connections[0]) < 2:
+            time.sleep(0.01)
+        assert get(made) == b"ab"
+    assert len(connections) == 2
 
 
 @pytest.mark.parametrize(
@@ -146,20 +164,19 @@ def test_what_comes_between_two_requests_is_no_answer() -> None:
     [
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
-        b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 2\r\n\r\nab",
         b"HTTP/2 200 OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * MAX_HEAD,
         b"HTTP/1.1 100 Continue\r\n\r\n" * MAX_HEAD,
     ],
 )
 def test_what_is_no_http(answer: bytes) -> None:
-    with server(answer) as (url, _), wire(url) as made, pytest.raises(NotHTTP):
+    with server(answer) as (url, _), transport(url) as made, pytest.raises(NotHTTP):
         get(made)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nA: b\r\n"])
 def test_a_head_that_breaks_off(answer: bytes) -> None:
-    with server(answer, close=True) as (url, _), wire(url) as made, pytest.raises(ConnectionError):
+    with server(answer, close=True) as (url, _), transport(url) as made, pytest.raises(ConnectionError):
         get(made)
 
 
@@ -172,17 +189,17 @@ def test_a_head_that_breaks_off(answer: bytes) -> None:
     ],
 )
 def test_a_body_that_breaks_off(answer: bytes) -> None:
-    with server(answer, close=True) as (url, _), wire(url) as made:
+    with server(answer, close=True) as (url, _), transport(url) as made:
         response = made.request("GET", "/", timeout=5, patience=5)
-        with pytest.raises(ConnectionError):
+        with pytest.raises(ConnectionError, match="broke off"):
             response.read()
         assert (response.status, response.arrived) == (200, 2)
 
 
 def test_a_body_that_stalls() -> None:
-    with server(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab") as (url, _), wire(url) as made:
+    with server(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab") as (url, _), transport(url) as made:
         response = made.request("GET", "/", timeout=0.1, patience=5)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(ConnectionError, match="stalled"):
             response.read()
 
 
@@ -240,13 +257,40 @@ def test_events() -> None:
 )
 def test_the_first_lines(url: str, line: bytes, host: bytes) -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-    with server(answer) as (real, requests):
+    with server(answer) as (real, connections):
         port = real.rpartition(":")[2]
-        with wire(url.replace("{port}", port)) as made:
+        with transport(url.replace("{port}", port)) as made:
             made.request("GET", "/v1/models", timeout=5, patience=5).close()
-    lines = requests[0].split(b"\r\n")
+    lines = connections[0][0].split(b"\r\n")
     assert lines[0] == line
     assert lines[1] == b"Host: " + host.replace(b"{port}", port.encode())
+
+
+def test_a_silent_address_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    real = socket.create_connection
+
+    def connect(address: tuple[str, int], timeout: float, **_: Any) -> socket.socket:
+        asked.append(address[0])
+        clock[0] += 10 if address[0] == NAME else 0  # its first address is silent, and its second one is not
+        if address[0] == "127.0.0.1" and len(asked) == 3:
+            raise OSError
+        return real(("127.0.0.1", address[1]), timeout)
+
+    clock = [0.0]
+    with (
+        server(b"HTTP/1.1 200 OK\r\n\r\n", close=True) as (url, _),
+        transport(url.replace("127.0.0.1", NAME)) as made,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(socket, "create_connection", connect)
+        patch.setattr("time.monotonic", lambda: clock[0])
+        get(made)
+        get(made)
+        with pytest.raises(NoConnection):
+            get(made)
+        get(made)
+    assert asked == [NAME, "127.0.0.1", "127.0.0.1", NAME]
 
 
 # TLS
@@ -288,6 +332,20 @@ def test_over_tls(secure: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None
             assert client.send({"messages": "A" * size})["choices"][0]["message"]["content"]
     assert [len(request.json["messages"]) for request in secure.requests] == [0, 3_000_000]
     assert secure.connections == 1
+
+
+def test_the_systems_authorities_are_trusted_too(
+    secure: FakeEndpoint, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve(monkeypatch)
+    monkeypatch.delenv("SSL_CERT_FILE")
+    endpoint = Endpoint(f"https://{NAME}:{secure.port}")
+    with Client(endpoint, budget=0) as client, pytest.raises(errors.Untrusted):
+        client.models()
+    system = lambda context, *_: context.load_verify_locations(certificate / "ca.pem")  # noqa: E731
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", system)
+    with Client(endpoint, budget=0) as client:
+        assert client.models()
 
 
 def test_close_over_tls(secure: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,6 +443,28 @@ def test_tls_through_a_proxy(secure: FakeEndpoint, monkeypatch: pytest.MonkeyPat
         ]
     ]
     assert "proxy-authorization" not in secure.requests[0].headers
+
+
+def test_tls_to_an_address_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n") as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
+        with (
+            Client(Endpoint("https://[2001:db8::1]:8443"), budget=0) as client,
+            pytest.raises(errors.Unreachable),
+        ):
+            client.models()
+    assert proxy.requests[0] == ["CONNECT [2001:db8::1]:8443 HTTP/1.1", "Host: [2001:db8::1]:8443"]
+
+
+@pytest.mark.parametrize("refusal", [b"SSH-2.0-OpenSSH_9.9\r\n\r\n", b"H"])
+def test_a_proxy_that_is_none(refusal: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy(refusal) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
+        with (
+            Client(Endpoint(f"https://{NAME}"), budget=0) as client,
+            pytest.raises(errors.Unreachable, match=r"^The proxy does not lead to"),
+        ):
+            client.models()
 
 
 @pytest.mark.parametrize("status", ["407 Proxy Authentication Required", "502 Bad Gateway"])
