@@ -28,7 +28,7 @@ from pathlib import Path
 from pixtral_sky import memory
 from pixtral_sky.client.client import Client
 from pixtral_sky.client.messages import messages
-from pixtral_sky.deploy import store, task
+from pixtral_sky.deploy import rehearsals, store, task
 from pixtral_sky.deploy.resolve import endpoint_of
 from pixtral_sky.errors import PixtralSkyError
 from pixtral_sky.pictures import picture as images
@@ -167,7 +167,7 @@ def measured(
         row.failure = error.what
     finally:
         log = Path(deployment.log).read_text(errors="replace")
-        process.stop(deployment)
+        rehearsals.stop(deployment)
     if row.failure:
         print("\n".join(log.splitlines()[-40:]), file=sys.stderr, flush=True)
     for name, pattern in SAYS.items():

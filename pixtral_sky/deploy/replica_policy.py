@@ -60,6 +60,24 @@ def scaled(config: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, An
     return made
 
 
+def with_replicas(
+    config: Mapping[str, Any], wanted: str | None, target_qps: float | None, spot: bool
+) -> Mapping[str, Any]:
+    """A service file with as many replicas as are ``wanted``, as for --replicas; else as it is."""
+    section = config.get("service")
+    if not isinstance(section, dict) or not (wanted or target_qps is not None or spot):
+        return config
+    given: Any = section.get("replica_policy") or {"min_replicas": section.get("replicas", 1)}
+    if not isinstance(given, dict):
+        return config  # `check` refuses it
+    low: Any = given.get("min_replicas", 1)
+    high: Any = given.get("max_replicas", low)
+    if wanted:
+        low, high = replicas(wanted)
+    target = given.get("target_qps_per_replica") if target_qps is None else target_qps
+    return scaled(config, policy(low, high, target, spot))
+
+
 def check(config: Mapping[str, Any], key: str) -> list[str]:
     """What a person must know of a service file before it costs money; ``key`` is what it will be given.
 

@@ -204,10 +204,19 @@ def enabled_by(sky: Any) -> list[str]:
     return sorted(name.lower() if "/" not in name else name for name in found)
 
 
+def infra(cloud: str | None, region: str | None) -> str:
+    """What SkyPilot says of a place, as for --infra: aws/us-east-1, slurm/NAME."""
+    cloud, region = (cloud or "").lower(), region or ""
+    # A pool of ssh machines is the context ssh-POOL inside of SkyPilot.
+    return "/".join(filter(None, [cloud, region.removeprefix("ssh-") if cloud == "ssh" else region]))
+
+
 def opens_ports(cloud: Any, resources: Any) -> bool:
-    """Whether a cloud, as an object of SkyPilot's, opens ports for ``resources`` of it."""
+    """Whether a cloud, as an object of SkyPilot's, opens ports for ``resources`` of it. Slurm never does."""
     from sky import clouds, exceptions
 
+    if isinstance(cloud, clouds.Kubernetes):  # ssh, too
+        return True  # asking it means asking the cluster, and it depends on how that is set up
     try:
         cloud.check_features_are_supported(resources, {clouds.CloudImplementationFeatures.OPEN_PORTS})
     except exceptions.NotSupportedError:

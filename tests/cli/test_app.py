@@ -21,10 +21,9 @@ import pytest
 
 from pixtral_sky import __version__, output
 from pixtral_sky.client import client
-from pixtral_sky.deploy import resolve, store
+from pixtral_sky.deploy import rehearsals, resolve, store
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.rehearsal import checkpoint, engine
-from pixtral_sky.rehearsal import process as rehearsal
 from tests.support.command_line import KEY, Result, packages, run_main
 from tests.support.fake_endpoint import FakeEndpoint
 
@@ -439,7 +438,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
     monkeypatch.setattr(engine, "ensure", lambda version: asked.append(version) or Path("/engine"))
     monkeypatch.setattr(checkpoint, "tiny", lambda _: Path("/checkpoint"))
-    monkeypatch.setattr(rehearsal, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(rehearsals, "STOP_SECONDS", 0.1)
     return asked
 
 
@@ -574,13 +573,13 @@ def test_rehearse_and_keep(run: Run, server: Path, home: Path) -> None:
     assert deployment is not None
     try:
         assert (result.code, result.out) == (0, "noise \u00e9\n")
-        assert "ends itself after 30 minutes" in result.err
+        assert "It is left running: it ends after 30 minutes without a request." in result.err
         assert "pixtral-sky down" in result.err
         assert deployment.is_running()
         assert f"Bearer {deployment.key}" == json.loads((home / "asked.json").read_text())[1]
         assert run("endpoint", "--name", "kept").out == f"http://127.0.0.1:{port}\n"
     finally:
-        rehearsal.stop(deployment)
+        rehearsals.stop(deployment)
     assert not deployment.is_running()
 
 

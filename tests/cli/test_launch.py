@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pixtral_sky import output
-from pixtral_sky.deploy import clusters, huggingface, skypilot, store, task
+from pixtral_sky.deploy import huggingface, launch, skypilot, store, task
 from pixtral_sky.deploy.store import Cluster
 from pixtral_sky.errors import HubError, UsageError
 from pixtral_sky.extras import install_skypilot
@@ -156,7 +156,7 @@ def test_it_is_ready_only_when_it_answers_with_the_key(
     """Another server on that port, with another key, is not it."""
     with FakeEndpoint(key="another") as wrong, FakeEndpoint(key=KEY) as right:
         server.endpoints = {8081: f"127.0.0.1:{wrong.port}"}
-        real = clusters.problem
+        real = launch.problem
 
         def problem(cluster: Cluster) -> str:
             found = real(cluster)
@@ -164,7 +164,7 @@ def test_it_is_ready_only_when_it_answers_with_the_key(
                 wrong.key = KEY
             return found
 
-        monkeypatch.setattr(clusters, "problem", problem)
+        monkeypatch.setattr(launch, "problem", problem)
         assert run("launch", "--yes").out == f"{wrong.url}\n"
         assert len(wrong.requests) == 4
         assert not right.requests
@@ -241,7 +241,7 @@ def test_skypilot_is_lost_at_the_end(
         server.errors["status"] = RuntimeError("lost")
         return ""
 
-    monkeypatch.setattr(clusters, "problem", answers)
+    monkeypatch.setattr(launch, "problem", answers)
     result = run("launch", "--yes")
     assert (result.code, result.out) == (0, f"{machine.url}\n")
 
@@ -633,7 +633,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     fake = SimpleNamespace(**vars(time))
     fake.sleep = lambda seconds: waited.append(seconds) if seconds >= 60 else time.sleep(seconds)
     fake.monotonic = lambda: now() + sum(waited)
-    monkeypatch.setattr(clusters, "time", fake)
+    monkeypatch.setattr(launch, "time", fake)
     return waited
 
 
@@ -701,7 +701,7 @@ def test_ctrl_c_while_it_waits(
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(clusters.time, "sleep", interrupted)
+    monkeypatch.setattr(launch.time, "sleep", interrupted)
     server.errors["launch"] = sold_out(server)
     result = run("launch", "--yes", "--retry-until-up")
     assert result.code == 130
@@ -892,7 +892,7 @@ def test_a_rehearsal_of_that_name(run: Run, server: FakeSky, monkeypatch: pytest
     monkeypatch.setattr(store.Rehearsal, "is_running", lambda _: True)
     result = run("-q", "launch", "--yes")
     assert result.code == 2
-    assert result.error.startswith("'pixtral' is a rehearsal that is running. Take another --name")
+    assert result.error.startswith("'pixtral' is a rehearsal. Take another --name")
     assert not launched(server)
     assert store.recall() == rehearsal
 
@@ -1121,7 +1121,7 @@ def test_ctrl_c_while_it_starts(run: Run, server: FakeSky, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     server.endpoints = {8081: "127.0.0.1:9"}
-    monkeypatch.setattr(clusters, "problem", interrupted)
+    monkeypatch.setattr(launch, "problem", interrupted)
     result = run("launch", "--yes")
     assert result.code == 130
     assert "pixtral goes on without this command" in result.err

@@ -24,7 +24,7 @@ import yaml
 
 from pixtral_sky import output
 from pixtral_sky.client.endpoint import Endpoint
-from pixtral_sky.deploy import clusters, huggingface, services, skypilot, store, task
+from pixtral_sky.deploy import huggingface, serve, services, skypilot, status, store, task
 from pixtral_sky.deploy.store import Cluster, Rehearsal, Service
 from pixtral_sky.errors import Busy, HubError, SkyError
 from tests.conftest import ROOT
@@ -106,14 +106,14 @@ def recalled(name: str = "pixtral") -> Service:
 
 def slow_balancer(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that knows of no replica when it is asked for the first and the second time."""
-    real, answers = clusters.reach, iter(["No replica is ready."] * 2)
+    real, answers = status.reach, iter(["No replica is ready."] * 2)
 
     def reach(endpoint: Endpoint) -> None:
         if why := next(answers, ""):
             raise Busy(why)
         real(endpoint)
 
-    monkeypatch.setattr(clusters, "reach", reach)
+    monkeypatch.setattr(status, "reach", reach)
 
 
 def last(result: Result) -> str:
@@ -500,11 +500,12 @@ def test_a_name_that_is_a_service(run: Run, server: FakeSky) -> None:
     result = run("serve", "up", "--yes")
     assert result.code == 2
     assert last(result) == (
-        "Error: The service 'pixtral' is there already (NO_REPLICA). To change it: pixtral-sky serve update"
+        "Error: The service 'pixtral' is there already (NO_REPLICA). To change it: pixtral-sky serve update --name"
+        " pixtral"
     )
     assert store.known() == []
     server.serve.services["pixtral"].status = "FAILED_CLEANUP"
-    assert last(run("serve", "up", "--yes")).endswith("Take it down first: pixtral-sky serve down")
+    assert last(run("serve", "up", "--yes")).endswith("Take it down first: pixtral-sky serve down pixtral")
     assert not begun(server)
 
 
@@ -632,7 +633,7 @@ def test_a_replica_that_is_ready_twice(
     run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The balancer is given its time anew."""
-    monkeypatch.setattr(services, "BALANCER_SECONDS", 0.1)
+    monkeypatch.setattr(serve, "BALANCER_SECONDS", 0.1)
     slow_balancer(monkeypatch)
     server.serve.course = [{1: "READY"}, {1: "NOT_READY"}, lambda _: time.sleep(0.15), {1: "READY"}]
     result = run("serve", "up", "--yes")
@@ -644,7 +645,7 @@ def test_the_balancer_never_answers(
     run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its port is not open."""
-    monkeypatch.setattr(services, "BALANCER_SECONDS", 0.05)
+    monkeypatch.setattr(serve, "BALANCER_SECONDS", 0.05)
     server.serve.balancer = "127.0.0.1:9"
     result = run("serve", "up", "--yes")
     assert result.code == 1
@@ -1928,7 +1929,7 @@ def test_logs_of_a_service(run: Run, server: FakeSky, service: fake_sky.Service)
     service.logs["controller"] = ["ours\n", "more\n"]
     assert run("logs", "-l", "1") == Result(0, "more\n", "")
     assert run("logs", "bare") == Result(0, "bare's\n", "")
-    assert run("logs", "other").error == "SkyPilot has no cluster 'other'. What there is: pixtral-sky status"
+    assert run("logs", "other").error.startswith("There is no deployment named 'other' here or at SkyPilot. ")
 
 
 def test_a_launch_under_the_name_of_a_service(run: Run, server: FakeSky, service: fake_sky.Service) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pixtral_sky import output
-from pixtral_sky.deploy import clusters, skypilot, store
+from pixtral_sky.deploy import clusters, launch, skypilot, status, store, task
 from pixtral_sky.deploy.skypilot import NoMachine
 from pixtral_sky.deploy.store import Cluster
 from pixtral_sky.deploy.tunnel import Tunnel
@@ -39,9 +39,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]
         yield server
 
 
-def prepared(**options: Any) -> clusters.Plan:
-    given = {"file": None, "envs": {}, "key": KEY, "token": "", **options}
-    return clusters.prepare("pixtral", **given)
+def prepared(file: Path | None = None, key: str = KEY, token: str = "", **wanted: Any) -> launch.Plan:
+    return launch.prepare(task.load(file), launch.Wanted("pixtral", **wanted), key, token)
 
 
 # SkyPilot itself -------------------------------------------------------------------------------------------
@@ -265,7 +264,7 @@ def test_it_says_nothing_when_it_is_only_asked(server: FakeSky, capsys: pytest.C
 def test_stdout_is_given_back_by_a_launch_that_nobody_follows(server: FakeSky) -> None:
     server.cluster().jobs[0].script = SETUP
     before = sys.stdout
-    following = clusters.follow(CLUSTER, 1)
+    following = launch.follow(CLUSTER, 1)
     assert next(following) == "waiting for the machine"
     following.close()
     assert sys.stdout is before
@@ -288,7 +287,7 @@ def test_how_skypilot_marks_a_line(server: FakeSky, prefix: str) -> None:
         f"{prefix}pixtral: it fails.\n",
         server.ends("FAILED"),
     ]
-    following = clusters.follow(CLUSTER, 1)
+    following = launch.follow(CLUSTER, 1)
     assert [next(following), next(following)] == ["waiting for the machine", "a step"]
     with pytest.raises(SkyError) as raised:
         next(following)
@@ -296,20 +295,20 @@ def test_how_skypilot_marks_a_line(server: FakeSky, prefix: str) -> None:
 
 
 def test_every_end_of_a_job(server: FakeSky) -> None:
-    for status in server.sky.JobStatus:
-        if status.is_terminal():
-            server.cluster().jobs[0].script = [server.ends(status.value)]
-            with pytest.raises(SkyError, match=f"is {status.value}: it said nothing"):
-                list(clusters.follow(CLUSTER, 1))
+    for each in server.sky.JobStatus:
+        if each.is_terminal():
+            server.cluster().jobs[0].script = [server.ends(each.value)]
+            with pytest.raises(SkyError, match=f"is {each.value}: it said nothing"):
+                list(launch.follow(CLUSTER, 1))
 
 
 def test_it_is_not_asked_before_it_is_there(server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     """While there is nothing of the job, the server of before may answer still."""
     asked = []
-    monkeypatch.setattr(clusters, "problem", lambda cluster: asked.append(cluster) or "")
+    monkeypatch.setattr(launch, "problem", lambda cluster: asked.append(cluster) or "")
     machine = server.cluster(endpoints={8081: "127.0.0.1:9"})
     machine.jobs[0].script = [fake_sky.WAITING, lambda _: time.sleep(0.2), STARTING]
-    following = clusters.follow(CLUSTER, 1)
+    following = launch.follow(CLUSTER, 1)
     next(following)
     assert next(following) == "starting the server"
     assert asked == []
@@ -321,7 +320,7 @@ def test_its_machine_is_not_up_for_a_moment(server: FakeSky) -> None:
     """Its address is asked for again."""
     with FakeEndpoint(key=KEY) as fake:
         machine = server.cluster(status="INIT", endpoints={8081: fake.url})
-        following = clusters.follow(CLUSTER, 1)
+        following = launch.follow(CLUSTER, 1)
         machine.status = server.sky.ClusterStatus.UP
         next(following)
         machine.status = server.sky.ClusterStatus.INIT
@@ -359,8 +358,8 @@ def test_the_state_of_no_job(server: FakeSky) -> None:
 
 def test_what_a_request_can_be(server: FakeSky) -> None:
     active = server.wire.RequestStatus.active_statuses()
-    for status in server.wire.RequestStatus:
-        assert clusters.is_launching(server.pending(status.value)) == (status in active), status
+    for each in server.wire.RequestStatus:
+        assert clusters.is_launching(server.pending(each.value)) == (each in active), each
     assert not clusters.is_launching("")
     assert not clusters.is_launching("of-another-server")
     server.down_with = RuntimeError("no")
@@ -521,4 +520,4 @@ def test_problem_of_a_tunnel(server: FakeSky, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Tunnel, "open", closed)
     there = replace(CLUSTER, private=True, url="http://127.0.0.1:9")
-    assert clusters.problem(there) == "ssh does not reach 'pixtral'."
+    assert status.problem(there) == "ssh does not reach 'pixtral'."

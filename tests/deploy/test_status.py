@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 
 from pixtral_sky import output
-from pixtral_sky.deploy import clusters, skypilot, store
+from pixtral_sky.deploy import clusters, rehearsals, skypilot, store
 from pixtral_sky.deploy.store import Cluster, Rehearsal
 from pixtral_sky.extras import install_skypilot
-from pixtral_sky.rehearsal import process
 from tests.support import fake_sky
 from tests.support.command_line import KEY, Result, packages, run_main
 from tests.support.fake_endpoint import FakeEndpoint
@@ -60,7 +59,7 @@ def remember(**fields: Any) -> Cluster:
 def running_rehearsal(monkeypatch: pytest.MonkeyPatch, name: str, url: str = "http://127.0.0.1:9") -> None:
     store.remember(Rehearsal(name, url, KEY, 32768, 4, time.time(), 1, 1.0, "/log"))
     monkeypatch.setattr(Rehearsal, "is_running", lambda _: True)
-    monkeypatch.setattr(process, "stop", lambda one: store.forget(one.name))
+    monkeypatch.setattr(rehearsals, "stop", lambda one: store.forget(one.name))
 
 
 def row(result: Result) -> dict[str, Any]:
@@ -279,7 +278,9 @@ def test_status_of_somebody_who_never_used_skypilot(run: Run, server: FakeSky) -
     """It is not asked: that would start its server."""
     (Path.home() / ".sky").rmdir()
     assert run("status").code == 1
-    assert run("down").error == "There is no deployment named 'pixtral' here."
+    assert run("down").error == (
+        "There is no deployment named 'pixtral' here. What there is: pixtral-sky status"
+    )
     assert run("status", "pixtral").code == 2
     assert run("endpoint").code == 2
     assert run("logs").code == 2
@@ -638,7 +639,9 @@ def test_a_secret_in_a_log_is_not_shown(run: Run, server: FakeSky) -> None:
 def test_logs_of_an_unknown_name(run: Run, server: FakeSky) -> None:
     result = run("logs", "other")
     assert result.code == 2
-    assert result.error == "SkyPilot has no cluster 'other'. What there is: pixtral-sky status"
+    assert result.error == (
+        "There is no deployment named 'other' here or at SkyPilot. What there is: pixtral-sky status"
+    )
 
 
 def test_logs_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
@@ -737,7 +740,9 @@ def test_down_of_a_launch_that_is_done(run: Run, server: FakeSky) -> None:
 def test_down_of_an_unknown_name(run: Run, server: FakeSky) -> None:
     result = run("-q", "down", "unknown")
     assert result.code == 2
-    assert result.error == "There is no deployment named 'unknown' here or at SkyPilot."
+    assert result.error == (
+        "There is no deployment named 'unknown' here or at SkyPilot. What there is: pixtral-sky status"
+    )
 
 
 @pytest.mark.parametrize("name", ["pix*", "a b", "-x", "..", "a/b"])

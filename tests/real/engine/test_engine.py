@@ -30,7 +30,7 @@ from pixtral_sky.cli import app
 from pixtral_sky.cli.rehearse import QUESTION
 from pixtral_sky.client.client import Client
 from pixtral_sky.client.messages import Schema, messages
-from pixtral_sky.deploy import store, task
+from pixtral_sky.deploy import rehearsals, store, task
 from pixtral_sky.deploy.resolve import endpoint_of
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.doctor import answers
@@ -68,7 +68,7 @@ def start(venv, tmp_path_factory):
 
         yield start
         for deployment in started:
-            rehearsal.stop(deployment)
+            rehearsals.stop(deployment)
 
 
 @pytest.fixture(scope="session")
