@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and why one cannot be read."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -26,8 +26,3 @@ def whole(path: Path, **options: Any) -> Iterator[IO[Any]]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def why(error: Exception, otherwise: str = "not a path") -> str:
-    """What the system says of a file, without its name; ``otherwise`` where it was not the system."""
-    return getattr(error, "strerror", None) or otherwise

@@ -15,6 +15,11 @@ def reason(log: Iterable[str]) -> str:
     return found[:300]
 
 
+def os_reason(error: Exception, otherwise: str = "not a path") -> str:
+    """What the system says of a file, without its name; ``otherwise`` where it was not the system."""
+    return getattr(error, "strerror", None) or otherwise
+
+
 def closest(word: str, names: Iterable[str]) -> str:
     """The one of ``names`` that ``word`` is like, in whatever case; empty: it is like none."""
     known = {each.lower(): each for each in names}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pixtral_sky import files
 from pixtral_sky.batch import jsonl
 from pixtral_sky.errors import UsageError
 from pixtral_sky.pictures.picture import shown
@@ -50,21 +49,13 @@ def write_csv(source: Path, schema: dict[str, Any], target: Path) -> int:
     Raises as ``csv_rows``.
     """
     rows = -1
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".csv")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="") as file:
-            writer = csv.writer(file)
-            for row in csv_rows(source, schema):
-                writer.writerow(row)
-                rows += 1
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(source.stat().st_mode & 0o666)  # who may read the one may read the other
-        Path(temporary).replace(target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
+    with files.whole(target, encoding="utf-8", errors="replace", newline="") as file:
+        writer = csv.writer(file)
+        for row in csv_rows(source, schema):
+            writer.writerow(row)
+            rows += 1
+        # Who may read the one may read the other.
+        os.fchmod(file.fileno(), source.stat().st_mode & 0o666)
     return rows
 
 

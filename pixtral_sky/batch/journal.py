@@ -19,7 +19,6 @@ import fcntl
 import json
 import os
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from typing import Any
 
 import msgspec
 
+from pixtral_sky import files
 from pixtral_sky.errors import PixtralSkyError, UsageError
 
 GROUP = 64  # lines
@@ -372,16 +372,8 @@ def _shown(value: Any) -> str:
 def _write_record(path: Path, options: Mapping[str, Any]) -> None:
     """Whole or not at all, in a file of mode 0600, as a prompt may be nobody else's business."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".json")
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump({"options": dict(options)}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-            _sync_folder(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with files.whole(path) as file:
+            json.dump({"options": dict(options)}, file, indent=1)
+        _sync_folder(path)
     except OSError as error:
         raise PixtralSkyError(f"{path} cannot be written: {error.strerror}.") from error

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pixtral_sky import files, memory
+from pixtral_sky import memory
 from pixtral_sky.errors import UsageError
-from pixtral_sky.text import closest
+from pixtral_sky.text import closest, os_reason
 
 # How the script begins: [[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number."
 REFUSES = r'\[\[ \$(\w+) =~ (\S+) \]\]\s*\|\|\s*fail "([^"]*)"'
@@ -116,7 +116,7 @@ def read(path: Path | None = None) -> dict[str, Any]:
     try:
         data: Any = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {files.why(error)}.") from error
+        raise UsageError(f"{path} cannot be read: {os_reason(error)}.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} is not YAML: {reason}") from error
