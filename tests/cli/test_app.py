@@ -285,67 +285,6 @@ def test_status_of_a_running_one(run: Run, remember: Remember) -> None:
     assert [(request.method, request.path) for request in fake.requests] == [("GET", "/v1/models")]
 
 
-def test_status_as_json(run: Run, remember: Remember) -> None:
-    with FakeEndpoint(key=KEY) as fake:
-        remember(url=fake.url)
-        silent = remember("silent")
-        result = run("status", "--json")
-        assert result.code == 1, "not all of it answers"
-        one, other = json.loads(result.out)
-        assert one.pop("age") == pytest.approx(300, abs=5)
-        assert one == {
-            "name": "pixtral",
-            "kind": "rehearsal",
-            "state": "running",
-            "infra": "",
-            "gpus": "",
-            "hourly": None,
-            "spent": None,
-            "endpoint": fake.url,
-            "private": False,
-            "answers": True,
-            "problem": "",
-        }
-        assert (other["name"], other["endpoint"], other["answers"]) == ("silent", silent.url, False)
-        assert other["problem"].startswith("Nothing answers at")
-        (alone,) = json.loads(run("status", "pixtral", "--json").out)
-        assert alone.pop("age") >= 300
-        assert alone == one
-        assert run("status", "pixtral").code == 0
-
-
-def test_status_of_one_that_does_not_answer(run: Run, remember: Remember) -> None:
-    remember()
-    before = time.monotonic()
-    result = run("status")
-    assert time.monotonic() - before < 5
-    assert result.code == 1
-    assert "  no: " in result.out
-    assert len(result.out.splitlines()) == 2
-
-
-def test_status_of_one_with_another_key(run: Run, remember: Remember) -> None:
-    with FakeEndpoint(key="another") as fake:
-        remember(url=fake.url)
-        assert run("status").code == 1
-
-
-def test_status_of_an_ended_one(run: Run, remember: Remember) -> None:
-    remember(pid_born=1.0)
-    result = run("status")
-    assert result.code == 1
-    assert " ended " in result.out
-
-
-def test_status_of_an_ended_one_whose_port_another_has(run: Run, remember: Remember) -> None:
-    """A key is never sent to a place that it was not given for."""
-    with FakeEndpoint() as another:
-        remember(url=another.url, pid_born=1.0)
-        result = run("status")
-    assert not any(KEY in value for request in another.requests for value in request.headers.values())
-    assert result.code == 1
-
-
 def test_status_does_not_wait_for_long(run: Run, remember: Remember, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that hangs takes connections, and says nothing."""
     waits = []
@@ -362,52 +301,7 @@ def test_status_does_not_wait_for_long(run: Run, remember: Remember, monkeypatch
     assert max(waits) <= 30
 
 
-def test_status_of_a_name_that_is_unknown(run: Run) -> None:
-    result = run("status", "unknown")
-    assert result.code == 2
-    assert "'unknown'" in result.error
-
-
-@pytest.mark.parametrize("command", [["status"], ["down"], ["endpoint", "--name"]])
-def test_a_name_that_is_a_path(run: Run, command: list[str]) -> None:
-    result = run(*command, "../../etc/passwd")
-    assert result.code == 2
-    assert "is no name for a deployment" in result.error
-
-
 # down ------------------------------------------------------------------------------------------------------
-
-
-def test_down(run: Run, remember: Remember) -> None:
-    deployment, other = remember(), remember("other")
-    result = run("down")
-    assert (result.code, result.out) == (0, "")
-    assert "pixtral is stopped" in result.err
-    assert not deployment.is_running()
-    assert other.is_running()
-    assert store.known() == ["other"]
-    assert run("-q", "down", "other") == Result(0, "", "")
-    assert not other.is_running()
-
-
-def test_down_of_one_that_has_ended(run: Run, remember: Remember) -> None:
-    deployment = remember(pid_born=1.0)
-    result = run("down")
-    assert result.code == 0
-    assert "had ended by itself" in result.err
-    assert psutil.pid_exists(deployment.pid), "another process has its pid now"
-    assert store.known() == []
-
-
-def test_down_of_nothing(run: Run, remember: Remember) -> None:
-    result = run("down")
-    assert result.code == 2
-    assert "'pixtral'" in result.error
-    remember("other")
-    result = run("down", "unknown")
-    assert result.code == 2
-    assert "'unknown'" in result.error
-    assert "other" in result.error
 
 
 # rehearse --------------------------------------------------------------------------------------------------

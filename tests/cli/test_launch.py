@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
 import os
 import re
 import stat
@@ -18,34 +16,20 @@ from typing import Any
 
 import pytest
 
-from pixtral_sky import output
 from pixtral_sky.deploy import huggingface, launch, skypilot, store, task
 from pixtral_sky.deploy.store import Cluster
 from pixtral_sky.errors import HubError, UsageError
 from pixtral_sky.extras import install_skypilot
 from tests.conftest import ROOT
 from tests.support import fake_catalog, fake_sky
-from tests.support.command_line import KEY, Result, run_main
+from tests.support.command_line import KEY, TOKEN, Result
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import SETUP, STARTING, WAITING, FakeSky
 from tests.support.fake_sky import run as line
 from tests.support.fake_sky import setup as setup_line
 
 Run = Callable[..., Result]
-TOKEN = "hf_SENTINEL"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]:
-    """With a user who has a key and a token, and whom the Hub gives the weights."""
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(huggingface, "check", lambda model, token, revision: "")
-    path = tmp_path / "short.yaml"
-    path.write_text(short())
-    monkeypatch.setattr(task, "shipped", lambda _: path)
-    with fake_sky.started(monkeypatch, tmp_path) as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("launcher")
 
 
 @pytest.fixture
@@ -54,21 +38,6 @@ def machine(server: FakeSky) -> Iterator[FakeEndpoint]:
     with FakeEndpoint(key=KEY) as fake:
         server.endpoints = {8081: f"127.0.0.1:{fake.port}"}  # as SkyPilot has it: without http://
         yield fake
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``pixtral-sky``, at a terminal when something is ``typed``."""
-    monkeypatch.setattr(output, "quiet", False)
-    return functools.partial(run_main, monkeypatch, capsys)
-
-
-@functools.cache
-def short() -> str:
-    """pixtral.yaml without its scripts, which SkyPilot takes a while to read and write, again and again."""
-    file = task.read(ROOT / "pixtral.yaml")
-    checks = [line for line in file["run"].splitlines() if re.match(task.REFUSES, line)]
-    return json.dumps(file | {"setup": "make it", "run": "\n".join([*checks, "serve"])})
 
 
 def remember(**fields: Any) -> Cluster:
@@ -463,9 +432,9 @@ def test_precision(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
             "--precision fp8 and --env PRECISION=bf16 are not the same.",
         ),
         (["--env", "PRECISION=int4"], "PRECISION=int4 is neither bf16 nor fp8."),
-        (["--env", "MAX_IMAGE=8"], "short.yaml has no env MAX_IMAGE. Did you mean MAX_IMAGES?"),
-        (["--env", "idle_minutes=8"], "short.yaml has no env idle_minutes. Did you mean IDLE_MINUTES?"),
-        (["--env", "FRUIT=8"], "short.yaml has no env FRUIT. It has: MODEL, MODEL_REVISION, PRECISION, "),
+        (["--env", "MAX_IMAGE=8"], "pixtral.yaml has no env MAX_IMAGE. Did you mean MAX_IMAGES?"),
+        (["--env", "idle_minutes=8"], "pixtral.yaml has no env idle_minutes. Did you mean IDLE_MINUTES?"),
+        (["--env", "FRUIT=8"], "pixtral.yaml has no env FRUIT. It has: MODEL, MODEL_REVISION, PRECISION, "),
         (["--env", "START_MINUTES=1h"], "START_MINUTES=1h is no whole number of minutes from 1 on."),
         (["--env", "MAX_IMAGES="], "MAX_IMAGES= is no number of pictures."),
         (["--env", "MAX_MODEL_LEN=-2"], "MAX_MODEL_LEN=-2 is no number of tokens (nor -1: all that fit)."),

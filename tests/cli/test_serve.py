@@ -3,8 +3,6 @@ server behind it. (What SkyServe's own classes make of a service file: `test_ser
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import logging
 import re
@@ -22,35 +20,22 @@ from typing import Any
 import pytest
 import yaml
 
-from pixtral_sky import output
 from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.deploy import huggingface, serve, services, skypilot, status, store, task
 from pixtral_sky.deploy.store import Cluster, Rehearsal, Service
 from pixtral_sky.errors import Busy, HubError, SkyError
+from tests.cli.conftest import short
 from tests.conftest import ROOT
 from tests.support import fake_catalog, fake_sky
-from tests.support.command_line import KEY, Result, run_main
+from tests.support.command_line import KEY, TOKEN, Result
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import FakeSky
 
 Run = Callable[..., Result]
-TOKEN = "hf_SENTINEL"
+pytestmark = pytest.mark.usefixtures("launcher")
 CONTROLLER = "sky-serve-controller-abcd1234"
 READY = [{1: "PENDING", 2: "PENDING"}, {1: "PROVISIONING"}, {1: "STARTING", 2: "PROVISIONING"}, {1: "READY"}]
 NEXT = "pixtral-sky serve status   |   pixtral-sky ask picture.jpg   |   pixtral-sky serve down"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]:
-    """With a user who has a key and a token, and whom the Hub gives the weights."""
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(huggingface, "check", lambda model, token, revision: "")
-    for name in ("service.yaml", "pixtral.yaml"):
-        (tmp_path / name).write_text(short(name))
-    monkeypatch.setattr(task, "shipped", lambda name: tmp_path / name)
-    with fake_sky.started(monkeypatch, tmp_path) as server:
-        yield server
 
 
 @pytest.fixture
@@ -62,28 +47,8 @@ def balancer(server: FakeSky) -> Iterator[FakeEndpoint]:
         yield fake
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``pixtral-sky``, at a terminal when something is ``typed``. No token is in what it says."""
-    monkeypatch.setattr(output, "quiet", False)
-
-    def run(*arguments: object, typed: str | None = None, shows_key: bool = False) -> Result:
-        result = run_main(monkeypatch, capsys, *arguments, typed=typed, shows_key=shows_key)
-        assert TOKEN not in result.out + result.err
-        assert "\x1b" not in result.out + result.err, "nobody is there to see colours"
-        return result
-
-    return run
-
-
-@functools.cache
-def short(name: str = "service.yaml") -> str:
-    """A file without its scripts, which SkyPilot takes a while to read and write, again and again."""
-    return json.dumps(task.read(ROOT / name) | {"setup": "make it", "run": "serve"})
-
-
 def service_file(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    config = json.loads(short())
+    config = json.loads(short("service.yaml"))
     change(config)
     path = folder / "own.yaml"
     path.write_text(json.dumps(config))
@@ -139,31 +104,6 @@ def policy(server: FakeSky) -> tuple[Any, ...]:
 
 def documents(result: Result) -> list[dict[str, Any]]:
     return list(json.loads(result.out)["services"])
-
-
-# The fake --------------------------------------------------------------------------------------------------
-
-
-def test_the_fake_takes_what_the_real_one_takes(server: FakeSky) -> None:
-    for name, real in server.serve.real.items():
-        ours = inspect.signature(getattr(server.serve, name)).parameters
-        theirs = inspect.signature(inspect.unwrap(real)).parameters
-        assert list(ours) == list(theirs), name
-
-
-def test_the_fake_tells_what_the_real_one_tells(server: FakeSky) -> None:
-    """No handle, and so no machine to ask for its price: SkyPilot's server keeps it back."""
-    server.serve.service(replicas={1: "READY", 2: "PENDING"})
-    (record,) = server.sky.get(server.sky.serve.status(None))
-    assert record["status"] is server.sky.serve.ServiceStatus.READY
-    one, two = record["replica_info"]
-    assert (one["handle"], two["handle"]) == (None, None)
-    assert one["status"] is server.sky.serve.ReplicaStatus.READY
-    assert one["resources_str_full"].startswith("1x(gpus=L4:2, cpus=24, mem=96, g2-standard-24, ")
-    assert (one["cloud"], one["region"], one["infra"]) == ("GCP", "us-central1", "GCP (us-central1)")
-    assert "resources_str" not in two
-    assert 0 <= time.time() - record["uptime"] < 60, "a moment, not a duration"
-    assert yaml.safe_load(record["yaml_content"])["secrets"]["PIXTRAL_API_KEY"] == "unknown-here"
 
 
 # up --------------------------------------------------------------------------------------------------------
@@ -379,7 +319,7 @@ def test_no_token_of_hugging_face(run: Run, server: FakeSky, monkeypatch: pytest
         (["--target-qps", "nan"], "The queries per second of a replica are a number above 0, not nan"),
         (["--env", "PIXTRAL_API_KEY=SENTINEL"], "PIXTRAL_API_KEY is a secret, and others can see arguments."),
         (["--env", "MAX_IMAGES"], "--env takes NAME=VALUE."),
-        (["--env", "MAX_IMAGES=many"], "MAX_IMAGES=many is not a whole number."),
+        (["--env", "MAX_IMAGES=many"], "MAX_IMAGES=many is no number of pictures."),
         (["--env", "MAX_IMAGE=8"], "service.yaml has no env MAX_IMAGE. Did you mean MAX_IMAGES?"),
         (["--precision", "int8"], "--precision is bf16 or fp8, not 'int8'."),
         (["--max-price", "-1"], "--max-price -1 is no price."),
@@ -868,7 +808,7 @@ def counted(requests: int, target: Any = 2) -> list[str]:
     """What SkyServe's own autoscaler says of so many requests in a minute."""
     from sky.serve import SkyServiceSpec, autoscalers
 
-    section = json.loads(short())["service"]
+    section = json.loads(short("service.yaml"))["service"]
     section["replica_policy"]["target_qps_per_replica"] = target
     if isinstance(target, dict):
         section["load_balancing_policy"] = "instance_aware_least_load"
@@ -1178,56 +1118,12 @@ def test_a_bare_one_is_taken_up(run: Run, server: FakeSky, balancer: FakeEndpoin
     assert run("ask", "-n", "bare", "Hello").out == "A small red square.\n"
 
 
-def test_the_endpoint_of_a_bare_one(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
-    """Without a look at `status` before."""
-    server.serve.service("bare", {1: "READY"})
-    assert run("endpoint", "-n", "bare").out == f"{balancer.url}\n"
-    assert recalled("bare").key == KEY
-
-
 def test_a_cluster_beside_a_bare_one(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     server.serve.service("pixtral", {1: "READY"})
     result = run("launch", "--yes")
     assert result.code == 2
     assert last(result) == "Error: 'pixtral' is a service. Take another --name, or: pixtral-sky down pixtral"
     assert not server.asked("launch")
-
-
-def test_a_bare_one_without_its_key(
-    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PIXTRAL_API_KEY")
-    server.serve.service(replicas={1: "READY"})
-    result = run("serve", "status")
-    assert result.code == 1
-    assert "asks for a key, and none was given (401)" in result.out
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    assert run("serve", "status").code == 0, "from now on it is known"
-    monkeypatch.delenv("PIXTRAL_API_KEY")
-    assert run("status").code == 0
-
-
-def test_a_key_for_another_endpoint_is_not_taken(
-    run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
-    with FakeEndpoint() as bare:
-        server.serve.balancer = f"127.0.0.1:{bare.port}"
-        server.serve.service(replicas={1: "READY"})
-        run("serve", "status")
-        run("status")
-        assert len(bare.requests) == 2
-    assert recalled().key == ""
-    assert not any("authorization" in each.headers for each in bare.requests)
-
-
-def test_a_key_that_was_made_here_stays(
-    run: Run, server: FakeSky, service: fake_sky.Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIXTRAL_API_KEY", "another")
-    assert run("serve", "status").code == 0
-    assert run("status").code == 0
-    assert recalled().key == KEY
 
 
 def test_a_key_that_cannot_be_one(
@@ -1722,15 +1618,6 @@ def test_down_takes_no_other_one_along(run: Run, server: FakeSky) -> None:
     assert run("serve", "down", "a_b").code == 0
 
 
-def test_down_without_skypilots_server(run: Run, server: FakeSky) -> None:
-    remember()
-    server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
-    result = run("serve", "down")
-    assert result.code == 1
-    assert "SkyPilot's API server does not answer." in result.error
-    assert store.known() == ["pixtral"], "it may be there"
-
-
 def test_a_controller_that_cannot_be_looked_up(
     run: Run, server: FakeSky, service: fake_sky.Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1846,12 +1733,6 @@ def test_status_shows_services_too(
     assert server.asked("serve.status") == []
 
 
-def test_status_of_a_bare_service_by_name(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
-    server.serve.service("bare", {1: "READY"})
-    assert run("status", "bare").code == 0
-    assert recalled("bare").key == KEY
-
-
 def test_a_cluster_that_is_gone_while_skyserve_cannot_be_reached(run: Run, server: FakeSky) -> None:
     """Whoever has its address now is not asked, with the key."""
     server.serve.controller("INIT")
@@ -1863,18 +1744,6 @@ def test_a_cluster_that_is_gone_while_skyserve_cannot_be_reached(run: Run, serve
     assert (one["state"], two["state"]) == ("ended", "unknown")
     assert stranger.requests == []
     assert "Failed to connect to serve controller" in result.err
-
-
-def test_status_of_a_service_without_skypilots_server(
-    run: Run, server: FakeSky, balancer: FakeEndpoint
-) -> None:
-    server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
-    remember(url=balancer.url)
-    result = run("status", "--json")
-    assert result.code == 0
-    (row,) = json.loads(result.out)
-    assert (row["state"], row["answers"]) == ("unknown", True)
-    assert result.err.count("Warning: ") == 1
 
 
 def test_endpoint_and_ask(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
@@ -1922,14 +1791,6 @@ def test_down_of_all_where_one_fails(run: Run, server: FakeSky, service: fake_sk
     assert "Error: 'a' is FAILED_CLEANUP: machines of it may still be there." in result.err
     assert "pixtral is down" in result.err
     assert list(server.serve.services) == ["a"]
-
-
-def test_logs_of_a_service(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
-    server.serve.service("bare", {1: "READY"}, logs={"controller": ["bare's\n"]})
-    service.logs["controller"] = ["ours\n", "more\n"]
-    assert run("logs", "-l", "1") == Result(0, "more\n", "")
-    assert run("logs", "bare") == Result(0, "bare's\n", "")
-    assert run("logs", "other").error.startswith("There is no deployment named 'other' here or at SkyPilot. ")
 
 
 def test_a_launch_under_the_name_of_a_service(run: Run, server: FakeSky, service: fake_sky.Service) -> None:

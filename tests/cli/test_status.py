@@ -3,7 +3,6 @@ fake API server behind it. (Of rehearsals, `test_cli.py` has it.)"""
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import sys
@@ -16,12 +15,11 @@ from typing import Any
 
 import pytest
 
-from pixtral_sky import output
 from pixtral_sky.deploy import clusters, rehearsals, skypilot, store
 from pixtral_sky.deploy.store import Cluster, Rehearsal
 from pixtral_sky.extras import install_skypilot
 from tests.support import fake_sky
-from tests.support.command_line import KEY, Result, packages, run_main
+from tests.support.command_line import KEY, Result, packages
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import FakeSky
 
@@ -29,23 +27,10 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]:
-    with fake_sky.started(monkeypatch, tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
 def fake() -> Iterator[FakeEndpoint]:
     """What answers on a cluster, with the key."""
     with FakeEndpoint(key=KEY) as fake:
         yield fake
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``pixtral-sky``, at a terminal when something is ``typed``."""
-    monkeypatch.setattr(output, "quiet", False)
-    return functools.partial(run_main, monkeypatch, capsys)
 
 
 def remember(**fields: Any) -> Cluster:
@@ -104,35 +89,6 @@ def test_status_as_json(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     }
 
 
-def test_status_of_two(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
-    """The other one answers, and is not asked about when the one is."""
-    server.cluster(endpoints={8081: fake.url})
-    server.cluster("other", endpoints={})
-    remember()
-    remember(name="other")
-    result = run("status")
-    assert result.code == 1
-    assert [line.split()[0] for line in result.out.splitlines()] == ["NAME", "other", "pixtral"]
-    server.calls.clear()
-    result = run("status", "pixtral")
-    assert result.code == 0
-    assert len(result.out.splitlines()) == 2
-    assert server.asked("status")[0]["names"] == ["pixtral"]
-
-
-def test_status_beside_a_rehearsal(
-    run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One of SkyPilot's with its name is another thing."""
-    running_rehearsal(monkeypatch, "pixtral", fake.url)
-    server.cluster()
-    server.cluster("second", endpoints={8081: fake.url})
-    remember(name="second")
-    one, two = json.loads(run("status", "--json").out)
-    assert (one["name"], one["kind"], one["state"], one["infra"]) == ("pixtral", "rehearsal", "running", "")
-    assert (two["name"], two["kind"], two["answers"]) == ("second", "cluster", True)
-
-
 def test_status_of_a_private_one(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     server.cluster(infra="slurm/lab")
     remember(url=fake.url, private=True)
@@ -188,17 +144,6 @@ def test_status_of_one_that_is_still_up_while_it_ends(run: Run, server: FakeSky,
     assert (one["state"], one["answers"]) == ("ending", True)
 
 
-def test_status_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
-    """Whoever has its address now is not asked, with the key."""
-    with FakeEndpoint() as stranger:
-        remember(url=stranger.url)
-        result = run("status")
-    assert result.code == 1
-    assert "  ended  " in result.out
-    assert "SkyPilot has it no longer" in result.out
-    assert stranger.requests == []
-
-
 def test_status_of_one_that_has_another_address(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     """It was stopped and started, say."""
     server.cluster(endpoints={8081: fake.url})
@@ -244,21 +189,6 @@ def test_status_while_its_port_is_being_opened(run: Run, server: FakeSky) -> Non
     assert (one["state"], one["endpoint"], one["problem"]) == ("up", "", "'pixtral' has no endpoint yet.")
 
 
-def test_status_with_another_key(run: Run, server: FakeSky) -> None:
-    with FakeEndpoint(key="another") as fake:
-        server.cluster(endpoints={8081: fake.url})
-        remember()
-        assert "does not take this key (401)" in row(run("status", "--json"))["problem"]
-
-
-def test_status_of_an_unknown_name(run: Run, server: FakeSky) -> None:
-    result = run("status", "pixtra")
-    assert result.code == 2
-    assert result.error == (
-        "There is no deployment named 'pixtra' here or at SkyPilot. What there is: pixtral-sky status"
-    )
-
-
 @pytest.mark.parametrize("text", ["no such cluster", "no\nsuch\ncluster"])
 def test_status_of_a_name_that_skypilot_cannot_be_asked_about(run: Run, server: FakeSky, text: str) -> None:
     server.errors["status"] = ValueError(text)
@@ -272,35 +202,6 @@ def test_status_of_nothing(run: Run, server: FakeSky) -> None:
     result = run("status")
     assert (result.code, result.out) == (1, "")
     assert "Nothing runs. Start with: pixtral-sky launch" in result.err
-
-
-def test_status_of_somebody_who_never_used_skypilot(run: Run, server: FakeSky) -> None:
-    """It is not asked: that would start its server."""
-    (Path.home() / ".sky").rmdir()
-    assert run("status").code == 1
-    assert run("down").error == (
-        "There is no deployment named 'pixtral' here. What there is: pixtral-sky status"
-    )
-    assert run("status", "pixtral").code == 2
-    assert run("endpoint").code == 2
-    assert run("logs").code == 2
-    assert run("down").code == 2
-    assert run("down", "--all").code == 0
-    assert server.calls == []
-
-
-@pytest.mark.parametrize("arguments", [[], ["pixtral"]])
-def test_status_without_skypilots_server(
-    run: Run, server: FakeSky, arguments: list[str], fake: FakeEndpoint
-) -> None:
-    """It is not known whether it is there, but that it answers."""
-    server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
-    remember(url=fake.url)
-    result = run("status", "--json", *arguments)
-    assert result.code == 0
-    assert (row(result)["state"], row(result)["answers"]) == ("unknown", True)
-    assert result.err.count("\n") == 1
-    assert result.err.startswith("Warning: SkyPilot's API server does not answer. Look at it: ")
 
 
 def test_status_without_skypilot(
@@ -336,19 +237,6 @@ def test_one_that_makes_trouble_does_not_hide_the_others(
     assert three["name"] == "third"
     assert three["problem"].startswith("SkyPilot: ")
     assert {one["infra"], two["infra"], three["infra"]} == {"aws/us-east-1"}
-
-
-@pytest.mark.parametrize("arguments", [[], ["pixtral"]])
-def test_status_of_a_damaged_file(run: Run, server: FakeSky, home: Path, arguments: list[str]) -> None:
-    server.cluster()
-    remember()
-    (home / "deployments" / "pixtral.json").write_text('{"kind": "cluster"}')
-    result = run("status", "--json", *arguments)
-    assert result.code == 1
-    damaged, there = json.loads(result.out)
-    assert (damaged["state"], damaged["answers"]) == ("damaged", False)
-    assert "Remove it: rm " in damaged["problem"]
-    assert (there["state"], there["hourly"]) == ("up", pytest.approx(1.4)), "it costs money all the same"
 
 
 def test_a_file_that_others_can_read_is_closed(run: Run, server: FakeSky, home: Path) -> None:
@@ -419,40 +307,6 @@ def test_a_bare_one_is_taken_up(
     assert run("endpoint", "--name", "bare").out == f"{fake.url}\n"
 
 
-def test_a_bare_one_for_endpoint(
-    run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    server.cluster(endpoints={8081: fake.url}, ports=["8081"])
-    result = run("endpoint")
-    assert (result.code, result.out) == (0, f"{fake.url}\n")
-    assert "asking SkyPilot" in result.err
-    monkeypatch.delenv("PIXTRAL_API_KEY")
-    assert KEY in run("endpoint", "--env", shows_key=True).out
-
-
-def test_a_key_for_another_endpoint_is_not_taken(
-    run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
-    with FakeEndpoint() as bare:
-        server.cluster(endpoints={8081: bare.url}, ports=["8081"])
-        run("status")
-        assert run("endpoint", "--name", "pixtral").out == f"{bare.url}\n"
-    assert store.recall().key == ""
-    assert not any("authorization" in each.headers for each in bare.requests)
-
-
-def test_a_bare_one_without_its_key(run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: Any) -> None:
-    server.cluster(endpoints={8081: fake.url}, ports=["8081"])
-    one = row(run("status", "--json"))
-    assert "asks for a key, and none was given (401)" in one["problem"]
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    assert run("status").code == 0, "from now on it is known"
-    assert store.recall().key == KEY
-
-
 def test_a_bare_private_one(
     run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -465,36 +319,6 @@ def test_a_bare_private_one(
     assert server.tunnels == [("open", "pixtral", fake.port, 9000)]
     assert run("status").code == 0
     assert server.aliases == ["pixtral"], "once"
-
-
-def test_a_key_that_was_made_here_stays(
-    run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The environment's is for something else."""
-    monkeypatch.setenv("PIXTRAL_API_KEY", "another")
-    server.cluster(endpoints={8081: fake.url})
-    remember()
-    assert run("status").code == 0
-    assert store.recall().key == KEY
-
-
-@pytest.mark.parametrize("secrets", [{}, {"HF_TOKEN": None}])
-def test_a_cluster_of_another_project_is_not_shown(
-    run: Run, server: FakeSky, secrets: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor is it taken for one of ours by any other command, or taken down."""
-    server.cluster("training", secrets=secrets)
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    result = run("status")
-    assert (result.code, result.out) == (1, "")
-    assert run("status", "training").code == 2
-    assert run("endpoint", "-n", "training").code == 2
-    assert store.known() == []
-    assert run("down", "--all", "--yes").err == "There is nothing to take down.\n"
-    result = run("down", "training")
-    assert result.code == 2
-    assert result.error == "'training' is a cluster with something else on it. sky down training"
-    assert list(server.machines) == ["training"]
 
 
 def test_an_unknown_cluster_that_is_not_up(run: Run, server: FakeSky) -> None:
@@ -546,12 +370,6 @@ def test_endpoint_that_is_not_there_yet(run: Run, server: FakeSky, fake: FakeEnd
     assert result.error == "'pixtral' has no endpoint yet. What it does: pixtral-sky status pixtral"
     server.machines["pixtral"].endpoints = {8081: fake.url}
     assert run("-q", "endpoint") == Result(0, f"{fake.url}\n", "")
-
-
-def test_endpoint_of_an_unknown_name(run: Run, server: FakeSky) -> None:
-    result = run("-q", "endpoint", "--name", "other")
-    assert result.code == 2
-    assert "No deployment named 'other' is remembered here." in result.error
 
 
 def test_endpoint_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
@@ -636,14 +454,6 @@ def test_a_secret_in_a_log_is_not_shown(run: Run, server: FakeSky) -> None:
     assert run("logs").out == "+ export PIXTRAL_API_KEY=***\n"
 
 
-def test_logs_of_an_unknown_name(run: Run, server: FakeSky) -> None:
-    result = run("logs", "other")
-    assert result.code == 2
-    assert result.error == (
-        "There is no deployment named 'other' here or at SkyPilot. What there is: pixtral-sky status"
-    )
-
-
 def test_logs_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
     remember()
     result = run("logs")
@@ -676,20 +486,6 @@ def test_down(run: Run, server: FakeSky) -> None:
     # Not what SkyPilot remembers of it, but what the cloud says.
     assert {"names": ["pixtral"], "refresh": "FORCE"} in server.asked("status")
     assert run("-q", "down", "other") == Result(0, "", "")
-
-
-def test_down_of_one_that_nobody_here_has_launched(run: Run, server: FakeSky) -> None:
-    server.cluster("bare")
-    assert run("down", "bare").code == 0
-    assert server.machines == {}
-
-
-def test_down_of_one_that_has_ended(run: Run, server: FakeSky) -> None:
-    remember()
-    result = run("down")
-    assert (result.code, result.out) == (0, "")
-    assert "pixtral had ended by itself; it is forgotten." in result.err
-    assert store.known() == []
 
 
 def test_down_that_fails(run: Run, server: FakeSky) -> None:
@@ -737,33 +533,6 @@ def test_down_of_a_launch_that_is_done(run: Run, server: FakeSky) -> None:
     assert server.asked("api_cancel") == []
 
 
-def test_down_of_an_unknown_name(run: Run, server: FakeSky) -> None:
-    result = run("-q", "down", "unknown")
-    assert result.code == 2
-    assert result.error == (
-        "There is no deployment named 'unknown' here or at SkyPilot. What there is: pixtral-sky status"
-    )
-
-
-@pytest.mark.parametrize("name", ["pix*", "a b", "-x", "..", "a/b"])
-def test_a_name_that_is_none(run: Run, server: FakeSky, name: str) -> None:
-    """SkyPilot takes a * for many."""
-    server.cluster()
-    for command in (["down", "--"], ["status", "--"], ["logs", "--"], ["endpoint", "-n"]):
-        result = run(*command, name)
-        assert (result.code, result.out) == (2, "")
-    assert server.calls == []
-
-
-def test_down_without_skypilots_server(run: Run, server: FakeSky) -> None:
-    remember()
-    server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
-    result = run("down")
-    assert result.code == 1
-    assert "SkyPilot's API server does not answer." in result.error
-    assert store.known() == ["pixtral"], "it may be there"
-
-
 def test_down_without_skypilot(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     remember()
     monkeypatch.setattr(skypilot, "installed", lambda: "")
@@ -771,15 +540,6 @@ def test_down_without_skypilot(run: Run, server: FakeSky, monkeypatch: pytest.Mo
     assert result.code == 1
     assert result.error.endswith(f" Run: {install_skypilot()}")
     assert store.known() == ["pixtral"], "it may be there"
-
-
-def test_a_rehearsal_goes_down_without_skypilot(
-    run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    running_rehearsal(monkeypatch, "pixtral")
-    server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
-    assert run("down").code == 0
-    assert server.calls == []
 
 
 def test_down_all(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
