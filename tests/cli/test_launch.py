@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import stat
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from pixtral_sky.deploy import huggingface, launch, skypilot, store, task
+from pixtral_sky.deploy import huggingface, launch, store, task
 from pixtral_sky.deploy.store import Cluster
-from pixtral_sky.errors import HubError, UsageError
-from pixtral_sky.extras import install_skypilot
+from pixtral_sky.errors import UsageError
 from tests.conftest import ROOT
 from tests.support import fake_catalog, fake_sky
 from tests.support.command_line import KEY, TOKEN, Result
@@ -102,14 +96,6 @@ def test_no_key_is_in_what_skypilot_keeps(run: Run, server: FakeSky, machine: Fa
     assert made_by
     assert "PIXTRAL_API_KEY: <redacted>" in made_by
     assert "SENTINEL" not in made_by
-
-
-def test_another_name(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
-    result = run("launch", "--yes", "--name", "second")
-    assert (result.code, result.out) == (0, f"{machine.url}\n")
-    assert "pixtral-sky ask -n second picture.jpg" in result.err
-    assert "pixtral-sky down second" in result.err
-    assert store.known() == ["second"]
 
 
 def test_two_names(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
@@ -215,77 +201,11 @@ def test_skypilot_is_lost_at_the_end(
     assert (result.code, result.out) == (0, f"{machine.url}\n")
 
 
-def test_quiet(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
-    assert run("-q", "launch", "--yes") == Result(0, f"{machine.url}\n", "")
-
-
-def test_an_endpoint_of_the_environment_is_pointed_out(
-    run: Run, server: FakeSky, machine: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its key is for nobody else."""
-    monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
-    monkeypatch.setenv("PIXTRAL_API_KEY", "the-key-of-another-endpoint")
-    monkeypatch.setattr("secrets.token_urlsafe", lambda _: KEY)  # the one that the machine takes
-    result = run("launch", "--yes")
-    assert result.code == 0
-    assert "Warning: PIXTRAL_ENDPOINT is set here" in result.err
-
-
 # Before it costs money -------------------------------------------------------------------------------------
 
 
 def launched(server: FakeSky) -> bool:
     return "launch" in [name for name, _ in server.calls]
-
-
-def test_dry_run(run: Run, server: FakeSky, home: Path) -> None:
-    result = run("launch", "--dry-run")
-    assert (result.code, result.out) == (0, "")
-    assert "Considered resources" in result.err
-    assert "L40S:1" in result.err
-    assert "Nothing was launched." in result.err
-    assert not launched(server)
-    assert store.known() == []
-
-
-def test_nobody_to_be_asked(run: Run, server: FakeSky) -> None:
-    result = run("launch")
-    assert (result.code, result.out) == (2, "")
-    assert "Considered resources" in result.err, "what it would cost is said all the same"
-    assert result.err.endswith("Error: This costs money, and nobody is here to be asked. Add --yes\n")
-    assert not launched(server)
-    assert store.known() == []
-
-
-def test_somebody_says_yes(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
-    result = run("launch", typed="\n")
-    assert (result.code, result.out) == (0, f"{machine.url}\n"), "the question is not in the pipe"
-    assert 0 < result.err.index("Considered resources") < result.err.index("Launch pixtral? [Y/n]")
-
-
-def test_somebody_says_no(run: Run, server: FakeSky) -> None:
-    result = run("launch", typed="n\n")
-    assert result.code == 1
-    assert result.out == ""
-    assert not launched(server)
-    assert store.known() == []
-
-
-def test_no_token_of_hugging_face(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HF_TOKEN")
-    asked = []
-
-    def check(*given: str) -> str:
-        asked.append(given)
-        raise HubError("It opens only to a token.", "Make one at https://huggingface.co/settings/tokens")
-
-    monkeypatch.setattr(huggingface, "check", check)
-    result = run("-q", "launch", "--yes")
-    assert result.code == 1
-    assert result.error == "It opens only to a token. Make one at https://huggingface.co/settings/tokens"
-    assert asked == [("mistralai/Pixtral-12B-2409", "", "main")]
-    assert not launched(server)
-    assert store.known() == []
 
 
 def test_the_licence_of_the_model_that_is_served(
@@ -299,30 +219,6 @@ def test_the_licence_of_the_model_that_is_served(
     assert asked == [("me/other", TOKEN, "v2")]
     assert "Warning: The Hub cannot be reached." in result.err
     assert result.code == 0
-
-
-def test_a_key_is_made(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """Of 32 bytes, and written down before anything is locked with it."""
-    monkeypatch.delenv("PIXTRAL_API_KEY")
-    seen = {}
-
-    def during(name: str) -> None:
-        path = home / "deployments" / "pixtral.json"
-        seen["mode"] = stat.S_IMODE(path.stat().st_mode)
-        seen["key"] = store.recall().key
-
-    server.during_launch = during
-    with FakeEndpoint() as fake:
-        server.endpoints = {8081: fake.url}
-        result = run("launch", "--yes")
-        assert result.code == 0
-        assert seen["mode"] == 0o600
-        assert re.fullmatch(r"[\w-]{43}", seen["key"])
-        assert secrets(server)["PIXTRAL_API_KEY"] == seen["key"]
-        assert seen["key"] not in result.out + result.err
-        assert fake.requests[-1].headers["authorization"] == f"Bearer {seen['key']}"
-        run("launch", "--yes", "-n", "second")
-    assert secrets(server)["PIXTRAL_API_KEY"] != seen["key"], "each has its own"
 
 
 @pytest.mark.parametrize(
@@ -1066,25 +962,6 @@ def test_a_failed_update_is_not_forgotten(run: Run, server: FakeSky, machine: Fa
     assert store.known() == ["pixtral"]
 
 
-def test_ctrl_c(run: Run, server: FakeSky) -> None:
-    """While SkyPilot makes the machine."""
-
-    def interrupted(name: str) -> None:
-        server.cluster(name, status="INIT", job=None)
-        raise KeyboardInterrupt
-
-    server.during_launch = interrupted
-    result = run("launch", "--yes")
-    assert (result.code, result.out) == (130, "")
-    assert result.err.endswith(
-        "Warning: pixtral goes on without this command, and may cost money. Look: pixtral-sky status pixtral   "
-        "Stop it: pixtral-sky down pixtral\n"
-    )
-    known = store.recall()
-    assert isinstance(known, Cluster)
-    assert known.request in [each.request_id for each in server.api_status()], "`down` ends it by that"
-
-
 def test_ctrl_c_while_it_starts(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(cluster: Cluster) -> str:
         raise KeyboardInterrupt
@@ -1118,16 +995,6 @@ def test_the_api_server_wants_a_login(run: Run, server: FakeSky) -> None:
     assert result.error == "SkyPilot's API server asks who you are. Run: sky api login"
 
 
-def test_no_cloud(run: Run, server: FakeSky) -> None:
-    server.clouds = []
-    result = run("-q", "launch", "--yes")
-    assert result.code == 1
-    assert result.error == "SkyPilot has no cloud, Kubernetes or Slurm to launch on. Run: sky check"
-    assert not launched(server)
-    assert "check" in [name for name, _ in server.calls], "it is checked once, before that is said"
-    assert store.known() == []
-
-
 def test_an_infra_that_is_none(run: Run, server: FakeSky) -> None:
     result = run("-q", "launch", "--yes", "--infra", "nosuchcloud")
     assert result.code != 0
@@ -1145,29 +1012,6 @@ def test_gpus_that_are_skypilots_business(run: Run, server: FakeSky, gpus: str) 
     assert "fault of pixtral-sky" not in result.err
 
 
-def test_skypilot_is_missing(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skypilot, "installed", lambda: "")
-    monkeypatch.setattr(huggingface, "check", None)
-    result = run("launch", "--yes")
-    assert result.code == 1
-    assert result.error == f"SkyPilot is not installed here. Run: {install_skypilot()}"
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        f"Command export PIXTRAL_API_KEY={KEY}; export HF_TOKEN={TOKEN}; bash run.sh failed.",
-        f"500 Server Error for url: https://me:{KEY}@sky.example/launch",
-        "500 Server Error for url: https://me:SENTINEL-password@sky.example/launch",
-    ],
-)
-def test_a_secret_in_an_error_is_not_shown(run: Run, server: FakeSky, said: str) -> None:
-    server.errors["launch"] = RuntimeError(said)
-    result = run("-q", "launch", "--yes")  # which looks for it
-    assert result.code == 1
-    assert "***" in result.error
-
-
 def test_a_secret_in_skypilots_own_words_is_not_shown(
     run: Run, server: FakeSky, machine: FakeEndpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1177,14 +1021,3 @@ def test_a_secret_in_skypilots_own_words_is_not_shown(
     server.during_launch = during
     result = run("launch", "--yes")
     assert "export PIXTRAL_API_KEY=***" in result.err
-
-
-def test_stdout_is_given_back(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
-    with contextlib.suppress(SystemExit):
-        before = sys.stdout
-        run("launch", "--yes")
-        assert sys.stdout is before
-        server.errors["launch"] = RuntimeError("no")
-        run("launch", "--yes")
-        assert sys.stdout is before
-    assert os.environ["PIXTRAL_API_KEY"] == KEY

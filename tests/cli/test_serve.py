@@ -8,9 +8,7 @@ import logging
 import re
 import shutil
 import ssl
-import stat
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,9 +19,9 @@ import pytest
 import yaml
 
 from pixtral_sky.client.endpoint import Endpoint
-from pixtral_sky.deploy import huggingface, serve, services, skypilot, status, store, task
+from pixtral_sky.deploy import serve, services, skypilot, status, store, task
 from pixtral_sky.deploy.store import Cluster, Rehearsal, Service
-from pixtral_sky.errors import Busy, HubError, SkyError
+from pixtral_sky.errors import Busy, SkyError
 from tests.cli.conftest import short
 from tests.conftest import ROOT
 from tests.support import fake_catalog, fake_sky
@@ -142,14 +140,6 @@ def test_up(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     assert balancer.requests[-1].headers["authorization"] == f"Bearer {KEY}"
 
 
-def test_another_name(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
-    result = run("serve", "up", "--yes", "--name", "second")
-    assert (result.code, result.out) == (0, f"{balancer.url}\n")
-    assert "pixtral-sky serve status second   |   pixtral-sky ask -n second picture.jpg" in result.err
-    assert "until: pixtral-sky serve down second\n" in result.err
-    assert store.known() == ["second"]
-
-
 def test_two_services(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     """Each with a key of its own, behind one controller."""
     run("serve", "up", "--yes")
@@ -158,35 +148,6 @@ def test_two_services(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None
     assert sorted(server.serve.services) == ["pixtral", "second"]
     assert run("serve", "status").out.count("answers") == 2
     assert run("status").code == 0
-
-
-def test_quiet(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
-    assert run("-q", "serve", "up", "--yes") == Result(0, f"{balancer.url}\n", "")
-
-
-def test_a_key_is_made(
-    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch, home: Path
-) -> None:
-    """Of 32 bytes, and written down before anything is locked with it."""
-    monkeypatch.delenv("PIXTRAL_API_KEY")
-    balancer.key = ""
-    seen: dict[str, Any] = {}
-
-    real = server.sky.serve.up
-
-    def up(*arguments: Any) -> Any:
-        path = home / "deployments" / "pixtral.json"
-        seen.update(mode=stat.S_IMODE(path.stat().st_mode), key=recalled().key)
-        return real(*arguments)
-
-    monkeypatch.setattr(server.sky.serve, "up", up)
-    result = run("serve", "up", "--yes")
-    assert result.code == 0
-    assert seen["mode"] == 0o600
-    assert re.fullmatch(r"[\w-]{43}", seen["key"])
-    assert server.tasks[0].secrets["PIXTRAL_API_KEY"].get_secret_value() == seen["key"]
-    assert seen["key"] not in result.out + result.err
-    assert balancer.requests[-1].headers["authorization"] == f"Bearer {seen['key']}"
 
 
 def test_options_reach_skypilot(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
@@ -260,52 +221,6 @@ def test_options_and_a_file(
 
 
 # Before it costs money
-
-
-def test_dry_run(run: Run, server: FakeSky, home: Path) -> None:
-    result = run("serve", "up", "--dry-run")
-    assert (result.code, result.out) == (0, "")
-    assert "Considered resources" in result.err
-    assert last(result) == "Nothing was brought up. Without --dry-run, it is."
-    assert not begun(server)
-    assert store.known() == []
-
-
-def test_nobody_to_be_asked(run: Run, server: FakeSky) -> None:
-    result = run("serve", "up")
-    assert (result.code, result.out) == (2, "")
-    assert "Considered resources" in result.err, "what it would cost is said all the same"
-    assert last(result) == "Error: This costs money, and nobody is here to be asked. Add --yes"
-    assert not begun(server)
-    assert store.known() == []
-
-
-def test_somebody_says_yes(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
-    result = run("serve", "up", typed="\n")
-    assert (result.code, result.out) == (0, f"{balancer.url}\n"), "the question is not in the pipe"
-    assert 0 < result.err.index("Considered resources") < result.err.index("Bring up pixtral? [Y/n]")
-    assert result.err.count("Considered resources") == 1
-
-
-def test_somebody_says_no(run: Run, server: FakeSky) -> None:
-    result = run("serve", "up", typed="n\n")
-    assert (result.code, result.out) == (1, "")
-    assert not begun(server)
-    assert store.known() == []
-
-
-def test_no_token_of_hugging_face(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def check(*given: str) -> str:
-        asked.append(given)
-        raise HubError("It opens only to a token.", "Make one.")
-
-    monkeypatch.setattr(huggingface, "check", check)
-    result = run("-q", "serve", "up", "--yes", "--env", "MODEL=me/other", "--env", "MODEL_REVISION=v2")
-    assert (result.code, result.error) == (1, "It opens only to a token. Make one.")
-    assert asked == [("me/other", TOKEN, "v2")]
-    assert not begun(server)
 
 
 @pytest.mark.parametrize(
@@ -501,25 +416,6 @@ def test_a_name_that_is_being_brought_up(run: Run, server: FakeSky) -> None:
     assert (row["state"], row["problem"]) == ("launching", "it is being brought up")
 
 
-def test_the_key_of_before(
-    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a service that is gone: clients have it."""
-    monkeypatch.delenv("PIXTRAL_API_KEY")
-    with FakeEndpoint() as stranger:
-        remember(url=stranger.url)
-        assert run("serve", "up", "--yes").out == f"{balancer.url}\n"
-    assert stranger.requests == [], "who has its old address now"
-    assert recalled().key == KEY
-
-
-def test_skypilot_has_no_cloud(run: Run, server: FakeSky) -> None:
-    server.clouds = []
-    result = run("-q", "serve", "up", "--yes")
-    assert result.error == "SkyPilot has no cloud, Kubernetes or Slurm to launch on. Run: sky check"
-    assert store.known() == []
-
-
 # While it comes up
 
 
@@ -667,24 +563,14 @@ def test_to_zero(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     assert balancer.requests == []
 
 
-@pytest.mark.parametrize("during", [True, False])
-def test_ctrl_c(
-    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch, during: bool
-) -> None:
+def test_ctrl_c_while_it_starts(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
-    if during:
-        server.serve.during_up = interrupted
-    else:
-        server.serve.course = [{1: "STARTING"}, interrupted]
+    server.serve.course = [{1: "STARTING"}, interrupted]
     result = run("serve", "up", "--yes")
     assert (result.code, result.out) == (130, "")
-    assert last(result) == (
-        "Warning: pixtral goes on without this command, and may cost money. Look: pixtral-sky serve status pixtral   "
-        "Stop it: pixtral-sky serve down pixtral"
-    )
-    assert recalled().request in [each.request_id for each in server.api_status()], "`down` ends it by that"
+    assert "pixtral goes on without this command, and may cost money." in last(result)
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -759,16 +645,6 @@ def test_the_costs_are_not_known(run: Run, server: FakeSky, balancer: FakeEndpoi
     result = run("serve", "up", "--yes")
     assert (result.code, result.out) == (0, f"{balancer.url}\n")
     assert "Its controller and 2 replicas cost what SkyPilot does not know now." in result.err
-
-
-def test_an_endpoint_of_the_environment_is_pointed_out(
-    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its key is for nobody else."""
-    monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
-    monkeypatch.setenv("PIXTRAL_API_KEY", "the-key-of-another-endpoint")
-    monkeypatch.setattr("secrets.token_urlsafe", lambda _: KEY)  # the one that the replicas take
-    assert "Warning: PIXTRAL_ENDPOINT is set here" in run("serve", "up", "--yes").err
 
 
 # status ----------------------------------------------------------------------------------------------------
@@ -1815,10 +1691,3 @@ def test_a_secret_in_an_error_is_not_shown(run: Run, server: FakeSky, service: f
     result = run("-q", "serve", "down")
     assert result.code == 1
     assert "PIXTRAL_API_KEY=***; HF_TOKEN=*** failed." in result.error
-
-
-def test_stdout_is_given_back(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
-    before = sys.stdout
-    run("serve", "up", "--yes")
-    assert sys.stdout is before
-    assert not skypilot.voice.silent
