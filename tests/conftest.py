@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,16 +65,22 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., Result]]:
     """Runs ``pixtral-sky``, at a terminal when something is ``typed``; it says nothing in colours."""
     from pixtral_sky import output
     from tests.support.command_line import run_main
 
     monkeypatch.setattr(output, "quiet", False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     def run(*arguments: object, **options: Any) -> Result:
         result = run_main(monkeypatch, capsys, *arguments, **options)
         assert "\x1b" not in result.out + result.err
         return result
 
-    return run
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

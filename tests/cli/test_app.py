@@ -19,32 +19,17 @@ from typing import Any
 import psutil
 import pytest
 
-from pixtral_sky import __version__, output
+from pixtral_sky import __version__
 from pixtral_sky.client import client
 from pixtral_sky.deploy import rehearsals, resolve, store
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.rehearsal import checkpoint, engine
-from tests.support.command_line import KEY, Result, packages, run_main
+from tests.support.command_line import KEY, Result, packages
 from tests.support.fake_endpoint import FakeEndpoint
 
 Run = Callable[..., Result]
 Remember = Callable[..., Rehearsal]
 COMMANDS = ("rehearse", "doctor", "launch", "status", "endpoint", "tunnel", "ask", "tokens", "logs", "down")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Run]:
-    """Runs ``pixtral-sky``; only where it is asked for (``shows_key``) is a key seen."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(output, "quiet", False)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-
-    def run(*arguments: object, shows_key: bool = False) -> Result:
-        return run_main(monkeypatch, capsys, *map(str, arguments), shows_key=shows_key)
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +16,13 @@ from typing import Any
 import psutil
 import pytest
 
-from pixtral_sky import output
 from pixtral_sky.client.client import RETRY_SECONDS, Client
 from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.deploy import store, tunnel
 from pixtral_sky.deploy.tunnel import Tunnel
 from pixtral_sky.errors import NoTunnel, PixtralSkyError, Unauthorized, Unreachable
 from tests.support import fake_endpoint as fake
-from tests.support.command_line import KEY, Result, run_main
+from tests.support.command_line import KEY, Result
 from tests.support.fake_endpoint import FakeEndpoint, says
 
 MESSAGES = [{"role": "user", "content": "What is this?"}]
@@ -446,14 +445,6 @@ def test_an_answer_that_is_no_success_opens_nothing_again(ssh: Ssh) -> None:
 # The command -----------------------------------------------------------------------------------------------
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    monkeypatch.setattr(output, "quiet", False)
-    handler = signal.getsignal(signal.SIGTERM)
-    yield lambda *arguments: run_main(monkeypatch, capsys, *arguments)
-    signal.signal(signal.SIGTERM, handler)
 
 
 def cluster(name: str = NAME, private: bool = True, url: str = "http://127.0.0.1:18081") -> None:
