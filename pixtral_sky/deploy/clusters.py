@@ -21,7 +21,7 @@ from typing import Any
 
 from pixtral_sky.deploy import prices, skypilot, store, task
 from pixtral_sky.deploy.resolve import key_of_environment
-from pixtral_sky.deploy.skypilot import Voice, hide, infra, plain, shown, sky_sdk, voice
+from pixtral_sky.deploy.skypilot import SkyOutput, hide, infra, plain, shown, sky_output, sky_sdk
 from pixtral_sky.deploy.status import Row, problem
 from pixtral_sky.deploy.store import Cluster
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
@@ -149,18 +149,9 @@ def find(name: str, key: str = "") -> Cluster | None:
 def adopted(record: Record, key: str) -> Cluster:
     """A cluster that was not launched from here, remembered from now on. ``key`` may be empty."""
     private = not record.ports or record.envs.get("LISTEN", "").startswith("127.")
-    max_model_len, max_images = task.limits(record.envs)
-    cluster = Cluster(
-        name=record.name,
-        url=f"http://127.0.0.1:{store.free_port()}" if private else "",
-        key=key,
-        max_model_len=max_model_len,
-        max_images=max_images,
-        created=record.launched,
-        port=task.number(record.envs, "PORT", 8081),
-        private=private,
-        request="",
-    )
+    url = f"http://127.0.0.1:{store.free_port()}" if private else ""
+    port, limits = task.number(record.envs, "PORT", 8081), task.limits(record.envs)
+    cluster = Cluster(record.name, url, key, *limits, record.launched, port, private, request="")
     store.remember(cluster)
     if private:
         write_ssh_alias(record.name)
@@ -216,7 +207,7 @@ def _of_job(job: str, name: str) -> str:
 
 def logs(name: str, *, follow: bool, lines: int) -> None:
     """Write the last ``lines`` (0: all) of the last job's log to stdout; of the launch, while it lasts."""
-    out = Voice(sys.stdout)
+    out = SkyOutput(sys.stdout)
     if one := store.recall_as(name, Cluster):
         hide(one.key)
     with sky_sdk() as sky:
@@ -294,7 +285,7 @@ def take_down(name: str, request: str = "") -> bool:
 
         cancelled = bool(request) and cancel(sky, request)
         try:
-            sky.stream_and_get(sky.down(name), output_stream=voice)
+            sky.stream_and_get(sky.down(name), output_stream=sky_output)
         except exceptions.ClusterDoesNotExist:
             return cancelled
         if left := sky.get(sky.status([name], refresh=sky.StatusRefreshMode.FORCE)):

@@ -21,7 +21,7 @@ from pixtral_sky import output
 from pixtral_sky.deploy import candidates, clusters, huggingface, prices, services, skypilot, store, task
 from pixtral_sky.deploy.clusters import Record
 from pixtral_sky.deploy.resolve import key_for
-from pixtral_sky.deploy.skypilot import NoMachine, enabled_by, hide, plain, shown, sky_sdk, voice
+from pixtral_sky.deploy.skypilot import NoMachine, enabled_by, hide, plain, shown, sky_output, sky_sdk
 from pixtral_sky.deploy.status import problem
 from pixtral_sky.deploy.store import Cluster, Service
 from pixtral_sky.deploy.task import Task
@@ -133,18 +133,8 @@ def prepare(the_task: Task, wanted: Wanted, key: str, token: str) -> Plan:
     url = ""  # SkyPilot tells: the address of before may be another's by now
     if private:
         url = old.url if old and old.private else f"http://127.0.0.1:{store.free_port()}"
-    max_model_len, max_images = task.limits(envs)
-    cluster = Cluster(
-        name=name,
-        url=url,
-        key=key,
-        max_model_len=max_model_len,
-        max_images=max_images,
-        created=time.time(),
-        port=port,
-        private=private,
-        request=old.request if old else "",
-    )
+    request = old.request if old else ""
+    cluster = Cluster(name, url, key, *task.limits(envs), time.time(), port, private, request)
     return Plan(the_sky_task, cluster, running, wanted.max_price, chosen.said, chosen.warned)
 
 
@@ -203,7 +193,7 @@ def show_candidates(task: Any) -> None:
     with sky_sdk() as sky:
         with sky.Dag() as dag:
             dag.add(task)
-        sky.stream_and_get(sky.optimize(dag), output_stream=voice)
+        sky.stream_and_get(sky.optimize(dag), output_stream=sky_output)
 
 
 def launch_patiently(
@@ -241,7 +231,7 @@ def launch(plan: Plan) -> tuple[Cluster, int]:
             request = sky.launch(plan.task, cluster_name=name)
             cluster = replace(cluster, request=str(request))
             store.remember(cluster)
-            job, handle = sky.stream_and_get(request, output_stream=voice)
+            job, handle = sky.stream_and_get(request, output_stream=sky_output)
             hourly = _hourly(sky, name, handle) if plan.max_price is not None and not plan.running else None
     except SkyError:
         if old and plan.running:  # what runs there goes on, with its own key

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -40,6 +39,8 @@ def check_key(key: str, hint: str) -> None:
 
 
 def new_key() -> str:
+    import secrets  # it takes a while, and `ask` makes none
+
     return secrets.token_urlsafe(32)
 
 

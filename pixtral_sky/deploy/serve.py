@@ -23,7 +23,7 @@ from pixtral_sky.deploy import (
 from pixtral_sky.deploy.launch import CENT, Wanted, check_price, enabled_for, licence, made_task, secrets_of
 from pixtral_sky.deploy.resolve import endpoint_of, key_for, key_of_environment
 from pixtral_sky.deploy.services import Replica, ServiceRecord
-from pixtral_sky.deploy.skypilot import hide, sky_sdk, voice
+from pixtral_sky.deploy.skypilot import hide, sky_output, sky_sdk
 from pixtral_sky.deploy.store import Cluster, Service
 from pixtral_sky.deploy.task import Task
 from pixtral_sky.errors import EndpointError, NoEndpoint, PixtralSkyError, SkyError, Untrusted, UsageError
@@ -105,16 +105,9 @@ def prepare(config: Mapping[str, Any], wanted: Wanted, key: str, token: str) -> 
         made.set_resources(type(made.resources)(chosen.resources))
         sky.serve.validate_service_task(made, pool=False)  # as the server does, after all the questions
         replaces = running is None or _machines(made.to_yaml_config()) != _machines(running.task)
-    max_model_len, max_images = task.limits(config.get("envs") or {})
-    service = Service(
-        name=name,
-        url=(running.url or (before.url if before else "")) if running else "",
-        key=key,
-        max_model_len=max_model_len,
-        max_images=max_images,
-        created=before.created if before and running else time.time(),
-        request=before.request if before else "",
-    )
+    url = (running.url or (before.url if before else "")) if running else ""
+    begun, request = before.created if before and running else time.time(), before.request if before else ""
+    service = Service(name, url, key, *task.limits(config.get("envs") or {}), begun, request)
     return Plan(made, service, before, running, replaces, wanted.max_price, chosen.said, chosen.warned)
 
 
@@ -142,7 +135,7 @@ def up(plan: Plan) -> Service:
     service = replace(service, request=str(request))
     store.remember(service)
     with sky_sdk() as sky:
-        _, url = sky.stream_and_get(request, output_stream=voice)
+        _, url = sky.stream_and_get(request, output_stream=sky_output)
     service = replace(service, url=services.url_of(url))
     store.remember(service)
     return service
@@ -159,7 +152,7 @@ def update(plan: Plan, blue_green: bool) -> tuple[Service, int]:
         service = replace(service, request=str(request))
         store.remember(service)
         with sky_sdk() as sky:
-            sky.stream_and_get(request, output_stream=voice)
+            sky.stream_and_get(request, output_stream=sky_output)
             record = services.find(sky, service.name)  # SkyServe's answer does not say the version
     except SkyError:
         keep(plan)

@@ -20,7 +20,7 @@ from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.deploy import clusters, skypilot, status, store, task
 from pixtral_sky.deploy.clusters import Record
 from pixtral_sky.deploy.resolve import key_of_environment
-from pixtral_sky.deploy.skypilot import Voice, hide, infra, sky_sdk
+from pixtral_sky.deploy.skypilot import SkyOutput, hide, infra, sky_sdk
 from pixtral_sky.deploy.status import Row
 from pixtral_sky.deploy.store import Service
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
@@ -63,7 +63,7 @@ class ServiceRecord:
     """A service as SkyServe has it."""
 
     name: str
-    status: str  # CONTROLLER_INIT, READY, NO_REPLICA (also while the first ones start), or one of ENDED
+    status: str  # CONTROLLER_INIT, READY, NO_REPLICA (also while the first ones start), or one of serve.ENDED
     url: str  # of the balancer; empty while it has none
     uptime: float | None  # seconds since it was first ready
     target: int | None  # replicas that the autoscaler wants
@@ -271,16 +271,8 @@ def remembered(record: ServiceRecord, key: str = "") -> Service:
         theirs = key and not known.request  # nobody here has made its key
         service = replace(known, url=record.url or known.url, key=key if theirs else known.key)
     else:
-        max_model_len, max_images = task.limits(record.task.get("envs") or {})
-        service = Service(
-            name=record.name,
-            url=record.url,
-            key=key,
-            max_model_len=max_model_len,
-            max_images=max_images,
-            created=time.time() - (record.uptime or 0),
-            request="",
-        )
+        limits, begun = task.limits(record.task.get("envs") or {}), time.time() - (record.uptime or 0)
+        service = Service(record.name, record.url, key, *limits, begun, request="")
     if service != known:
         store.remember(service)
     return service
@@ -390,7 +382,7 @@ def documents(name: str | None) -> tuple[list[dict[str, Any]], dict[str, Any] | 
     return [document(each) for each in ours], {**about, "hourly": machine.hourly_now}
 
 
-class _Log(Voice):
+class _Log(SkyOutput):
     """SkyServe's log on its way to stdout. It quotes whole task files, those of older versions too."""
 
     def write(self, text: str) -> int:

@@ -34,7 +34,7 @@ class NoMachine(SkyError):
         self.later = later
 
 
-class Voice(io.TextIOBase):
+class SkyOutput(io.TextIOBase):
     """SkyPilot's own words on their way to a stream; without colours where nobody would see them."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -53,7 +53,7 @@ class Voice(io.TextIOBase):
         return (self.stream or sys.stderr).isatty()
 
 
-voice = Voice()  # to stderr, as stdout is for data
+sky_output = SkyOutput()  # to stderr, as stdout is for data
 _secrets: set[str] = set()  # that SkyPilot was given: its own words may quote them
 
 
@@ -89,10 +89,10 @@ def check_installed() -> None:
 def sky_sdk(silent: bool = False) -> Iterator[Any]:
     """The module ``sky``. Raises SkyError for all that it raises."""
     check_installed()
-    before, voice.silent = voice.silent, silent or output.quiet
+    before, sky_output.silent = sky_output.silent, silent or output.quiet
     try:
         # Its logger keeps the stdout that it meets when it is imported.
-        with contextlib.redirect_stdout(voice):
+        with contextlib.redirect_stdout(sky_output):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 import sky
@@ -104,7 +104,7 @@ def sky_sdk(silent: bool = False) -> Iterator[Any]:
             except Exception as error:
                 raise _explained(error) from error
     finally:
-        voice.silent = before
+        sky_output.silent = before
 
 
 def _explained(error: Exception) -> SkyError:

@@ -111,7 +111,7 @@ class Service(Deployment):
     request: str  # SkyPilot's id of what brought it up; empty when that was not done from here
 
 
-KINDS: dict[str, type[Deployment]] = {kind.kind: kind for kind in (Rehearsal, Cluster, Service)}
+KINDS: dict[str, type[Deployment]] = {kind.kind: kind for kind in Deployment.__subclasses__()}
 
 
 def born(process: psutil.Process) -> float:

@@ -53,7 +53,7 @@ def start(
     ``machine`` more of its environment: those of a machine without a GPU. It returns at once.
     """
     store.check_name(name)
-    max_model_len, max_images = limits(task.envs)
+    of_a_request = limits(task.envs)
     script = store.home() / f"{name}.sh"
     with _private(script) as file:
         file.write(task.run.encode())
@@ -85,17 +85,8 @@ def start(
         )
     rehearsals.started.append(process)
     try:
-        deployment = Rehearsal(
-            name=name,
-            url=f"http://127.0.0.1:{port}",
-            key=key,
-            max_model_len=max_model_len,
-            max_images=max_images,
-            created=time.time(),
-            pid=process.pid,
-            pid_born=store.born(psutil.Process(process.pid)),
-            log=str(log),
-        )
+        url, born = f"http://127.0.0.1:{port}", store.born(psutil.Process(process.pid))
+        deployment = Rehearsal(name, url, key, *of_a_request, time.time(), process.pid, born, str(log))
         store.remember(deployment)
     except BaseException:  # what nobody remembers, nobody could stop
         os.killpg(process.pid, signal.SIGKILL)

@@ -55,16 +55,16 @@ class Up(Launch):
 
 
 @pytest.fixture(params=[Launch, Up])
-def way(request: pytest.FixtureRequest, server: FakeSky) -> Launch:
+def command(request: pytest.FixtureRequest, server: FakeSky) -> Launch:
     made: Launch = request.param(server)
     return made
 
 
 @pytest.fixture
-def fake(way: Launch) -> Iterator[FakeEndpoint]:
+def fake(command: Launch) -> Iterator[FakeEndpoint]:
     """What answers at the address of each that is brought up, with the key."""
     with FakeEndpoint(key=KEY) as fake:
-        way.answers(fake)
+        command.answers(fake)
         yield fake
 
 
@@ -72,45 +72,45 @@ def last(result: Result) -> str:
     return result.err.splitlines()[-1]
 
 
-def nothing_is_there(way: Launch) -> bool:
-    return not way.server.requests(way.request) and store.known() == []
+def nothing_is_there(command: Launch) -> bool:
+    return not command.server.requests(command.request) and store.known() == []
 
 
-def test_another_name(run: Run, way: Launch, fake: FakeEndpoint) -> None:
-    result = run(*way.words, "--yes", "--name", "second")
+def test_another_name(run: Run, command: Launch, fake: FakeEndpoint) -> None:
+    result = run(*command.words, "--yes", "--name", "second")
     assert (result.code, result.out) == (0, f"{fake.url}\n")
     assert "pixtral-sky ask -n second picture.jpg   |   pixtral-sky " in result.err
-    assert result.err.endswith(f"pixtral-sky {way.group}down second\n")
+    assert result.err.endswith(f"pixtral-sky {command.group}down second\n")
     assert store.known() == ["second"]
 
 
-def test_quiet(run: Run, way: Launch, fake: FakeEndpoint) -> None:
-    assert run("-q", *way.words, "--yes") == Result(0, f"{fake.url}\n", "")
+def test_quiet(run: Run, command: Launch, fake: FakeEndpoint) -> None:
+    assert run("-q", *command.words, "--yes") == Result(0, f"{fake.url}\n", "")
 
 
-def test_stdout_is_given_back(run: Run, way: Launch, fake: FakeEndpoint) -> None:
+def test_stdout_is_given_back(run: Run, command: Launch, fake: FakeEndpoint) -> None:
     before = sys.stdout
-    run(*way.words, "--yes")
-    way.server.errors[way.request] = RuntimeError("no")
-    run(*way.words, "--yes")
+    run(*command.words, "--yes")
+    command.server.errors[command.request] = RuntimeError("no")
+    run(*command.words, "--yes")
     assert sys.stdout is before
-    assert not skypilot.voice.silent
+    assert not skypilot.sky_output.silent
 
 
 def test_an_endpoint_of_the_environment_is_pointed_out(
-    run: Run, way: Launch, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+    run: Run, command: Launch, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its key is for nobody else."""
     monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
     monkeypatch.setenv("PIXTRAL_API_KEY", "the-key-of-another-endpoint")
     monkeypatch.setattr("secrets.token_urlsafe", lambda _: KEY)  # the one that the machine takes
-    result = run(*way.words, "--yes")
+    result = run(*command.words, "--yes")
     assert result.code == 0
     assert "Warning: PIXTRAL_ENDPOINT is set here" in result.err
 
 
 def test_a_key_is_made(
-    run: Run, way: Launch, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch, home: Path
+    run: Run, command: Launch, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
     """Of 32 bytes, and written down before anything is locked with it. Each deployment has its own."""
     monkeypatch.delenv("PIXTRAL_API_KEY")
@@ -124,61 +124,61 @@ def test_a_key_is_made(
         assert known
         seen[name] = known.key
 
-    way.meanwhile(during)
+    command.meanwhile(during)
     for name in ("first", "second"):
-        result = run(*way.words, "--yes", "-n", name)
+        result = run(*command.words, "--yes", "-n", name)
         assert result.code == 0
         assert re.fullmatch(r"[\w-]{43}", seen[name])
-        assert way.server.tasks[-1].secrets["PIXTRAL_API_KEY"].get_secret_value() == seen[name]
+        assert command.server.tasks[-1].secrets["PIXTRAL_API_KEY"].get_secret_value() == seen[name]
         assert seen[name] not in result.out + result.err
         assert fake.requests[-1].headers["authorization"] == f"Bearer {seen[name]}"
     assert seen["first"] != seen["second"]
 
 
 def test_the_key_of_before(
-    run: Run, way: Launch, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+    run: Run, command: Launch, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of one that has ended: clients have it."""
-    run(*way.words, "--yes")
-    way.server.machines.clear()
-    way.server.serve.services.clear()
+    run(*command.words, "--yes")
+    command.server.machines.clear()
+    command.server.serve.services.clear()
     monkeypatch.delenv("PIXTRAL_API_KEY")
     with FakeEndpoint() as stranger:
         known = store.recall()
         assert known
         store.remember(type(known)(**{**vars(known), "url": stranger.url}))
-        assert run(*way.words, "--yes").out == f"{fake.url}\n"
+        assert run(*command.words, "--yes").out == f"{fake.url}\n"
     assert stranger.requests == [], "who has its old address now"
     assert store.recall().key == KEY
 
 
-def test_dry_run(run: Run, way: Launch) -> None:
-    result = run(*way.words, "--dry-run")
-    assert (result.code, result.out, last(result)) == (0, "", way.nothing)
+def test_dry_run(run: Run, command: Launch) -> None:
+    result = run(*command.words, "--dry-run")
+    assert (result.code, result.out, last(result)) == (0, "", command.nothing)
     assert "Considered resources" in result.err
     assert "L40S:1" in result.err
-    assert nothing_is_there(way)
+    assert nothing_is_there(command)
 
 
-def test_nobody_to_be_asked(run: Run, way: Launch) -> None:
-    result = run(*way.words)
+def test_nobody_to_be_asked(run: Run, command: Launch) -> None:
+    result = run(*command.words)
     assert (result.code, result.out) == (2, "")
     assert "Considered resources" in result.err, "what it would cost is said all the same"
     assert last(result) == "Error: This costs money, and nobody is here to be asked. Add --yes"
-    assert nothing_is_there(way)
+    assert nothing_is_there(command)
 
 
-def test_somebody_says_yes(run: Run, way: Launch, fake: FakeEndpoint) -> None:
-    result = run(*way.words, typed="\n")
+def test_somebody_says_yes(run: Run, command: Launch, fake: FakeEndpoint) -> None:
+    result = run(*command.words, typed="\n")
     assert (result.code, result.out) == (0, f"{fake.url}\n"), "the question is not in the pipe"
-    asked = result.err.index(f"{way.question} pixtral? [Y/n]")
+    asked = result.err.index(f"{command.question} pixtral? [Y/n]")
     assert 0 < result.err.index("Considered resources") < asked
 
 
-def test_somebody_says_no(run: Run, way: Launch) -> None:
-    result = run(*way.words, typed="n\n")
+def test_somebody_says_no(run: Run, command: Launch) -> None:
+    result = run(*command.words, typed="n\n")
     assert (result.code, result.out) == (1, "")
-    assert nothing_is_there(way)
+    assert nothing_is_there(command)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_somebody_says_no(run: Run, way: Launch) -> None:
     ],
 )
 def test_the_licence_of_the_weights(
-    run: Run, way: Launch, monkeypatch: pytest.MonkeyPatch, token: str, options: list[str], asks: Any
+    run: Run, command: Launch, monkeypatch: pytest.MonkeyPatch, token: str, options: list[str], asks: Any
 ) -> None:
     """Of the model that is served; it is asked for before anything costs money."""
     monkeypatch.setenv("HF_TOKEN", token)
@@ -200,25 +200,25 @@ def test_the_licence_of_the_weights(
         raise HubError("It opens only to a token.", "Make one.")
 
     monkeypatch.setattr(huggingface, "check", check)
-    result = run("-q", *way.words, "--yes", *options)
+    result = run("-q", *command.words, "--yes", *options)
     assert (result.code, result.error) == (1, "It opens only to a token. Make one.")
     assert asked == [asks]
-    assert nothing_is_there(way)
+    assert nothing_is_there(command)
 
 
-def test_no_cloud(run: Run, way: Launch) -> None:
-    way.server.clouds = []
-    result = run("-q", *way.words, "--yes")
+def test_no_cloud(run: Run, command: Launch) -> None:
+    command.server.clouds = []
+    result = run("-q", *command.words, "--yes")
     assert result.code == 1
     assert result.error == "SkyPilot has no cloud, Kubernetes or Slurm to launch on. Run: sky check"
-    assert "check" in [name for name, _ in way.server.calls], "it is checked once, before that is said"
-    assert nothing_is_there(way)
+    assert "check" in [name for name, _ in command.server.calls], "it is checked once, before that is said"
+    assert nothing_is_there(command)
 
 
-def test_skypilot_is_missing(run: Run, way: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skypilot_is_missing(run: Run, command: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(skypilot, "installed", lambda: "")
     monkeypatch.setattr(huggingface, "check", None)
-    result = run("-q", *way.words, "--yes")
+    result = run("-q", *command.words, "--yes")
     assert result.code == 1
     assert result.error == f"SkyPilot is not installed here. Run: {install_skypilot()}"
 
@@ -231,25 +231,27 @@ def test_skypilot_is_missing(run: Run, way: Launch, monkeypatch: pytest.MonkeyPa
         "500 Server Error for url: https://me:SENTINEL-password@sky.example/launch",
     ],
 )
-def test_a_secret_in_an_error_is_not_shown(run: Run, way: Launch, said: str) -> None:
-    way.server.errors[way.request] = RuntimeError(said)
-    result = run("-q", *way.words, "--yes")  # which looks for it
+def test_a_secret_in_an_error_is_not_shown(run: Run, command: Launch, said: str) -> None:
+    command.server.errors[command.request] = RuntimeError(said)
+    result = run("-q", *command.words, "--yes")  # which looks for it
     assert result.code == 1
     assert "***" in result.error
 
 
-def test_ctrl_c(run: Run, way: Launch) -> None:
+def test_ctrl_c(run: Run, command: Launch) -> None:
     """While SkyPilot makes it."""
 
     def interrupted(_: str) -> None:
         raise KeyboardInterrupt
 
-    way.meanwhile(interrupted)
-    result = run(*way.words, "--yes")
+    command.meanwhile(interrupted)
+    result = run(*command.words, "--yes")
     assert (result.code, result.out) == (130, "")
     assert last(result) == (
-        f"Warning: pixtral goes on without this command, and may cost money. Look: pixtral-sky {way.group}status "
-        f"pixtral   Stop it: pixtral-sky {way.group}down pixtral"
+        f"Warning: pixtral goes on without this command, and may cost money. Look: pixtral-sky {command.group}status "
+        f"pixtral   Stop it: pixtral-sky {command.group}down pixtral"
     )
     request: Any = store.recall()
-    assert request.request in [each.request_id for each in way.server.api_status()], "`down` ends it by that"
+    assert request.request in [each.request_id for each in command.server.api_status()], (
+        "`down` ends it by that"
+    )

@@ -198,7 +198,7 @@ class Terminal(io.StringIO):
 def test_its_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     for stream, seen in ((io.StringIO(), "red"), (Terminal(), "\x1b[31mred\x1b[0m")):
         monkeypatch.setattr(sys, "stderr", stream)
-        with contextlib.redirect_stdout(skypilot.voice):
+        with contextlib.redirect_stdout(skypilot.sky_output):
             print("\x1b[31mred\x1b[0m", end="", flush=True)
         assert stream.getvalue() == seen
 
