@@ -136,6 +136,7 @@ def update(
         service, version = serve.update(plan, blue_green)
         output.done("the new version is known", time.monotonic() - started)
         output.phases(serve.follow_update(plan, service, version))
+        serve.check_costs(plan)
     output.say(f"{name} serves version {version} only, after {common.minutes(time.monotonic() - started)}.")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from pixtral_sky.deploy import prices, skypilot, store, task
 from pixtral_sky.deploy.resolve import key_of_environment
-from pixtral_sky.deploy.skypilot import SkyOutput, hide, infra, plain, shown, sky_output, sky_sdk
+from pixtral_sky.deploy.skypilot import SkyOutput, hide, infra, plain, shown, sky_output, sky_sdk, task_of
 from pixtral_sky.deploy.status import Row, problem
 from pixtral_sky.deploy.store import Cluster
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
@@ -83,12 +83,9 @@ def records_by(sky: Any, names: list[str] | None, all_users: bool = False) -> li
 
 
 def _record(status: Any, cost: Mapping[str, Any]) -> Record:
-    import yaml
-
     resources = getattr(status.handle, "launched_resources", None)
     spent, seconds = cost.get("total_cost"), cost.get("duration")
-    made_by = yaml.safe_load(status.last_creation_yaml or "")
-    made_by = made_by if isinstance(made_by, dict) else {}
+    made_by = task_of(status.last_creation_yaml)
     envs = made_by.get("envs")
     accelerators = ast.literal_eval(status.accelerators) if status.accelerators else None
     return Record(
@@ -107,7 +104,7 @@ def _record(status: Any, cost: Mapping[str, Any]) -> Record:
             **_envs_of(status.last_creation_command or ""),
         },
         ports=bool(getattr(resources, "ports", None)),
-        ours="PIXTRAL_API_KEY" in (made_by.get("secrets") or {}),
+        ours=task.is_ours(made_by),
     )
 
 

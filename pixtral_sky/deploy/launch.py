@@ -112,8 +112,7 @@ def prepare(the_task: Task, wanted: Wanted, key: str, token: str) -> Plan:
         if running:
             _check_running(running, old, wanted.max_price)
             wanted = replace(wanted, infra=wanted.infra or running.infra, gpus=wanted.gpus or running.gpus)
-        secrets = secrets_of(key, token)
-        anywhere = made_task(sky, config, secrets, wanted, ports=None).resources
+        anywhere = made_task(sky, config, wanted, key, token, ports=None).resources
         enabled = enabled_for(sky, anywhere)
         private = wanted.private or bool(old and old.private)
         private = private or not any(
@@ -125,7 +124,7 @@ def prepare(the_task: Task, wanted: Wanted, key: str, token: str) -> Plan:
             envs["LISTEN"] = "127.0.0.1"
         elif str(envs.get("LISTEN") or "").startswith("127."):
             raise UsageError("LISTEN=127.0.0.1 wants no open port.", "Add --private")
-        the_sky_task = made_task(sky, config, secrets, wanted, ports=None if private else port)
+        the_sky_task = made_task(sky, config, wanted, key, token, ports=None if private else port)
         chosen = candidates.Chosen(list(the_sky_task.resources))
         if not (running and running.infra):  # a machine that is there stays as it is
             chosen = candidates.choose(sky, the_sky_task.resources, enabled, wanted.max_price)
@@ -136,11 +135,6 @@ def prepare(the_task: Task, wanted: Wanted, key: str, token: str) -> Plan:
     request = old.request if old else ""
     cluster = Cluster(name, url, key, *task.limits(envs), time.time(), port, private, request)
     return Plan(the_sky_task, cluster, running, wanted.max_price, chosen.said, chosen.warned)
-
-
-def secrets_of(key: str, token: str) -> dict[str, str]:
-    """Those of a task."""
-    return {"PIXTRAL_API_KEY": key} | ({"HF_TOKEN": token} if token else {})
 
 
 def _check_running(running: Record, old: Cluster | None, max_price: float | None) -> None:
@@ -166,7 +160,7 @@ def enabled_for(sky: Any, resources: Any) -> list[str]:
 
 
 def made_task(
-    sky: Any, config: Mapping[str, Any], secrets: Mapping[str, str], wanted: Wanted, **resources: Any
+    sky: Any, config: Mapping[str, Any], wanted: Wanted, key: str, token: str, **resources: Any
 ) -> Any:
     """SkyPilot's task of a file as data, with what is wanted in place of its own, as `sky launch` has it."""
     from sky.utils.infra_utils import InfraInfo
@@ -180,8 +174,9 @@ def made_task(
         resources["accelerators"] = wanted.gpus
     if wanted.spot:
         resources["use_spot"] = True
+    secrets = [("PIXTRAL_API_KEY", key), *([("HF_TOKEN", token)] if token else [])]
     # It takes its dictionary apart.
-    made = sky.Task.from_yaml_config(copy.deepcopy(dict(config)), secrets_overrides=list(secrets.items()))
+    made = sky.Task.from_yaml_config(copy.deepcopy(dict(config)), secrets_overrides=secrets)
     made.set_resources_override(resources)
     # With --gpus all its candidates become the same one.
     unlike = {repr(each): each for each in made.resources}.values()

@@ -20,7 +20,7 @@ from pixtral_sky.deploy import (
     store,
     task,
 )
-from pixtral_sky.deploy.launch import CENT, Wanted, check_price, enabled_for, licence, made_task, secrets_of
+from pixtral_sky.deploy.launch import CENT, Wanted, check_price, enabled_for, licence, made_task
 from pixtral_sky.deploy.resolve import endpoint_of, key_for, key_of_environment
 from pixtral_sky.deploy.services import Replica, ServiceRecord
 from pixtral_sky.deploy.skypilot import hide, sky_output, sky_sdk
@@ -91,7 +91,7 @@ def prepare(config: Mapping[str, Any], wanted: Wanted, key: str, token: str) -> 
     hide(key, token)
     with sky_sdk(silent=True) as sky:
         running = services.find(sky, name)
-        made = made_task(sky, config, secrets_of(key, token), wanted)
+        made = made_task(sky, config, wanted, key, token)
         if running and not running.ours and not before:
             raise UsageError(f"{name!r} is a service with something else on it.", "Take another --name")
         policy = made.service
@@ -225,7 +225,6 @@ def follow_update(plan: Plan, service: Service, version: int) -> Iterator[str]:
     """The same of an update. One whose new replicas have all failed leaves what ran before, with its key."""
     try:
         yield from follow(service, version)
-        check_costs(plan)
     except GivenUp as error:
         keep(plan)
         error.what += " What ran before goes on, with its key."

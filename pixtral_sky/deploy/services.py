@@ -20,7 +20,7 @@ from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.deploy import clusters, skypilot, status, store, task
 from pixtral_sky.deploy.clusters import Record
 from pixtral_sky.deploy.resolve import key_of_environment
-from pixtral_sky.deploy.skypilot import SkyOutput, hide, infra, sky_sdk
+from pixtral_sky.deploy.skypilot import SkyOutput, hide, infra, sky_sdk, task_of
 from pixtral_sky.deploy.status import Row
 from pixtral_sky.deploy.store import Service
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
@@ -76,7 +76,7 @@ class ServiceRecord:
     @property
     def ours(self) -> bool:
         """Whether that file is one of this project."""
-        return "PIXTRAL_API_KEY" in (self.task.get("secrets") or {})
+        return task.is_ours(self.task)
 
     @property
     def ready(self) -> int:
@@ -139,12 +139,9 @@ def _controllers(sky: Any) -> list[Any]:
 
 
 def _record(given: Mapping[str, Any]) -> ServiceRecord:
-    from sky.utils import yaml_utils  # its loader is many times as fast as yaml's own
-
     replicas = [_replica(each) for each in given.get("replica_info") or []]
     first_ready = given.get("uptime")  # which is no duration, whatever SkyPilot's documentation says
-    made_by = yaml_utils.safe_load(given.get("yaml_content") or "")
-    made_by = made_by if isinstance(made_by, dict) else {}
+    made_by = task_of(given.get("yaml_content"))
     secrets = made_by.get("secrets")
     # SkyServe's log quotes them.
     hide(*(str(each) for each in (secrets.values() if isinstance(secrets, dict) else ()) if each))

@@ -204,6 +204,14 @@ def enabled_by(sky: Any) -> list[str]:
     return sorted(name.lower() if "/" not in name else name for name in found)
 
 
+def task_of(text: str | None) -> dict[str, Any]:
+    """The task file that made something, as SkyPilot keeps it, as data; empty where there is none."""
+    from sky.utils import yaml_utils  # its loader is many times as fast as yaml's own
+
+    made = yaml_utils.safe_load(text or "")
+    return made if isinstance(made, dict) else {}
+
+
 def infra(cloud: str | None, region: str | None) -> str:
     """What SkyPilot says of a place, as for --infra: aws/us-east-1, slurm/NAME."""
     cloud, region = (cloud or "").lower(), region or ""

@@ -125,6 +125,11 @@ def read(path: Path | None = None) -> dict[str, Any]:
     return data
 
 
+def is_ours(config: Mapping[str, Any]) -> bool:
+    """Whether a task file as data is one of this project."""
+    return "PIXTRAL_API_KEY" in (config.get("secrets") or {})
+
+
 def number(envs: Mapping[str, Any], name: str, otherwise: int) -> int:
     """A whole number, or ``otherwise`` where the env is missing or empty. Else raises UsageError."""
     try:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -17,6 +15,8 @@ from pixtral_sky.errors import UsageError
 from tests.conftest import ROOT
 from tests.support import fake_catalog, fake_sky
 from tests.support.command_line import KEY, TOKEN, Result
+from tests.support.deployments import cluster as remember_cluster
+from tests.support.deployments import rehearsal as remember_rehearsal
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import SETUP, STARTING, WAITING, FakeSky
 from tests.support.fake_sky import run as line
@@ -32,16 +32,6 @@ def machine(server: FakeSky) -> Iterator[FakeEndpoint]:
     with FakeEndpoint(key=KEY) as fake:
         server.endpoints = {8081: f"127.0.0.1:{fake.port}"}  # as SkyPilot has it: without http://
         yield fake
-
-
-def remember(**fields: Any) -> Cluster:
-    """Remembers a cluster that was launched from here."""
-    cluster = replace(
-        Cluster("pixtral", "http://127.0.0.1:9", KEY, 32768, 4, 1.0, 8081, False, "an-earlier-request"),
-        **fields,
-    )
-    store.remember(cluster)
-    return cluster
 
 
 def secrets(server: FakeSky) -> dict[str, str]:
@@ -459,7 +449,7 @@ def test_the_price_of_what_runs_already(
 ) -> None:
     """No place is looked for: an update stays on its machine."""
     server.cluster()
-    remember()
+    remember_cluster()
     result = run("launch", "--yes", "--max-price", price)
     assert result.code == code
     if code:
@@ -483,7 +473,7 @@ def test_azure(run: Run, server: FakeSky) -> None:
 def test_what_runs_on_azure_is_updated(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
     """Its image is another, or it would not run."""
     server.cluster(infra="azure/eastus", gpus={"A100-80GB": 1})
-    remember()
+    remember_cluster()
     assert run("launch", "--yes").code == 0
 
 
@@ -632,7 +622,7 @@ def test_private_without_ssh(run: Run, server: FakeSky, monkeypatch: pytest.Monk
 
 
 def test_an_update_stays_private(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
-    remember(url=machine.url, private=True)
+    remember_cluster(url=machine.url, private=True)
     server.cluster()
     result = run("launch", "--yes")
     assert (result.code, result.out) == (0, f"{machine.url}\n")
@@ -694,7 +684,7 @@ def test_one_that_nobody_here_has_launched_is_updated(
 def test_on_other_gpus(run: Run, server: FakeSky) -> None:
     """SkyPilot does not change a machine."""
     server.cluster()
-    remember()
+    remember_cluster()
     result = run("-q", "launch", "--yes", "--gpus", "H100:1")
     assert result.code == 1
     assert result.error == (
@@ -707,7 +697,7 @@ def test_on_other_gpus(run: Run, server: FakeSky) -> None:
 def test_launched_again_after_it_has_ended(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
     """Whoever has its old address now is not asked, with the key."""
     with FakeEndpoint() as stranger:
-        remember(url=stranger.url)
+        remember_cluster(url=stranger.url)
         result = run("launch", "--yes")
     assert (result.code, result.out) == (0, f"{machine.url}\n")
     assert stranger.requests == []
@@ -715,7 +705,7 @@ def test_launched_again_after_it_has_ended(run: Run, server: FakeSky, machine: F
 
 def test_started_again_after_it_was_stopped(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
     with FakeEndpoint() as stranger:
-        remember(url=stranger.url)
+        remember_cluster(url=stranger.url)
         server.cluster(status="STOPPED", job=None)
         result = run("launch", "--yes")
     assert (result.code, result.out) == (0, f"{machine.url}\n")
@@ -734,7 +724,7 @@ def test_an_update_on_another_port(run: Run, server: FakeSky, machine: FakeEndpo
 def test_one_that_is_being_launched(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
     """Nothing is known of its machine yet."""
     server.cluster(status="INIT", resources=None, job=None, yaml=None, hourly=None)
-    remember()
+    remember_cluster()
     result = run("launch", "--dry-run")
     assert result.code == 0
     assert "pixtral is INIT: it is updated." in result.err
@@ -752,8 +742,7 @@ def test_a_cluster_of_another_project_is_left_alone(run: Run, server: FakeSky, m
 
 
 def test_a_rehearsal_of_that_name(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
-    rehearsal = store.Rehearsal("pixtral", "http://127.0.0.1:9", KEY, 32768, 4, 1.0, 1, 1.0, "/log")
-    store.remember(rehearsal)
+    rehearsal = remember_rehearsal()
     monkeypatch.setattr(store.Rehearsal, "is_running", lambda _: True)
     result = run("-q", "launch", "--yes")
     assert result.code == 2
@@ -765,7 +754,7 @@ def test_a_rehearsal_of_that_name(run: Run, server: FakeSky, monkeypatch: pytest
 def test_a_rehearsal_that_has_ended_is_replaced(
     run: Run, server: FakeSky, machine: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.remember(store.Rehearsal("pixtral", machine.url, "the old key", 32768, 4, 1.0, 1, 1.0, "/log"))
+    remember_rehearsal(url=machine.url, key="the old key")
     monkeypatch.setattr(store.Rehearsal, "is_running", lambda _: False)
     assert run("launch", "--yes").code == 0
     assert isinstance(store.recall(), Cluster)

@@ -11,7 +11,6 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,9 @@ from tests.cli.conftest import short
 from tests.conftest import ROOT
 from tests.support import fake_catalog, fake_sky
 from tests.support.command_line import KEY, TOKEN, Result
+from tests.support.deployments import cluster as remember_cluster
+from tests.support.deployments import rehearsal as remember_rehearsal
+from tests.support.deployments import service as remember_service
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import FakeSky
 
@@ -51,14 +53,6 @@ def service_file(folder: Path, change: Callable[[dict[str, Any]], object]) -> Pa
     path = folder / "own.yaml"
     path.write_text(json.dumps(config))
     return path
-
-
-def remember(**fields: Any) -> Service:
-    """Remembers a service that was brought up from here."""
-    service = Service("pixtral", "", KEY, 32768, 4, time.time() - 600, "an-earlier-request")
-    service = replace(service, **fields)
-    store.remember(service)
-    return service
 
 
 def recalled(name: str = "pixtral") -> Service:
@@ -375,7 +369,7 @@ def test_a_name_that_is_a_service_of_another_project(run: Run, server: FakeSky) 
 def test_a_name_that_is_a_cluster(run: Run, server: FakeSky, known: bool) -> None:
     server.cluster()
     if known:
-        store.remember(Cluster("pixtral", "", KEY, 32768, 4, 1.0, 8081, False, ""))
+        remember_cluster("pixtral")
     result = run("serve", "up", "--yes")
     assert result.code == 2
     assert last(result) == "Error: 'pixtral' is a cluster. Take another --name, or: pixtral-sky down pixtral"
@@ -393,7 +387,7 @@ def test_a_name_that_is_a_cluster_of_another_project(
 def test_a_name_that_is_a_rehearsal(
     run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.remember(Rehearsal("pixtral", "http://127.0.0.1:9", "old", 32768, 4, 1.0, 1, 1.0, "/log"))
+    remember_rehearsal("pixtral", key="old")
     monkeypatch.setattr(Rehearsal, "is_running", lambda _: True)
     assert "'pixtral' is a rehearsal. Take another --name" in last(run("serve", "up", "--yes"))
     assert not begun(server)
@@ -404,7 +398,7 @@ def test_a_name_that_is_a_rehearsal(
 
 def test_a_name_that_is_being_brought_up(run: Run, server: FakeSky) -> None:
     """In another terminal: the controller is on its way, and knows of nothing."""
-    remember(request=server.pending())
+    remember_service(request=server.pending())
     result = run("serve", "up", "--yes")
     assert result.code == 2
     assert last(result).startswith("Error: The service 'pixtral' is being brought up already. Stop that: ")
@@ -579,7 +573,7 @@ def test_it_fails_before_there_is_anything(
     run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch, early: bool, known: bool
 ) -> None:
     """It is forgotten, unless it was known before."""
-    before = remember(key="SENTINEL-of-before") if known else None
+    before = remember_service(key="SENTINEL-of-before") if known else None
     if early:
         monkeypatch.setattr(server.sky.serve, "up", lambda *_: 1 / 0)
     else:
@@ -653,7 +647,7 @@ def test_the_costs_are_not_known(run: Run, server: FakeSky, balancer: FakeEndpoi
 @pytest.fixture
 def service(server: FakeSky, balancer: FakeEndpoint) -> fake_sky.Service:
     """One with two replicas, as it was brought up from here."""
-    remember(url=balancer.url)
+    remember_service(url=balancer.url)
     secrets = {"PIXTRAL_API_KEY": KEY, "HF_TOKEN": TOKEN}
     return server.serve.service(replicas={1: "READY", 2: "READY"}, secrets=secrets)
 
@@ -863,7 +857,7 @@ def test_the_endpoint_is_as_it_is_now(
     run: Run, server: FakeSky, service: fake_sky.Service, balancer: FakeEndpoint
 ) -> None:
     """The controller was stopped, and has another address."""
-    remember(url="http://127.0.0.1:9")
+    remember_service(url="http://127.0.0.1:9")
     assert run("serve", "status").code == 0
     assert recalled().url == balancer.url
     service.balancer = None
@@ -878,7 +872,7 @@ def test_the_endpoint_is_as_it_is_now(
 
 def test_status_before_there_is_an_address(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
     service.balancer = None
-    remember(url="")
+    remember_service(url="")
     result = run("serve", "status")
     assert result.code == 1
     assert "no endpoint yet  2 of 2 ready" in result.out
@@ -930,7 +924,7 @@ def test_a_controller_that_cannot_be_reached(run: Run, server: FakeSky) -> None:
     result = run("serve", "status")
     assert result.code == 1
     assert result.error.startswith("SkyPilot: Failed to connect to serve controller, please try again later")
-    remember()
+    remember_service()
     result = run("serve", "down")
     assert result.code == 1
     assert store.known() == ["pixtral"]
@@ -954,7 +948,7 @@ def test_in_consolidation_mode(run: Run, server: FakeSky, monkeypatch: pytest.Mo
 def test_status_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
     """Whoever has its address now is not asked, with the key."""
     with FakeEndpoint() as stranger:
-        remember(url=stranger.url)
+        remember_service(url=stranger.url)
         result = run("serve", "status", "pixtral")
         assert (result.code, result.error) == (
             1, "SkyServe has 'pixtral' no longer. Forget it: pixtral-sky serve down pixtral",
@@ -1046,8 +1040,8 @@ def test_a_service_with_the_name_of_something_else_here(
     """It is another thing, and does not take its place, and its key."""
     server.serve.service("here", {1: "READY"})
     server.serve.service("there", {1: "READY"})
-    store.remember(Rehearsal("here", "http://127.0.0.1:9", KEY, 32768, 4, 1.0, 1, 1.0, "/log"))
-    store.remember(Cluster("there", "http://127.0.0.1:9", KEY, 32768, 4, 1.0, 8081, False, ""))
+    remember_rehearsal("here")
+    remember_cluster("there", url="http://127.0.0.1:9")
     monkeypatch.setattr(Rehearsal, "is_running", lambda _: True)
     rows = json.loads(run("status", "--json").out)
     assert [(each["name"], each["kind"]) for each in rows] == [("here", "rehearsal"), ("there", "cluster")]
@@ -1410,7 +1404,7 @@ def test_down_of_one_that_is_gone(run: Run, server: FakeSky, controller: bool) -
     if controller:  # it stops itself, and its disk stays
         server.serve.controller("STOPPED")
         says += [f"Warning: SkyPilot's {CONTROLLER} is still STOPPED. End it: sky down {CONTROLLER}"]
-    remember()
+    remember_service()
     result = run("serve", "down")
     assert (result.code, result.err.splitlines()[1:]) == (0, says)
     assert store.known() == []
@@ -1419,9 +1413,9 @@ def test_down_of_one_that_is_gone(run: Run, server: FakeSky, controller: bool) -
 @pytest.mark.parametrize("kind", [None, Rehearsal, Cluster])
 def test_down_of_what_is_no_service(run: Run, server: FakeSky, kind: Any) -> None:
     if kind is Rehearsal:
-        store.remember(Rehearsal("pixtral", "http://127.0.0.1:9", KEY, 32768, 4, 1.0, 1, 1.0, "/log"))
+        remember_rehearsal("pixtral")
     if kind is Cluster:
-        store.remember(Cluster("pixtral", "", KEY, 32768, 4, 1.0, 8081, False, ""))
+        remember_cluster("pixtral")
     result = run("serve", "down")
     assert (result.code, result.error) == (
         2, "There is no service named 'pixtral'. What there is: pixtral-sky serve status",
@@ -1442,7 +1436,7 @@ def test_down_of_one_that_nobody_here_has_brought_up(run: Run, server: FakeSky) 
 def test_down_of_one_on_its_way(run: Run, server: FakeSky, status: str, controller: str) -> None:
     """It would bring up its replicas afterwards; and its controller may be half there."""
     request = server.pending(status)
-    remember(request=request)
+    remember_service(request=request)
     if controller == "half":
         server.serve.controller("INIT", resources=None)
     if controller == "whole":
@@ -1459,7 +1453,7 @@ def test_down_of_one_that_the_controller_learns_of_late(
     run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its job was queued when the request was cancelled."""
-    remember(request=server.pending())
+    remember_service(request=server.pending())
     server.serve.controller()
     server.serve.service("second", {1: "READY"})
     real = server.serve._controller_or_raise
@@ -1591,7 +1585,7 @@ def test_status_shows_services_too(
     run: Run, server: FakeSky, service: fake_sky.Service, balancer: FakeEndpoint
 ) -> None:
     server.cluster("machine", endpoints={8081: balancer.url})
-    store.remember(Cluster("machine", "", KEY, 32768, 4, 1.0, 8081, False, ""))
+    remember_cluster("machine")
     server.serve.replica(service, 3, infra="aws/us-east-1", gpus="A100:1", spot=True)
     server.serve.moves(service, {3: "READY"})
     result = run("status")
@@ -1613,8 +1607,8 @@ def test_a_cluster_that_is_gone_while_skyserve_cannot_be_reached(run: Run, serve
     """Whoever has its address now is not asked, with the key."""
     server.serve.controller("INIT")
     with FakeEndpoint() as stranger:
-        store.remember(Cluster("machine", stranger.url, KEY, 32768, 4, 1.0, 8081, False, ""))
-        remember(url="http://127.0.0.1:9")
+        remember_cluster("machine", url=stranger.url)
+        remember_service(url="http://127.0.0.1:9")
         result = run("status", "--json")
     one, two = json.loads(result.out)
     assert (one["state"], two["state"]) == ("ended", "unknown")
@@ -1678,7 +1672,7 @@ def test_a_launch_under_the_name_of_a_service(run: Run, server: FakeSky, service
 def test_skypilot_is_missing(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(skypilot, "installed", lambda: "")
     assert "SkyPilot is not installed here." in run("-q", "serve", "up", "--yes").error
-    remember(url="http://127.0.0.1:9")
+    remember_service(url="http://127.0.0.1:9")
     result = run("status", "--json")
     assert json.loads(result.out)[0]["state"] == "unknown"
     assert "SkyPilot was used here and is not installed in this environment: " in result.err

@@ -6,9 +6,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +18,8 @@ from pixtral_sky.deploy.store import Cluster, Rehearsal
 from pixtral_sky.extras import install_skypilot
 from tests.support import fake_sky
 from tests.support.command_line import KEY, Result, packages
+from tests.support.deployments import cluster as remember_cluster
+from tests.support.deployments import rehearsal as remember_rehearsal
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import FakeSky
 
@@ -33,16 +33,8 @@ def fake() -> Iterator[FakeEndpoint]:
         yield fake
 
 
-def remember(**fields: Any) -> Cluster:
-    """Remembers a cluster that was launched from here."""
-    cluster = Cluster("pixtral", "", KEY, 32768, 4, time.time() - 600, 8081, False, "an-earlier-request")
-    cluster = replace(cluster, **fields)
-    store.remember(cluster)
-    return cluster
-
-
 def running_rehearsal(monkeypatch: pytest.MonkeyPatch, name: str, url: str = "http://127.0.0.1:9") -> None:
-    store.remember(Rehearsal(name, url, KEY, 32768, 4, time.time(), 1, 1.0, "/log"))
+    remember_rehearsal(name, url=url)
     monkeypatch.setattr(Rehearsal, "is_running", lambda _: True)
     monkeypatch.setattr(rehearsals, "stop", lambda one: store.forget(one.name))
 
@@ -58,7 +50,7 @@ def row(result: Result) -> dict[str, Any]:
 
 def test_status(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     server.cluster(endpoints={8081: f"127.0.0.1:{fake.port}"}, ports=["8081"])
-    remember()
+    remember_cluster()
     result = run("status")
     assert (result.code, result.err) == (0, "")
     head, line = result.out.splitlines()
@@ -71,7 +63,7 @@ def test_status(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
 
 def test_status_as_json(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     server.cluster(endpoints={8081: fake.url}, ports=["8081"], spot=True, gpus={"A10G": 4}, hourly=5.672)
-    remember()
+    remember_cluster()
     one = row(run("status", "--json"))
     assert 1799 < one.pop("age") < 1815
     assert one == {
@@ -91,7 +83,7 @@ def test_status_as_json(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
 
 def test_status_of_a_private_one(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     server.cluster(infra="slurm/lab")
-    remember(url=fake.url, private=True)
+    remember_cluster(url=fake.url, private=True)
     result = run("status")
     assert result.code == 0
     assert f"{fake.url} (ssh)  yes" in result.out
@@ -110,7 +102,7 @@ def test_status_of_a_private_one(run: Run, server: FakeSky, fake: FakeEndpoint) 
 )
 def test_status_of_one_that_is_not_up(run: Run, server: FakeSky, status: str, shown: str, says: str) -> None:
     server.cluster(status=status, job=None)
-    remember(url="http://127.0.0.1:9")
+    remember_cluster(url="http://127.0.0.1:9")
     one = row(run("status", "--json"))
     assert (one["state"], one["answers"]) == (shown, False)
     assert says in one["problem"]
@@ -128,7 +120,7 @@ def test_status_of_one_whose_launch_says_why(run: Run, server: FakeSky) -> None:
         hourly=None,
         reason="\x1b[33mRetrying\n in us-east-2\x1b[0m\n",
     )
-    remember()
+    remember_cluster()
     one = row(run("status", "--json"))
     assert (one["state"], one["problem"]) == ("launching", "Retrying in us-east-2")
     assert (one["infra"], one["gpus"], one["hourly"], one["spent"]) == ("", "", None, None)
@@ -139,7 +131,7 @@ def test_status_of_one_whose_launch_says_why(run: Run, server: FakeSky) -> None:
 
 def test_status_of_one_that_is_still_up_while_it_ends(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     server.cluster(status="AUTOSTOPPING")
-    remember(url=fake.url)
+    remember_cluster(url=fake.url)
     one = row(run("status", "--json"))
     assert (one["state"], one["answers"]) == ("ending", True)
 
@@ -147,7 +139,7 @@ def test_status_of_one_that_is_still_up_while_it_ends(run: Run, server: FakeSky,
 def test_status_of_one_that_has_another_address(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     """It was stopped and started, say."""
     server.cluster(endpoints={8081: fake.url})
-    remember(url="http://127.0.0.1:9")
+    remember_cluster(url="http://127.0.0.1:9")
     one = row(run("status", "--json"))
     assert (one["endpoint"], one["answers"]) == (fake.url, True)
     assert run("endpoint").out == f"{fake.url}\n"
@@ -161,7 +153,7 @@ def test_status_of_one_that_has_another_address(run: Run, server: FakeSky, fake:
 def test_status_before_there_is_a_cluster(
     run: Run, server: FakeSky, state_of_request: str, shown: str
 ) -> None:
-    remember(request=server.pending(state_of_request))
+    remember_cluster(request=server.pending(state_of_request))
     assert row(run("status", "--json"))["state"] == shown
 
 
@@ -177,14 +169,14 @@ def test_status_before_there_is_a_cluster(
 )  # fmt: skip
 def test_status_of_one_that_does_not_answer(run: Run, server: FakeSky, job: str | None, says: str) -> None:
     server.cluster(job=job, endpoints={8081: "127.0.0.1:9"})
-    remember()
+    remember_cluster()
     one = row(run("status", "--json"))
     assert (one["answers"], one["problem"]) == (False, says)
 
 
 def test_status_while_its_port_is_being_opened(run: Run, server: FakeSky) -> None:
     server.cluster(endpoints={})
-    remember()
+    remember_cluster()
     one = row(run("status", "--json"))
     assert (one["state"], one["endpoint"], one["problem"]) == ("up", "", "'pixtral' has no endpoint yet.")
 
@@ -209,7 +201,7 @@ def test_status_without_skypilot(
 ) -> None:
     """Removed, or in another environment: what it has launched costs money all the same."""
     monkeypatch.setattr(skypilot, "installed", lambda: "")
-    remember(url="http://127.0.0.1:9")
+    remember_cluster(url="http://127.0.0.1:9")
     result = run("status", "--json")
     assert result.code == 1
     assert row(result)["state"] == "unknown"
@@ -226,10 +218,10 @@ def test_one_that_makes_trouble_does_not_hide_the_others(
     run: Run, server: FakeSky, fake: FakeEndpoint
 ) -> None:
     server.cluster(endpoints={8081: fake.url})
-    remember()
+    remember_cluster()
     server.cluster("other", envs={"MAX_IMAGES": "many"}, ports=["8081"])
     server.cluster("third")
-    remember(name="third")
+    remember_cluster(name="third")
     server.machines["third"].endpoints = None  # type: ignore[assignment]
     one, two, three = sorted(json.loads(run("status", "--json").out), key=lambda each: str(each["name"]))
     assert (one["name"], one["problem"]) == ("other", "MAX_IMAGES=many is not a whole number.")
@@ -240,7 +232,7 @@ def test_one_that_makes_trouble_does_not_hide_the_others(
 
 
 def test_a_file_that_others_can_read_is_closed(run: Run, server: FakeSky, home: Path) -> None:
-    remember()
+    remember_cluster()
     path = home / "deployments" / "pixtral.json"
     path.chmod(0o644)
     run("status")
@@ -261,7 +253,7 @@ def test_costs_that_cannot_be_known(
     run: Run, server: FakeSky, fake: FakeEndpoint, costs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.cluster(endpoints={8081: fake.url}, hash="HASH")
-    remember()
+    remember_cluster()
     if isinstance(costs, Exception):
         server.errors["cost_report"] = costs
     else:
@@ -276,14 +268,14 @@ def test_costs_that_cannot_be_known(
 )
 def test_a_task_that_is_unlike_ours(run: Run, server: FakeSky, fake: FakeEndpoint, made_by: str) -> None:
     server.cluster(yaml=made_by, endpoints={8081: fake.url})
-    remember()
+    remember_cluster()
     assert run("status").code == 0
 
 
 def test_infra_is_as_skypilot_takes_it(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     for infra in ("ssh/pool", "slurm/lab", "kubernetes/arn:aws:eks:us-east-1:1:cluster/x", "gcp/us-central1"):
         server.cluster(infra=infra, endpoints={8081: fake.url})
-        remember()
+        remember_cluster()
         assert row(run("status", "--json"))["infra"] == infra
         assert server.sky.Resources(infra=infra).region == server.machines["pixtral"].resources.region
 
@@ -335,7 +327,7 @@ def test_an_unknown_cluster_that_is_not_up(run: Run, server: FakeSky) -> None:
 
 def test_watch(run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     server.cluster(endpoints={8081: fake.url})
-    remember()
+    remember_cluster()
     slept = []
 
     def sleep(seconds: float) -> None:
@@ -357,14 +349,14 @@ def test_watch(run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytes
 
 
 def test_endpoint_asks_nobody(run: Run, server: FakeSky) -> None:
-    remember(url="http://10.0.0.7:8081")
+    remember_cluster(url="http://10.0.0.7:8081")
     assert run("endpoint") == Result(0, "http://10.0.0.7:8081\n", "")
     assert server.calls == []
 
 
 def test_endpoint_that_is_not_there_yet(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     server.cluster(endpoints={})
-    remember()
+    remember_cluster()
     result = run("-q", "endpoint")
     assert result.code == 2
     assert result.error == "'pixtral' has no endpoint yet. What it does: pixtral-sky status pixtral"
@@ -373,7 +365,7 @@ def test_endpoint_that_is_not_there_yet(run: Run, server: FakeSky, fake: FakeEnd
 
 
 def test_endpoint_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
-    remember()
+    remember_cluster()
     result = run("-q", "endpoint")
     assert result.code == 2
     assert result.error == "'pixtral' has no endpoint yet. What it does: pixtral-sky status pixtral"
@@ -388,7 +380,7 @@ def test_endpoint_without_skypilots_server(run: Run, server: FakeSky) -> None:
 
 
 def test_endpoint_of_a_private_one(run: Run, server: FakeSky) -> None:
-    cluster = remember(url="http://127.0.0.1:8765", private=True)
+    cluster = remember_cluster(url="http://127.0.0.1:8765", private=True)
     result = run("endpoint", "--env", shows_key=True)
     assert f"export PIXTRAL_ENDPOINT={cluster.url}\n" in result.out
     assert "pixtral-sky tunnel holds it open" in result.err
@@ -411,7 +403,7 @@ def test_endpoint_of_a_rehearsal_that_has_ended(
 @pytest.mark.parametrize("arguments", [["--help"], ["endpoint"], ["endpoint", "--env"]])
 def test_what_is_not_imported(home: Path, arguments: list[str]) -> None:
     """Each of these would take longer than all the rest. SkyPilot alone: 2 seconds."""
-    remember(url="http://10.0.0.7:8081")
+    remember_cluster(url="http://10.0.0.7:8081")
     modules = packages(*arguments)
     assert "pixtral_sky" in modules
     assert {"sky", "PIL", "rich", "httpx", "pydantic"}.isdisjoint(modules)
@@ -450,12 +442,12 @@ def test_logs_of_a_launch(run: Run, server: FakeSky) -> None:
 def test_a_secret_in_a_log_is_not_shown(run: Run, server: FakeSky) -> None:
     machine = server.cluster()
     machine.jobs[0].script = [f"+ export PIXTRAL_API_KEY={KEY}\n"]
-    remember()
+    remember_cluster()
     assert run("logs").out == "+ export PIXTRAL_API_KEY=***\n"
 
 
 def test_logs_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
-    remember()
+    remember_cluster()
     result = run("logs")
     assert result.code == 2
     assert "'pixtral'" in result.error
@@ -474,8 +466,8 @@ def test_logs_of_one_that_is_stopped(run: Run, server: FakeSky) -> None:
 def test_down(run: Run, server: FakeSky) -> None:
     server.cluster()
     server.cluster("other")
-    remember(private=True, url="http://127.0.0.1:8765")
-    remember(name="other")
+    remember_cluster(private=True, url="http://127.0.0.1:8765")
+    remember_cluster(name="other")
     result = run("down")
     assert (result.code, result.out) == (0, "")
     assert "Terminating cluster pixtral...done." in result.err
@@ -490,7 +482,7 @@ def test_down(run: Run, server: FakeSky) -> None:
 
 def test_down_that_fails(run: Run, server: FakeSky) -> None:
     server.cluster()
-    remember()
+    remember_cluster()
     server.errors["down"] = RuntimeError(
         "\x1b[31mFailed to terminate pixtral.\x1b[0m AccessDenied.\nIf you have: sky down --purge\n"
     )
@@ -505,7 +497,7 @@ def test_down_that_fails(run: Run, server: FakeSky) -> None:
 def test_down_that_leaves_it(run: Run, server: FakeSky) -> None:
     server.cluster()
     server.stays = True
-    remember()
+    remember_cluster()
     result = run("-q", "down")
     assert result.code == 1
     assert result.error == "'pixtral' is still UP. Try again: pixtral-sky down pixtral"
@@ -516,7 +508,7 @@ def test_down_that_leaves_it(run: Run, server: FakeSky) -> None:
 def test_down_of_a_launch_on_its_way(run: Run, server: FakeSky, status: str) -> None:
     """It would make its machine afterwards."""
     request = server.pending(status)
-    remember(request=request)
+    remember_cluster(request=request)
     result = run("down")
     assert result.code == 0
     assert server.asked("api_cancel") == [[request]]
@@ -528,13 +520,13 @@ def test_down_of_a_launch_on_its_way(run: Run, server: FakeSky, status: str) -> 
 
 def test_down_of_a_launch_that_is_done(run: Run, server: FakeSky) -> None:
     server.cluster()
-    remember(request=server.pending("SUCCEEDED"))
+    remember_cluster(request=server.pending("SUCCEEDED"))
     assert run("down").code == 0
     assert server.asked("api_cancel") == []
 
 
 def test_down_without_skypilot(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
-    remember()
+    remember_cluster()
     monkeypatch.setattr(skypilot, "installed", lambda: "")
     result = run("down")
     assert result.code == 1
@@ -544,7 +536,7 @@ def test_down_without_skypilot(run: Run, server: FakeSky, monkeypatch: pytest.Mo
 
 def test_down_all(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     server.cluster()
-    remember()
+    remember_cluster()
     server.cluster("bare")
     server.cluster("training", secrets={})
     running_rehearsal(monkeypatch, "here")
@@ -565,7 +557,7 @@ def test_down_all(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) ->
 def test_down_all_where_one_fails(run: Run, server: FakeSky, home: Path) -> None:
     for name in ("a", "b", "c"):
         server.cluster(name)
-        remember(name=name)
+        remember_cluster(name=name)
     (home / "deployments" / "a.json").write_text("{")
     server.machines["b"].jobs.clear()
     down = server.down
@@ -591,7 +583,7 @@ def test_down_all_where_one_fails(run: Run, server: FakeSky, home: Path) -> None
 def test_down_all_without_skypilots_server(
     run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remember()
+    remember_cluster()
     running_rehearsal(monkeypatch, "here")
     server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
     result = run("down", "--all", "--yes")
@@ -610,7 +602,7 @@ def test_down_of_all_and_a_name(run: Run, server: FakeSky) -> None:
 def test_controllers_are_named(run: Run, server: FakeSky, arguments: list[str]) -> None:
     """They cost money as well."""
     server.cluster()
-    remember()
+    remember_cluster()
     server.cluster("sky-serve-controller-abcd1234", secrets={}, hourly=0.19)
     server.cluster("sky-jobs-controller-abcd1234", secrets={}, status="STOPPED", hourly=None)
     result = run(*arguments)
@@ -628,7 +620,7 @@ def test_controllers_that_cannot_be_looked_up(
 ) -> None:
     """It is down: that is what was asked."""
     server.cluster()
-    remember()
+    remember_cluster()
 
     def fails() -> Any:
         raise clusters.SkyError("no")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ import pytest
 from pixtral_sky.deploy import backend, store
 from pixtral_sky.deploy.store import Cluster, Deployment, Rehearsal, Service
 from pixtral_sky.errors import UsageError
+from tests.support import deployments
 from tests.support.command_line import KEY, Result
+from tests.support.deployments import NOBODY
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import FakeSky
 
 Run = Callable[..., Result]
-NOBODY = "http://127.0.0.1:9"
 
 
 class Rehearsals:
@@ -39,8 +39,7 @@ class Rehearsals:
         process = subprocess.Popen(["sleep", "60"], start_new_session=True)
         self.processes.append(process)
         born = store.born(psutil.Process(process.pid)) if born is None else born
-        created = time.time() - 300
-        store.remember(Rehearsal(name, url, KEY, 32768, 4, created, process.pid, born, str(self.log)))
+        deployments.rehearsal(name, url=url, pid=process.pid, pid_born=born, log=str(self.log))
 
     runs = remember
 
@@ -76,7 +75,7 @@ class Clusters(AtSkyPilot):
         self.server.cluster(name, endpoints={8081: url}, ports=["8081"], secrets=secrets)
 
     def remember(self, name: str = "pixtral", url: str = "") -> None:
-        store.remember(Cluster(name, url, KEY, 32768, 4, time.time() - 300, 8081, False, "earlier"))
+        deployments.cluster(name, url=url)
 
     def foreign(self, name: str) -> None:
         self.bare(name, secrets={"OTHER": None})
@@ -98,7 +97,7 @@ class Services(AtSkyPilot):
         self.server.serve.service(name, {1: "READY"}, balancer=address)
 
     def remember(self, name: str = "pixtral", url: str = "") -> None:
-        store.remember(Service(name, url, KEY, 32768, 4, time.time() - 300, "earlier"))
+        deployments.service(name, url=url)
 
     def foreign(self, name: str) -> None:
         config = {"name": "llama", "resources": {"accelerators": "L4:1", "ports": 8000}, "run": "serve"}
