@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 TRIED = 20  # places of a launch that failed, each in a line
 
-Infra = Annotated[
-    str | None,
-    typer.Option(help="Where: aws, gcp/us-central1, k8s, slurm/NAME. Without it, where it is cheapest."),
-]
 Spot = Annotated[
     bool, typer.Option("--spot", help="On spare capacity: cheaper, and taken away at any moment.")
 ]
@@ -45,7 +41,7 @@ Idle = Annotated[
 
 def launch(
     name: options.Wanted = DEFAULT_NAME,
-    infra: Infra = None,
+    infra: options.Infra = None,
     gpus: options.Gpus = None,
     spot: Spot = False,
     precision: options.Precision = None,

@@ -29,6 +29,12 @@ Only = Annotated[str | None, typer.Argument(help="Only this one.", show_default=
 
 # Of those that launch
 Wanted = Annotated[str, typer.Option("--name", "-n", help="What to call it.")]
+Infra = Annotated[
+    str | None,
+    typer.Option(
+        help="Where: aws, gcp/us-central1, k8s, slurm/NAME. Without it, the cheapest that the file allows."
+    ),
+]
 Gpus = Annotated[
     str | None, typer.Option(metavar="GPU[:COUNT]", help="On these, in place of those in the file.")
 ]

@@ -27,7 +27,7 @@ def rehearse(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave it running, for ask, endpoint and status.")
     ] = False,
-    name: Annotated[str, typer.Option("--name", "-n", help="What to remember it as.")] = DEFAULT_NAME,
+    name: options.Wanted = DEFAULT_NAME,
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="Without it 8081, or a free one.")
     ] = None,

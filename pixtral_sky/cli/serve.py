@@ -38,9 +38,6 @@ TargetQps = Annotated[
 Spot = Annotated[
     bool, typer.Option("--spot", help="On spare machines, and on ordinary ones as long as those are missing.")
 ]
-Infra = Annotated[
-    str | None, typer.Option(help="Where: aws, gcp/us-central1, k8s. Without it, as in the file.")
-]
 File = Annotated[
     Path | None, typer.Option("--file", "-f", help="The service file; without it the shipped service.yaml.")
 ]
@@ -58,7 +55,7 @@ def up(
     replicas: Replicas = None,
     target_qps: TargetQps = None,
     spot: Spot = False,
-    infra: Infra = None,
+    infra: options.Infra = None,
     gpus: options.Gpus = None,
     precision: options.Precision = None,
     max_price: options.MaxPrice = None,
@@ -104,7 +101,7 @@ def update(
     replicas: Replicas = None,
     target_qps: TargetQps = None,
     spot: Spot = False,
-    infra: Infra = None,
+    infra: options.Infra = None,
     gpus: options.Gpus = None,
     precision: options.Precision = None,
     max_price: options.MaxPrice = None,

@@ -1334,10 +1334,6 @@ def test_down(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
     assert {"names": [CONTROLLER], "refresh": "FORCE"} in server.asked("status")
 
 
-def test_down_quietly(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
-    assert run("-q", "serve", "down") == Result(0, "", "")
-
-
 def test_down_of_one_of_two(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
     server.serve.service("second", {1: "READY"})
     result = run("serve", "down")
@@ -1421,12 +1417,6 @@ def test_down_of_what_is_no_service(run: Run, server: FakeSky, kind: Any) -> Non
         2, "There is no service named 'pixtral'. What there is: pixtral-sky serve status",
     )  # fmt: skip
     assert bool(store.known()) == bool(kind)
-
-
-def test_down_of_one_that_nobody_here_has_brought_up(run: Run, server: FakeSky) -> None:
-    server.serve.service("bare", {1: "READY"})
-    assert run("serve", "down", "bare").code == 0
-    assert server.machines == {}
 
 
 @pytest.mark.parametrize(
@@ -1652,21 +1642,6 @@ def test_down_of_all(run: Run, server: FakeSky, service: fake_sky.Service) -> No
     assert result.err.count(CONTROLLER) == 1
     assert "sky-jobs-controller-abcd1234 is still UP, $0.19 an hour. End it: sky down" in result.err
     assert last(result).endswith("for: llama.")
-
-
-def test_down_of_all_where_one_fails(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
-    server.serve.service("a", {1: "READY"}, status="FAILED_CLEANUP")
-    result = run("down", "--all", "--yes")
-    assert result.code == 1
-    assert "Error: 'a' is FAILED_CLEANUP: machines of it may still be there." in result.err
-    assert "pixtral is down" in result.err
-    assert list(server.serve.services) == ["a"]
-
-
-def test_a_launch_under_the_name_of_a_service(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
-    result = run("launch", "--yes")
-    assert result.code == 2
-    assert last(result) == "Error: 'pixtral' is a service. Take another --name, or: pixtral-sky down pixtral"
 
 
 def test_skypilot_is_missing(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
