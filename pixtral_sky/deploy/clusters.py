@@ -128,7 +128,7 @@ def job_status(name: str) -> str:
 
 
 def find(name: str, key: str = "") -> Cluster | None:
-    """The cluster of that name, with its endpoint where it has one; None when SkyPilot has none of ours.
+    """The cluster of that name, with its endpoint if it has one; None when SkyPilot has none of this project.
 
     One that was not launched from here is remembered from now on. ``key`` is for one whose key is not known.
     """
@@ -194,7 +194,7 @@ def row(name: str, one: Cluster | None, record: Record | None, asked: bool) -> R
 
 
 def _of_job(job: str, name: str) -> str:
-    """What the state of its job says of a server that does not answer."""
+    """Why a server does not answer, by the state of its job."""
     if job == "SUCCEEDED":
         return (
             f"its server has ended itself, and the machine follows; again: pixtral-sky launch --name {name}"
@@ -220,7 +220,7 @@ def logs(name: str, *, follow: bool, lines: int) -> None:
 
 
 def located(cluster: Cluster) -> Cluster:
-    """The cluster with the URL that SkyPilot knows for it, remembered; without one while there is none."""
+    """The cluster with the URL that SkyPilot has for it, remembered; without a URL until SkyPilot has one."""
     if cluster.url:
         return cluster
     address = ""

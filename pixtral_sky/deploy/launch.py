@@ -82,13 +82,13 @@ def plan(the_task: Task, wanted: Wanted) -> Plan:
 
 
 def check_price(max_price: float | None) -> None:
-    """Raises UsageError when it is none."""
+    """Raise UsageError unless it is a price, in USD an hour."""
     if max_price is not None and not max_price > 0:
         raise UsageError(f"--max-price {max_price:g} is no price.", "For example: --max-price 2.50")
 
 
 def licence(envs: Mapping[str, str], token: str) -> list[str]:
-    """A sentence when it could not be found out whether the token opens the weights. Raises HubError."""
+    """Raise HubError when the token does not open the weights. Returns a warning if the Hub does not say."""
     with output.phase("licence of the weights"):
         why = huggingface.check(envs.get("MODEL", ""), token, envs.get("MODEL_REVISION") or "main")
     return [why] if why else []
@@ -138,7 +138,7 @@ def prepare(the_task: Task, wanted: Wanted, key: str, token: str) -> Plan:
 
 
 def _check_running(running: Record, old: Cluster | None, max_price: float | None) -> None:
-    """Raises UsageError for what an update does not change: whose it is, and what its machine costs."""
+    """Raise UsageError for what an update cannot change: whose cluster it is, and what its machine costs."""
     if not running.ours and not old:
         raise UsageError(f"{running.name!r} is a cluster with something else on it.", "Take another --name")
     if max_price is not None and running.hourly is not None and running.hourly > max_price + CENT:
@@ -149,7 +149,7 @@ def _check_running(running: Record, old: Cluster | None, max_price: float | None
 
 
 def enabled_for(sky: Any, resources: Any) -> list[str]:
-    """What SkyPilot can launch on, where the resources leave that open."""
+    """What SkyPilot can launch on; empty when each of the resources names its cloud."""
     from sky import exceptions
 
     if all(each.cloud for each in resources):
@@ -162,7 +162,7 @@ def enabled_for(sky: Any, resources: Any) -> list[str]:
 def made_task(
     sky: Any, config: Mapping[str, Any], wanted: Wanted, key: str, token: str, **resources: Any
 ) -> Any:
-    """SkyPilot's task of a file as data, with what is wanted in place of its own, as `sky launch` has it."""
+    """SkyPilot's task for a file as data, changed to what is ``wanted``, as `sky launch` does it."""
     from sky.utils.infra_utils import InfraInfo
 
     if wanted.infra:
@@ -194,9 +194,9 @@ def show_candidates(task: Any) -> None:
 def launch_patiently(
     plan: Plan, seconds: float, waits: Callable[[NoMachine, float], None]
 ) -> tuple[Cluster, int]:
-    """Launch it as `launch` does; while nobody gives the machine, again and again for so long.
+    """Launch it as `launch` does, and try again for ``seconds`` while nobody gives the machine.
 
-    ``waits`` is told why, and what is left of the time, before each wait. SkyPilot has no request meanwhile.
+    ``waits`` is called before each wait, with the reason and the seconds left. SkyPilot has no request then.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -214,9 +214,9 @@ def launch_patiently(
 
 
 def launch(plan: Plan) -> tuple[Cluster, int]:
-    """Launch it, and remember it; returns when its job is queued, with the job's number.
+    """Launch it, remember it, and return with the job's number when the job is queued.
 
-    What ran before under that name is cancelled then.
+    It cancels what ran before under that name.
     """
     name, cluster = plan.cluster.name, plan.cluster
     old = store.recall(name)
@@ -240,12 +240,12 @@ def launch(plan: Plan) -> tuple[Cluster, int]:
             sky.get(sky.cancel(name, job_ids=older))
     if tunnel := cluster.tunnel():
         clusters.write_ssh_alias(name)
-        tunnel.close()  # the way to the machine of before
+        tunnel.close()  # it leads to the machine of before
     return cluster, job
 
 
 def _hourly(sky: Any, name: str, handle: Any) -> float | None:
-    """USD an hour, by the catalogs that are here, or else by the server's; None where neither says it."""
+    """USD an hour by the catalogs here, or else by the API server; None when neither has a price."""
     with contextlib.suppress(Exception):
         if found := float(handle.launched_resources.get_cost(3600)):  # 0: the catalog has no price
             return found
@@ -255,7 +255,7 @@ def _hourly(sky: Any, name: str, handle: Any) -> float | None:
 
 
 def _keep_to_price(name: str, handle: Any, hourly: float | None, max_price: float) -> None:
-    """Take a new machine down, and raise SkyError, when it costs more: SkyPilot's server has other prices."""
+    """Take a new machine down, and raise SkyError, if it costs more: the API server may have other prices."""
     machine = handle.launched_resources
     cloud = str(machine.cloud).lower()
     what = f"{machine.instance_type or 'a machine'} in {cloud}/{machine.region}"
@@ -275,9 +275,9 @@ def _keep_to_price(name: str, handle: Any, hourly: float | None, max_price: floa
 
 
 def follow(cluster: Cluster, job: int) -> Iterator[str]:
-    """Names each phase of a job as it begins, and ends when the server answers a request with the key.
+    """Yield the name of each phase of a job as it begins; end when the server answers a request with the key.
 
-    Raises SkyError with the script's own reason when the job ends before.
+    Raises SkyError with the script's own reason when the job ends first.
     """
     lines: queue.Queue[str | None] = queue.Queue()
     said: deque[str] = deque(maxlen=500)
@@ -333,7 +333,7 @@ def _ended(name: str, status: Any, said: deque[str]) -> SkyError:
 
 
 def left(plan: Plan) -> str:
-    """What a launch that failed has left behind."""
+    """What a failed launch has left that costs money, in a sentence; with nothing left, it is forgotten."""
     name = plan.cluster.name
     try:
         there = clusters.records([name])
@@ -347,7 +347,7 @@ def left(plan: Plan) -> str:
 
 
 def cost(name: str) -> str:
-    """What its machine costs, and its disk where a price of that is known."""
+    """What its machine costs, and its disk where that has a known price, in words."""
     record = None
     with contextlib.suppress(PixtralSkyError):
         record = next(iter(clusters.records([name])), None)

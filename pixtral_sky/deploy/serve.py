@@ -82,7 +82,7 @@ def plan(the_task: Task, wanted: Wanted, replicas: str | None, target_qps: float
 
 
 def prepare(config: Mapping[str, Any], wanted: Wanted, key: str, token: str) -> Plan:
-    """The service of ``config``, a service file as data, as SkyPilot takes it."""
+    """The service of ``config``, a service file as data, as SkyPilot takes it. Raises UsageError."""
     name = wanted.name
     store.check_kind(name, Service)
     before = store.recall_as(name, Service)
@@ -112,7 +112,7 @@ def prepare(config: Mapping[str, Any], wanted: Wanted, key: str, token: str) -> 
 
 
 def _machines(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a task is about its machines: where two versions have the same of it, SkyServe keeps them."""
+    """The part of a task that describes its machines: where it does not change, SkyServe keeps them."""
     from sky.utils import resources_utils
 
     # As replica_managers.update_version() has it: candidates come in any order.
@@ -127,7 +127,7 @@ def _machines(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def up(plan: Plan) -> Service:
-    """Bring it up, and remember it; returns when its controller runs, and has an address."""
+    """Bring it up, remember it, and return when its controller runs and has an address."""
     service = plan.service
     store.remember(service)  # the key, before anything is locked with it
     with sky_sdk(silent=True) as sky:  # it shows its candidates once more
@@ -142,7 +142,7 @@ def up(plan: Plan) -> Service:
 
 
 def update(plan: Plan, blue_green: bool) -> tuple[Service, int]:
-    """Have its replicas replaced; returns with the number of the new version when SkyServe has begun."""
+    """Have its replicas replaced, and return with the number of the new version when SkyServe has begun."""
     service = plan.service
     store.remember(service)  # the key, which may be another one
     try:
@@ -161,7 +161,7 @@ def update(plan: Plan, blue_green: bool) -> tuple[Service, int]:
 
 
 def keep(plan: Plan) -> None:
-    """It has come to nothing: what was remembered before is so again, with its own key."""
+    """Remember again what was there before the plan, with its own key: the plan has failed."""
     if plan.before:
         store.remember(plan.before)
     else:
@@ -169,10 +169,10 @@ def keep(plan: Plan) -> None:
 
 
 def follow(service: Service, version: int = 0) -> Iterator[str]:
-    """Names each phase as it begins, until one of ``version`` or later is ready and the balancer answers.
+    """Yield each phase as it begins, until a replica of ``version`` or later is ready, and answers.
 
-    An update is over when all that serve are of it; a service that nobody asks has no replica to wait for.
-    Raises GivenUp when every such replica is, and SkyError when the service has ended.
+    An update is over when no older replica serves; a service that nobody asks has no replica to wait for.
+    Raises GivenUp when every such replica has failed, and SkyError when the service has ended.
     """
     name, last, failures, ready_since = service.name, "", 0, 0.0
     while True:
@@ -222,7 +222,7 @@ def follow(service: Service, version: int = 0) -> Iterator[str]:
 
 
 def follow_update(plan: Plan, service: Service, version: int) -> Iterator[str]:
-    """The same of an update. One whose new replicas have all failed leaves what ran before, with its key."""
+    """Follow an update. When all new replicas fail, what ran before goes on, with its key."""
     try:
         yield from follow(service, version)
     except GivenUp as error:
@@ -232,7 +232,7 @@ def follow_update(plan: Plan, service: Service, version: int) -> Iterator[str]:
 
 
 def _phase(new: list[Replica], older: bool) -> str:
-    """How far the replica is that is ahead of the others."""
+    """The phase of the replica that is furthest."""
     for state, words in (
         ("READY", "the older replicas are retired" if older else "the balancer learns of it"),
         ("NOT_READY", "a replica is not ready any more"),
@@ -245,18 +245,18 @@ def _phase(new: list[Replica], older: bool) -> str:
 
 
 def check_costs(plan: Plan) -> None:
-    """Raises SkyError when a replica costs more than it may: SkyPilot's server has other prices."""
+    """Raise SkyError when a replica costs more than it may: the API server may have other prices."""
     if plan.max_price is None:
         return
     name = plan.service.name
     (record,) = services.priced(services.records([name]))
     if unknown := [each for each in record.replicas if each.live and each.launched and each.hourly is None]:
-        places = dict.fromkeys(
+        where = dict.fromkeys(
             each.infra for each in unknown if each.infra.partition("/")[0] not in prices.OWN
         )
-        if places:
+        if where:
             output.warn(
-                f"No price is known of replicas in {', '.join(places)}: they may be more than"
+                f"No price is known of replicas in {', '.join(where)}: they may be more than"
                 f" ${plan.max_price:.2f} an hour. Look: pixtral-sky serve status {name}"
             )
     most = plan.max_price + CENT
@@ -270,7 +270,7 @@ def check_costs(plan: Plan) -> None:
 
 
 def keep_to_price(plan: Plan) -> None:
-    """The same of a new service, which is taken down then."""
+    """Check the costs of a new service, and take it down when a replica costs more."""
     try:
         check_costs(plan)
     except SkyError as error:
@@ -279,7 +279,7 @@ def keep_to_price(plan: Plan) -> None:
 
 
 def check_new(plan: Plan) -> None:
-    """Raises UsageError when it cannot be brought up because it is there."""
+    """Raise UsageError when the service is there already, or on its way."""
     name = plan.service.name
     if plan.running:
         ended = plan.running.status in ENDED
@@ -296,7 +296,7 @@ def check_new(plan: Plan) -> None:
 
 
 def check_update(plan: Plan) -> None:
-    """Raises UsageError, or SkyError, when there is nothing that could be updated."""
+    """Raise UsageError or SkyError when there is nothing to update."""
     name = plan.service.name
     if not plan.running:
         raise UsageError(f"There is no service {name!r}.", f"Bring it up: pixtral-sky serve up --name {name}")
@@ -312,7 +312,7 @@ def check_update(plan: Plan) -> None:
 
 
 def changes(plan: Plan, blue_green: bool) -> list[str]:
-    """What an update does to what runs."""
+    """What an update does to the replicas that run, in sentences."""
     assert plan.running
     said = []
     before, after = plan.running.policy, plan.task.service.autoscaling_policy_str()
@@ -329,7 +329,7 @@ def changes(plan: Plan, blue_green: bool) -> list[str]:
 
 
 def change_of_key(plan: Plan, blue_green: bool) -> str:
-    """What it means that the update brings another key; empty: it does not."""
+    """What another key means for clients during the update; empty when the key stays."""
     if not plan.before or plan.before.key in ("", plan.service.key):
         return ""
     if blue_green:
@@ -341,7 +341,7 @@ def change_of_key(plan: Plan, blue_green: bool) -> str:
 
 
 def cost(name: str) -> str:
-    """What a service that is up costs."""
+    """What a service that is up costs, in a sentence."""
     (record,) = services.priced(services.records([name]))
     controller = services.controller()
     known = [record.hourly, controller.hourly_now if controller else None]
@@ -351,7 +351,7 @@ def cost(name: str) -> str:
 
 
 def left(plan: Plan) -> str:
-    """What a bringing up that failed has left behind."""
+    """What a failed `up` has left that costs money, in a sentence."""
     name = plan.service.name
     known = store.recall_as(name, Service)
     try:

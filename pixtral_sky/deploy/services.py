@@ -179,14 +179,14 @@ def _replica(given: Mapping[str, Any]) -> Replica:
 
 
 def url_of(address: str | None) -> str:
-    """SkyServe's words for an address, as a URL. It may be missing, and it may be the word None in one."""
+    """An address of SkyServe as a URL, or empty: it may be missing, or contain the word None."""
     if not address or address in ("-", "None") or address.endswith("://None"):
         return ""
     return address if "://" in address else f"http://{address}"
 
 
 def priced(found: list[ServiceRecord]) -> list[ServiceRecord]:
-    """The same, with the price of each replica that SkyPilot's catalogs have one for."""
+    """The services with the price of each replica, where SkyPilot's catalogs have one."""
     prices: dict[tuple[str, str], list[Any]] = {}
 
     def price(replica: Replica) -> float | None:
@@ -219,7 +219,7 @@ def priced(found: list[ServiceRecord]) -> list[ServiceRecord]:
 
 
 def controller() -> Record | None:
-    """SkyServe's own machine, of its controller and balancers; None when there is none."""
+    """The machine of SkyServe's controller and balancers, if it is there."""
     return next((each for each in clusters.controllers() if each.name.startswith(CONTROLLER)), None)
 
 
@@ -249,7 +249,7 @@ def problem(service: Service, record: ServiceRecord) -> str:
 
 
 def problem_of(replica: Replica, key: str) -> str:
-    """Why a replica is not ready, from itself: its answer to the very request of SkyServe's probe."""
+    """Why a replica is not ready: its own answer to the request of SkyServe's probe."""
     if not replica.url or replica.status not in ("STARTING", "NOT_READY"):
         return replica.detail
     try:
@@ -259,9 +259,9 @@ def problem_of(replica: Replica, key: str) -> str:
 
 
 def remembered(record: ServiceRecord, key: str = "") -> Service:
-    """What is remembered of a service, with its address as it is now.
+    """Remember a service with its current address.
 
-    One that was not brought up from here is so from now on. ``key`` is for one whose key is not known.
+    ``key`` is for a service that was not brought up from here: its key is not known.
     """
     known = store.recall_as(record.name, Service)
     if known:
@@ -380,7 +380,7 @@ def documents(name: str | None) -> tuple[list[dict[str, Any]], dict[str, Any] | 
 
 
 class _Log(SkyOutput):
-    """SkyServe's log on its way to stdout. It quotes whole task files, those of older versions too."""
+    """SkyServe's log, which quotes whole task files, older versions too: without their secrets."""
 
     def write(self, text: str) -> int:
         hidden = re.sub(

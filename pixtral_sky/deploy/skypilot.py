@@ -1,4 +1,4 @@
-"""The door to SkyPilot, and to its SDK: nothing of sky is imported but inside of `sky_sdk`.
+"""The only use of SkyPilot's SDK: `sky` is imported inside `sky_sdk` alone.
 
 https://docs.skypilot.co/en/latest/reference/api.html, skypilot 0.14.1. What SkyPilot says on the way is
 passed on to stderr, without the secrets that it was given; what it raises becomes a SkyError.
@@ -23,9 +23,9 @@ from pixtral_sky.errors import PixtralSkyError, SkyError
 
 
 class NoMachine(SkyError):
-    """No place gives a machine now. ``tried`` are the places, each with its reason.
+    """No cloud or region gives a machine now. ``tried``: each of them with its reason.
 
-    ``later``: one may give it later; else what was asked for is nowhere to be had.
+    ``later``: one may give it later. Otherwise nobody has such a machine.
     """
 
     def __init__(self, what: str, hint: str, tried: tuple[str, ...] = (), later: bool = False) -> None:
@@ -35,7 +35,7 @@ class NoMachine(SkyError):
 
 
 class SkyOutput(io.TextIOBase):
-    """SkyPilot's own words on their way to a stream; without colours where nobody would see them."""
+    """A stream for SkyPilot's own output, without secrets, and without colours unless at a terminal."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream  # None: stderr, as it is then
@@ -108,7 +108,7 @@ def sky_sdk(silent: bool = False) -> Iterator[Any]:
 
 
 def _explained(error: Exception) -> SkyError:
-    """What SkyPilot raised, in one line, with what helps next."""
+    """SkyPilot's error as one line, with what helps next."""
     import requests
     from sky import exceptions
 
@@ -154,23 +154,23 @@ def _tried(text: str) -> list[str]:
 
 
 def _reason(text: str) -> str:
-    """The cloud's own reason if there is one, else SkyPilot's words without their list of candidates."""
+    """The cloud's own reason, or else SkyPilot's text without its list of candidates."""
     words = " ".join(shown(plain(text)).rpartition("Reason: ")[2].split())
     return re.sub(r" for [{\[].*", "", words)[:300].rstrip(". ")
 
 
 def plain(text: str) -> str:
-    """Without the colours of a terminal."""
+    """``text`` without the colours of a terminal."""
     return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
 
 
 def hide(*secrets: str) -> None:
-    """From now on. A shorter one is no secret, and may be part of any word."""
+    """Show none of these secrets from now on. A shorter one may be part of any word, and is shown."""
     _secrets.update(each for each in secrets if len(each) >= 6)
 
 
 def shown(text: str) -> str:
-    """Without a secret that SkyPilot was given, and without a password in a URL."""
+    """``text`` without the secrets that SkyPilot was given, and without a password in a URL."""
     for secret in _secrets:
         text = text.replace(secret, "***")
     return re.sub(r"://[^/\s@]+@", "://***@", text)
@@ -205,7 +205,7 @@ def enabled_by(sky: Any) -> list[str]:
 
 
 def task_of(text: str | None) -> dict[str, Any]:
-    """The task file that made something, as SkyPilot keeps it, as data; empty where there is none."""
+    """The task file that SkyPilot keeps of a cluster or a service, as data; empty without one."""
     from sky.utils import yaml_utils  # its loader is many times as fast as yaml's own
 
     made = yaml_utils.safe_load(text or "")
@@ -213,7 +213,7 @@ def task_of(text: str | None) -> dict[str, Any]:
 
 
 def infra(cloud: str | None, region: str | None) -> str:
-    """What SkyPilot says of a place, as for --infra: aws/us-east-1, slurm/NAME."""
+    """A cloud and region of SkyPilot, as for --infra: aws/us-east-1, slurm/NAME."""
     cloud, region = (cloud or "").lower(), region or ""
     # A pool of ssh machines is the context ssh-POOL inside of SkyPilot.
     return "/".join(filter(None, [cloud, region.removeprefix("ssh-") if cloud == "ssh" else region]))
@@ -233,7 +233,7 @@ def opens_ports(cloud: Any, resources: Any) -> bool:
 
 
 def check_file(path: Path | None = None) -> None:
-    """Whether the installed SkyPilot takes the file. Raises UsageError or SkyError with its reason."""
+    """Raise UsageError or SkyError when the installed SkyPilot does not take the file."""
     config = task.read(path)
     with sky_sdk(silent=True) as sky:
         sky.Task.from_yaml_config(config)

@@ -41,7 +41,7 @@ class Deployment:
     created: float  # seconds since the epoch
 
     def check_running(self) -> None:
-        """Raise NoEndpoint when it is known, without asking anybody, that it has ended."""
+        """Raise NoEndpoint when it has ended, as far as this machine knows by itself."""
 
     def has_ended(self) -> bool:
         try:
@@ -51,7 +51,7 @@ class Deployment:
         return False
 
     def tunnel(self) -> Tunnel | None:
-        """What leads to its ``url``, where that is the near end of a tunnel."""
+        """The tunnel whose local end is ``url``, if there is one."""
         return None
 
 
@@ -182,7 +182,7 @@ def is_a(kind: str, name: str) -> UsageError:
 
 
 def is_ours(record: Any, kind: type[Deployment]) -> bool:
-    """Whether what SkyPilot has under a name is of this project, and that name is of nothing else here."""
+    """Whether a record of SkyPilot is of this project, and its name is not of another deployment here."""
     try:
         known = recall(record.name)
     except PixtralSkyError:  # a damaged file is no reason not to show what costs money
