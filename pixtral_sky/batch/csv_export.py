@@ -54,7 +54,7 @@ def write_csv(source: Path, schema: dict[str, Any], target: Path) -> int:
         for row in csv_rows(source, schema):
             writer.writerow(row)
             rows += 1
-        # Who may read the one may read the other.
+        # Who may read the output may read the table.
         os.fchmod(file.fileno(), source.stat().st_mode & 0o666)
     return rows
 

@@ -66,25 +66,27 @@ def plan(the_task: Task, wanted: Wanted) -> Plan:
 
     Raises UsageError when it cannot be launched as it is, SkyError, and HubError: the licence of the weights.
     """
-    name = wanted.name
-    store.check_name(name)
-    check_price(wanted.max_price)
-    key, token = key_for(name), huggingface.token()
-    skypilot.check_installed()
-    candidates.check_infra(wanted.infra)
-    warned = candidates.check_gpus(wanted.gpus, the_task.config, the_task.envs, wanted.infra)
+    key, token, warned = checked(wanted, the_task.config, the_task.envs)
     with output.phase("SkyPilot's view"):
         with contextlib.suppress(SkyError):  # a controller that does not answer is no reason not to launch
-            if any(each.ours for each in services.records([name])):
-                raise store.is_a(Service.kind, name)
+            if any(each.ours for each in services.records([wanted.name])):
+                raise store.is_a(Service.kind, wanted.name)
         made = prepare(the_task, wanted, key, token)
     return replace(made, warned=(*made.warned, *warned, *licence(the_task.envs, token)))
 
 
-def check_price(max_price: float | None) -> None:
-    """Raise UsageError unless it is a price, in USD an hour."""
-    if max_price is not None and not max_price > 0:
-        raise UsageError(f"--max-price {max_price:g} is no price.", "For example: --max-price 2.50")
+def checked(wanted: Wanted, config: Mapping[str, Any], envs: Mapping[str, str]) -> tuple[str, str, list[str]]:
+    """The key, the token and the warnings of a launch, after all checks that need no server.
+
+    ``config`` is the file as data, ``envs`` are those of its script. Raises UsageError, or SkyError.
+    """
+    store.check_name(wanted.name)
+    if wanted.max_price is not None and not wanted.max_price > 0:
+        raise UsageError(f"--max-price {wanted.max_price:g} is no price.", "For example: --max-price 2.50")
+    key, token = key_for(wanted.name), huggingface.token()
+    skypilot.check_installed()
+    candidates.check_infra(wanted.infra)
+    return key, token, candidates.check_gpus(wanted.gpus, config, envs, wanted.infra)
 
 
 def licence(envs: Mapping[str, str], token: str) -> list[str]:

@@ -67,8 +67,7 @@ def with_replicas(
     section = config.get("service")
     if not isinstance(section, dict) or not (wanted or target_qps is not None or spot):
         return config
-    given: Any = section.get("replica_policy") or {"min_replicas": section.get("replicas", 1)}
-    if not isinstance(given, dict):
+    if not isinstance(given := _policy(section), dict):
         return config  # `check` refuses it
     low: Any = given.get("min_replicas", 1)
     high: Any = given.get("max_replicas", low)
@@ -106,12 +105,16 @@ def check(config: Mapping[str, Any], key: str) -> list[str]:
             "'autostop' takes the machines of a service down one by one, and SkyServe replaces them.",
             "Remove it from 'resources:'. To have none while nobody asks: --replicas 0..8",
         )
-    # SkyPilot's short form: as many at all times.
-    policy = service.get("replica_policy") or {"min_replicas": service.get("replicas", 1)}
+    policy = _policy(service)
     if not isinstance(policy, dict):
         raise UsageError("'replica_policy:' is a mapping.")
     _check_policy(policy)
     return _warnings(policy)
+
+
+def _policy(service: Mapping[str, Any]) -> Any:
+    """The policy of a file's `service:`; SkyPilot's short form is as many at all times."""
+    return service.get("replica_policy") or {"min_replicas": service.get("replicas", 1)}
 
 
 def _check_policy(policy: Mapping[str, Any]) -> None:

@@ -11,17 +11,15 @@ from pixtral_sky import output
 from pixtral_sky.deploy import (
     candidates,
     clusters,
-    huggingface,
     prices,
     replica_policy,
     services,
-    skypilot,
     status,
     store,
     task,
 )
-from pixtral_sky.deploy.launch import CENT, Wanted, check_price, enabled_for, licence, made_task
-from pixtral_sky.deploy.resolve import endpoint_of, key_for, key_of_environment
+from pixtral_sky.deploy.launch import CENT, Wanted, checked, enabled_for, licence, made_task
+from pixtral_sky.deploy.resolve import endpoint_of, key_of_environment
 from pixtral_sky.deploy.services import Replica, ServiceRecord
 from pixtral_sky.deploy.skypilot import hide, sky_output, sky_sdk
 from pixtral_sky.deploy.store import Cluster, Service
@@ -68,14 +66,9 @@ def plan(the_task: Task, wanted: Wanted, replicas: str | None, target_qps: float
     ``replicas``: as for --replicas. Raises UsageError when it cannot be brought up as it is, SkyError, and
     HubError: the licence of the weights.
     """
-    store.check_name(wanted.name)
-    check_price(wanted.max_price)
-    key, token = key_for(wanted.name), huggingface.token()
     config = replica_policy.with_replicas(the_task.config, replicas, target_qps, wanted.spot)
-    warned = replica_policy.check(config, key)
-    skypilot.check_installed()
-    candidates.check_infra(wanted.infra)
-    warned += candidates.check_gpus(wanted.gpus, config, the_task.envs, wanted.infra)
+    key, token, warned = checked(wanted, config, the_task.envs)
+    warned = [*replica_policy.check(config, key), *warned]
     with output.phase("SkyPilot's view"):
         made = prepare(config, wanted, key, token)
     return replace(made, warned=(*made.warned, *warned, *licence(the_task.envs, token)))
