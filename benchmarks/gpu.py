@@ -34,7 +34,7 @@ from pixtral_sky import memory
 from pixtral_sky.client.client import Client
 from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.client.messages import messages
-from pixtral_sky.deploy import store, task
+from pixtral_sky.deploy import rehearsals, store, task
 from pixtral_sky.deploy.resolve import endpoint_of
 from pixtral_sky.errors import PixtralSkyError
 from pixtral_sky.pictures.prepare import prepare
@@ -224,7 +224,7 @@ def measured(case: Case, server: Server, machine: Mapping[str, str], until: floa
         row.failure = error.what
     finally:
         log = Path(deployment.log).read_text(errors="replace")
-        process.stop(deployment)
+        rehearsals.stop(deployment)
     if server.logs:
         (server.logs / f"{re.sub(r'[^a-z0-9]', '-', str(case))}.log").write_text(log)
     if row.failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -19,6 +20,11 @@ def data(text: str, end: str = "\n") -> None:
         raise PixtralSkyError("Standard output is closed.")
     sys.stdout.write(text + end)
     sys.stdout.flush()
+
+
+def document(value: object, indent: int | None = 1) -> None:
+    """The same as JSON; without ``indent`` in one line."""
+    data(json.dumps(value, indent=indent))
 
 
 def say(text: str = "") -> None:

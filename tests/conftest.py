@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.command_line import Result
+    from tests.support.fake_sky import FakeSky
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,3 +53,34 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]:
+    """SkyPilot's real SDK, with a fake API server behind it."""
+    from tests.support import fake_sky
+
+    with fake_sky.started(monkeypatch, tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., Result]]:
+    """Runs ``pixtral-sky``, at a terminal when something is ``typed``; it says nothing in colours."""
+    from pixtral_sky import output
+    from tests.support.command_line import run_main
+
+    monkeypatch.setattr(output, "quiet", False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+    def run(*arguments: object, **options: Any) -> Result:
+        result = run_main(monkeypatch, capsys, *arguments, **options)
+        assert "\x1b" not in result.out + result.err
+        return result
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

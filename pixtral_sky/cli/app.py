@@ -101,23 +101,22 @@ def main() -> None:
     except typer.Abort:  # a no
         output.say("Aborted.")
         sys.exit(1)
-    except PixtralSkyError as error:
-        if os.environ.get("PIXTRAL_SKY_DEBUG"):
-            raise
-        output.error(str(error))
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as error:  # a full disk, a home that cannot be written to
-        if os.environ.get("PIXTRAL_SKY_DEBUG"):
-            raise
-        output.error(f"{error.strerror or type(error).__name__}: {error.filename or 'while writing'}.")
-        sys.exit(1)
     except Exception as error:
         if os.environ.get("PIXTRAL_SKY_DEBUG"):
             raise
-        output.error(
-            f"{type(error).__name__}: {' '.join(str(error).split())}. This is a fault of pixtral-sky; "
-            "PIXTRAL_SKY_DEBUG=1 shows where."
-        )
-        sys.exit(1)
+        output.error(_line(error))
+        sys.exit(error.exit_code if isinstance(error, PixtralSkyError) else 1)
+
+
+def _line(error: Exception) -> str:
+    """What a person is told of it."""
+    if isinstance(error, PixtralSkyError):
+        return str(error)
+    if isinstance(error, OSError):  # a full disk, a home that cannot be written to
+        return f"{error.strerror or type(error).__name__}: {error.filename or 'while writing'}."
+    return (
+        f"{type(error).__name__}: {' '.join(str(error).split())}. This is a fault of pixtral-sky; "
+        "PIXTRAL_SKY_DEBUG=1 shows where."
+    )

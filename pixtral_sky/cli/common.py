@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
-import secrets
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from pixtral_sky import output
+from pixtral_sky.deploy.store import DEFAULT_NAME
+
+if TYPE_CHECKING:
+    from pixtral_sky.deploy.launch import Plan as ClusterPlan
+    from pixtral_sky.deploy.serve import Plan as ServicePlan
+    from pixtral_sky.deploy.task import Task
+    from pixtral_sky.errors import UsageError
 
 SECRETS = ("PIXTRAL_API_KEY", "HF_TOKEN")
 
 
-def envs(words: list[str], precision: str | None) -> dict[str, str]:
-    """The values of ``--env NAME=VALUE`` and of ``--precision``. Raises UsageError, for a secret too."""
+def load(
+    file: Path | None, words: list[str] | None, precision: str | None, idle: float | None = None
+) -> Task:
+    """The task ``file`` with the values of ``--env NAME=VALUE``, ``--precision`` and ``--idle``.
+
+    Raises UsageError, for a secret too.
+    """
+    from pixtral_sky.deploy import task
+
+    given = _envs(words or [], precision)
+    if idle is not None:
+        given["IDLE_MINUTES"] = f"{idle:f}".rstrip("0").rstrip(".")  # the script takes no exponent
+    return task.load(file).with_envs(given)
+
+
+def _envs(words: list[str], precision: str | None) -> dict[str, str]:
     from pixtral_sky import memory
     from pixtral_sky.errors import UsageError
 
@@ -40,41 +62,7 @@ def envs(words: list[str], precision: str | None) -> dict[str, str]:
     return given
 
 
-def key(name: str) -> str:
-    """The key of the environment, else that of before, else a new one."""
-    from pixtral_sky.deploy import store
-    from pixtral_sky.deploy.resolve import key_of_environment
-    from pixtral_sky.errors import UsageError
-
-    old = store.recall(name)
-    before = old.key if isinstance(old, (store.Cluster, store.Service)) else ""
-    found = key_of_environment() or before or secrets.token_urlsafe(32)
-    if not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", found):
-        raise UsageError(
-            "PIXTRAL_API_KEY has characters that a key cannot have.",
-            "Unset it to have one made: unset PIXTRAL_API_KEY",
-        )
-    return found
-
-
-def check_price(max_price: float | None) -> None:
-    """Raises UsageError when it is none."""
-    from pixtral_sky.errors import UsageError
-
-    if max_price is not None and not max_price > 0:
-        raise UsageError(f"--max-price {max_price:g} is no price.", "For example: --max-price 2.50")
-
-
-def check_licence(envs: Mapping[str, Any], token: str) -> str:
-    """A sentence when it could not be found out whether the token opens the weights. Raises HubError."""
-    from pixtral_sky.deploy import huggingface
-
-    model, revision = (str(envs.get(name) or "") for name in ("MODEL", "MODEL_REVISION"))
-    with output.phase("licence of the weights"):
-        return huggingface.check(model, token, revision or "main")
-
-
-def say_choice(plan: Any) -> None:
+def say_choice(plan: ClusterPlan | ServicePlan) -> None:
     """What a plan says of the candidates that it has."""
     for warning in plan.warned:
         output.warn(warning)
@@ -86,12 +74,52 @@ def confirm(question: str, yes: bool) -> None:
     """Ask before it costs money; ``yes`` is the answer that was given already. Ends the command at a no."""
     from pixtral_sky.errors import UsageError
 
-    if yes:
-        return
+    if not yes:
+        ask(question, True, UsageError("This costs money, and nobody is here to be asked.", "Add --yes"))
+
+
+def ask(question: str, default: bool, nobody: UsageError) -> None:
+    """End the command at a no. Raises ``nobody`` where no person is at the terminal."""
     if not sys.stdin.isatty():
-        raise UsageError("This costs money, and nobody is here to be asked.", "Add --yes")
+        raise nobody
     with contextlib.redirect_stdout(sys.stderr):  # where the question's last character goes
-        typer.confirm(question, default=True, abort=True, err=True)
+        typer.confirm(question, default=default, abort=True, err=True)
+
+
+@contextlib.contextmanager
+def accounted(name: str, group: str, left: Callable[[], str]) -> Iterator[None]:
+    """Within it something is made that costs money: however that ends, a person is told what is left of it.
+
+    ``group``: of the commands that look at it and take it down.
+    """
+    from pixtral_sky.deploy.launch import StoppedWaiting
+    from pixtral_sky.errors import PixtralSkyError
+
+    try:
+        yield
+    except StoppedWaiting:
+        output.warn(f"No machine was to be had. {left()}")
+        raise
+    except KeyboardInterrupt:
+        output.warn(
+            f"{name} goes on without this command, and may cost money. "
+            f"Look: pixtral-sky {group}status {name}   Stop it: pixtral-sky {group}down {name}"
+        )
+        raise
+    except PixtralSkyError as error:
+        error.what = f"{error.what} {left()}".rstrip()
+        raise
+
+
+def say_next(name: str, service: bool = False) -> None:
+    """What to do with what was launched."""
+    if os.environ.get("PIXTRAL_ENDPOINT"):
+        output.warn("PIXTRAL_ENDPOINT is set here, and `ask` goes there: unset it, or give -n.")
+    this, it = ("", "") if name == DEFAULT_NAME else (f" -n {name}", f" {name}")
+    commands = (f"ask{this} picture.jpg", f"endpoint{this} --env", f"down{it}")
+    if service:
+        commands = (f"serve status{it}", f"ask{this} picture.jpg", f"serve down{it}")
+    output.say("Next:  " + "   |   ".join(f"pixtral-sky {command}" for command in commands))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> None:

@@ -64,14 +64,14 @@ def doctor(
 def _check_answers(name: str | None, as_json: bool) -> None:
     from pixtral_sky import __version__
     from pixtral_sky.client.client import Client
-    from pixtral_sky.deploy import clusters, store
+    from pixtral_sky.deploy import status, store
     from pixtral_sky.deploy.resolve import find
     from pixtral_sky.doctor import answers
 
     answered = []
     endpoint = find(name=name)
     if not endpoint.is_baseten:  # that may have to start it, which takes long
-        clusters.reach(endpoint)  # once: of one that is not there, a person is not to wait to hear
+        status.reach(endpoint)  # once: of one that is not there, a person is not to wait to hear
     with Client(endpoint, notify=output.say) as client:
         model = client.learn().model
         for each in answers.ask(client):

@@ -78,32 +78,17 @@ def curl(endpoint: Endpoint) -> str:
 
 def find_anywhere(name: str | None) -> Endpoint:
     """As ``resolve.find``, and what SkyPilot has under that name is remembered."""
-    from pixtral_sky.deploy.resolve import find
+    from pixtral_sky.deploy.resolve import find, key_of_environment
     from pixtral_sky.errors import NoEndpoint, SkyError
 
     try:
         return find(name=name)
     except NoEndpoint as nothing:
+        from pixtral_sky.deploy import backend
+
         try:
-            if not _is_at_skypilot(name or DEFAULT_NAME):
+            if not backend.locate(name or DEFAULT_NAME, key_of_environment()):
                 raise
         except SkyError as trouble:
             raise NoEndpoint(nothing.what, f"{nothing.hint} SkyPilot could not be asked: {trouble}") from None
     return find(name=name or DEFAULT_NAME)
-
-
-def _is_at_skypilot(name: str) -> bool:
-    """Whether SkyPilot has it; it is then remembered here."""
-    from pixtral_sky.deploy import clusters, services, skypilot, store
-    from pixtral_sky.deploy.resolve import key_of_environment
-
-    if isinstance(store.recall(name), store.Rehearsal) or not skypilot.was_used():
-        return False
-    key = key_of_environment()
-    with output.phase("asking SkyPilot"):
-        if not isinstance(store.recall(name), store.Service) and clusters.find(name, key):
-            return True
-        found = [each for each in services.records([name]) if services.is_ours(each) and each.url]
-        for each in found:
-            services.remembered(each, key)
-        return bool(found)

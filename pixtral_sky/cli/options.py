@@ -1,4 +1,4 @@
-"""Options that more than one command has."""
+"""Options that more than one command has, each declared once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 
 # Of those that ask an endpoint
 System = Annotated[str, typer.Option(help="A system prompt.", show_default=False)]
@@ -24,8 +26,18 @@ Asked = Annotated[
     str | None, typer.Option("--name", "-n", help="Ask the deployment of this name.", show_default=False)
 ]
 
+# Of those that look at one deployment
+Deployment = Annotated[str, typer.Argument(help="The deployment.")]
+Only = Annotated[str | None, typer.Argument(help="Only this one.", show_default=False)]
+
 # Of those that launch
 Wanted = Annotated[str, typer.Option("--name", "-n", help="What to call it.")]
+Infra = Annotated[
+    str | None,
+    typer.Option(
+        help="Where: aws, gcp/us-central1, k8s, slurm/NAME. Without it, the cheapest that the file allows."
+    ),
+]
 Gpus = Annotated[
     str | None, typer.Option(metavar="GPU[:COUNT]", help="On these, in place of those in the file.")
 ]
@@ -43,6 +55,14 @@ MaxPrice = Annotated[
         " not in it.",
     ),
 ]
+Env = Annotated[
+    list[str] | None,
+    typer.Option("--env", metavar="NAME=VALUE", help="An env of the file; again for more."),
+]
+TaskFile = Annotated[
+    Path | None, typer.Option("--file", "-f", help="The task file; without it the shipped pixtral.yaml.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, and launch nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")]
 
 # Of those that show a log

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixtral_sky import output
+from pixtral_sky.cli import common, options
 from pixtral_sky.deploy.store import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from pixtral_sky.client.endpoint import Endpoint
+    from pixtral_sky.deploy.task import Task
 
 QUESTION = ("Describe this chart in detail please.", "And what does this receipt add up to?")
 ANSWER_TOKENS = 48
 
 
 def rehearse(
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="The task file; without it the shipped pixtral.yaml.")
-    ] = None,
+    file: options.TaskFile = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave it running, for ask, endpoint and status.")
     ] = False,
-    name: Annotated[str, typer.Option("--name", "-n", help="What to remember it as.")] = DEFAULT_NAME,
+    name: options.Wanted = DEFAULT_NAME,
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="Without it 8081, or a free one.")
     ] = None,
@@ -43,26 +43,43 @@ def rehearse(
       pixtral-sky rehearse --keep && pixtral-sky ask "What is this?" photo.jpg
     """
     from pixtral_sky.deploy import store, task
-    from pixtral_sky.deploy.resolve import endpoint_of
-    from pixtral_sky.rehearsal import checkpoint, engine, process
+    from pixtral_sky.rehearsal import process
 
     # An end from outside (kill, a closing terminal) is a Ctrl-C: whatever was started is stopped.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
 
-    the_task = task.load(file)
-    with process.starting(name):
-        pass
     # All that can be wrong is said before the engine is made, which takes minutes.
-    version = the_task.vllm_version
-    the_task.number("MAX_IMAGES"), task.number(the_task.envs, "MAX_MODEL_LEN", -1)
-    store.free_port(port)
-    output.say(f"Rehearsing {the_task.path} with vLLM {version}")
+    the_task = task.load(file)
+    end = task.end(the_task.envs)
+    with process.starting(name):
+        task.limits(the_task.envs)
+        store.free_port(port)
+    output.say(f"Rehearsing {the_task.path} with vLLM {the_task.vllm_version}")
+    venv, model = _engine(the_task.vllm_version)
+    _run(the_task, venv, model, name, port, keep)
+    if keep:
+        output.say(f"It is left running: it {end}.")
+        common.say_next(name)
+
+
+def _engine(version: str) -> tuple[Path, Path]:
+    """The environment of the engine, and the checkpoint of the model that it is to serve."""
+    from pixtral_sky.rehearsal import checkpoint, engine
+
     started = time.monotonic()
     venv = engine.ensure(version)
     output.done("engine", time.monotonic() - started)
     with output.phase("checkpoint: tiny, random, real tokenizer"):
-        model = checkpoint.tiny(venv)
+        return venv, checkpoint.tiny(venv)
+
+
+def _run(the_task: Task, venv: Path, model: Path, name: str, port: int | None, keep: bool) -> None:
+    """Start it, ask it, and stop it unless it is to be kept."""
+    from pixtral_sky.deploy import rehearsals, store
+    from pixtral_sky.deploy.resolve import endpoint_of
+    from pixtral_sky.rehearsal import process
+
     started = time.monotonic()
     with process.starting(name):  # again: making the engine may have taken minutes
         deployment = process.start(the_task, venv, model, name, store.free_port(port))
@@ -78,17 +95,7 @@ def rehearse(
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
             with output.phase("stopping"):
-                process.stop(deployment)
-    if keep:
-        idle = the_task.envs.get("IDLE_MINUTES", "0")
-        output.say(
-            f"It runs on, and ends itself after {idle} minutes without a request."
-            if idle != "0"
-            else "It runs on."
-        )
-        this, it = ("", "") if name == DEFAULT_NAME else (f" -n {name}", f" {name}")
-        commands = (f"ask{this} picture.jpg", f"endpoint{this} --env", f"down{it}")
-        output.say("Next:  " + "   |   ".join(f"pixtral-sky {command}" for command in commands))
+                rehearsals.stop(deployment)
 
 
 def _ask_about_two_pictures(target: Endpoint) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.cli import common
+from pixtral_sky.cli import common, options
 
 if TYPE_CHECKING:
     from pixtral_sky.deploy.status import Row
@@ -18,8 +17,8 @@ WATCH_SECONDS = 10.0
 
 
 def status(
-    name: Annotated[str | None, typer.Argument(help="Only this one.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    name: options.Only = None,
+    as_json: options.Json = False,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Again every 10 s, until Ctrl-C; keeps services awake.")
     ] = False,
@@ -28,14 +27,14 @@ def status(
 
     Everything that is known here or to SkyPilot is asked, with its key.
     """
-    from pixtral_sky.deploy import status as overview
+    from pixtral_sky.deploy import backend
 
     while True:
-        rows, trouble = overview.rows(name)
+        rows, trouble = backend.rows(name)
         for text in trouble:
             output.warn(text)
         if as_json:
-            output.data(json.dumps([vars(row) for row in rows], indent=None if watch else 1))
+            output.document([vars(row) for row in rows], indent=None if watch else 1)
         elif rows:
             _table(rows)
         elif not trouble:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import signal
-from typing import Annotated
-
-import typer
 
 from pixtral_sky import output
+from pixtral_sky.cli import options
 from pixtral_sky.deploy.store import DEFAULT_NAME
 
 
-def tunnel(
-    name: Annotated[str, typer.Argument(help="The deployment.")] = DEFAULT_NAME,
-) -> None:
+def tunnel(name: options.Deployment = DEFAULT_NAME) -> None:
     """Hold the way to a private deployment open until Ctrl-C, for curl and other clients.
 
     pixtral-sky's own commands open it by themselves.

@@ -76,8 +76,8 @@ def has_own_needs(envs: Mapping[str, Any]) -> bool:
 
 
 def _check_fit(gpu: str, count: int, envs: Mapping[str, Any]) -> None:
-    length = task.number(envs, "MAX_MODEL_LEN", 0) or None  # None: the script's own choice
-    images = task.number(envs, "MAX_IMAGES", memory.DEFAULT_IMAGES)
+    most, images = task.limits(envs)
+    length = most if most > 0 else None  # None: the script's own choice
     precision = str(envs.get("PRECISION") or memory.PRECISIONS[0])
     try:
         why = memory.why_not(gpu, count, length, images, precision)
@@ -182,7 +182,7 @@ def choose(
             try:
                 if name not in prices.OWN:
                     priced += limit.within(there)
-                elif not there.ports or opens_ports(there):
+                elif not there.ports or skypilot.opens_ports(there.cloud, there):
                     own.setdefault(name, []).append(there)
             except Exception as error:  # a broken catalog raises anything
                 failed[name] = f"{name} is left out: {prices.why(error)}."
@@ -220,15 +220,6 @@ def per_cloud(sky: Any, resources: Iterable[Any], enabled: Sequence[str]) -> Ite
         for cloud in [each.cloud] if each.cloud else map(sky.CLOUD_REGISTRY.from_str, names):
             # Not every cloud has each of them, which SkyPilot would say in a line each.
             yield each.copy(cloud=cloud, no_missing_accel_warnings=True)
-
-
-def opens_ports(resources: Any) -> bool:
-    """Whether their cloud opens ports. Slurm never does."""
-    from sky import clouds
-
-    if isinstance(resources.cloud, clouds.Kubernetes):  # ssh, too
-        return True  # asking it means asking the cluster, and it depends on how that is set up
-    return skypilot.opens_ports(resources.cloud, resources)
 
 
 @dataclass(frozen=True)

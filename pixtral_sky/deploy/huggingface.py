@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 
 from pixtral_sky import __version__
 from pixtral_sky.errors import HubError
+from pixtral_sky.text import os_reason
 
 HUB = "https://huggingface.co"
 WAIT_SECONDS = 10  # for the connection, and for the answer
@@ -35,7 +36,7 @@ def token(environ: Mapping[str, str] = os.environ) -> str:
         except (FileNotFoundError, NotADirectoryError):
             return ""
         except (OSError, ValueError) as error:  # ValueError: no text, or a NUL in the path
-            why = getattr(error, "strerror", None) or "it is no text"
+            why = os_reason(error, "it is no text")
             raise HubError(
                 f"The Hugging Face token in {path} cannot be read: {why}.", "Or: export HF_TOKEN=..."
             ) from None

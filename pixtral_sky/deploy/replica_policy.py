@@ -60,6 +60,23 @@ def scaled(config: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, An
     return made
 
 
+def with_replicas(
+    config: Mapping[str, Any], wanted: str | None, target_qps: float | None, spot: bool
+) -> Mapping[str, Any]:
+    """A service file with as many replicas as are ``wanted``, as for --replicas; else as it is."""
+    section = config.get("service")
+    if not isinstance(section, dict) or not (wanted or target_qps is not None or spot):
+        return config
+    if not isinstance(given := _policy(section), dict):
+        return config  # `check` refuses it
+    low: Any = given.get("min_replicas", 1)
+    high: Any = given.get("max_replicas", low)
+    if wanted:
+        low, high = replicas(wanted)
+    target = given.get("target_qps_per_replica") if target_qps is None else target_qps
+    return scaled(config, policy(low, high, target, spot))
+
+
 def check(config: Mapping[str, Any], key: str) -> list[str]:
     """What a person must know of a service file before it costs money; ``key`` is what it will be given.
 
@@ -88,12 +105,16 @@ def check(config: Mapping[str, Any], key: str) -> list[str]:
             "'autostop' takes the machines of a service down one by one, and SkyServe replaces them.",
             "Remove it from 'resources:'. To have none while nobody asks: --replicas 0..8",
         )
-    # SkyPilot's short form: as many at all times.
-    policy = service.get("replica_policy") or {"min_replicas": service.get("replicas", 1)}
+    policy = _policy(service)
     if not isinstance(policy, dict):
         raise UsageError("'replica_policy:' is a mapping.")
     _check_policy(policy)
     return _warnings(policy)
+
+
+def _policy(service: Mapping[str, Any]) -> Any:
+    """The policy of a file's `service:`; SkyPilot's short form is as many at all times."""
+    return service.get("replica_policy") or {"min_replicas": service.get("replicas", 1)}
 
 
 def _check_policy(policy: Mapping[str, Any]) -> None:

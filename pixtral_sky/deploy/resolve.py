@@ -3,41 +3,53 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 from pixtral_sky.client.endpoint import Endpoint, base_url
-from pixtral_sky.deploy.store import DEFAULT_NAME, Cluster, Deployment, Rehearsal, known, recall
-from pixtral_sky.deploy.tunnel import Tunnel
-from pixtral_sky.errors import NoEndpoint
+from pixtral_sky.deploy.store import DEFAULT_NAME, Deployment, known, recall
+from pixtral_sky.errors import NoEndpoint, UsageError
+
+KEY = r"[A-Za-z0-9._~+/=-]*"  # the characters of a key, as templates/check.sh has them
 
 
 def endpoint_of(deployment: Deployment) -> Endpoint:
     """The endpoint of a deployment. Raises NoEndpoint when it has ended, or has none yet."""
-    name = deployment.name
-    if isinstance(deployment, Rehearsal) and not deployment.is_running():
-        raise NoEndpoint(
-            f"The rehearsal {name!r} has ended (its log: {deployment.log}).",
-            f"Start it again: pixtral-sky rehearse --keep --name {name}",
-        )
+    deployment.check_running()
     if not deployment.url:
-        raise NoEndpoint(f"{name!r} has no endpoint yet.", f"What it does: pixtral-sky status {name}")
+        raise NoEndpoint(
+            f"{deployment.name!r} has no endpoint yet.",
+            f"What it does: pixtral-sky status {deployment.name}",
+        )
     return Endpoint(
         deployment.url,
         deployment.key,
         max_model_len=deployment.max_model_len if deployment.max_model_len > 0 else None,
         max_images=deployment.max_images,
-        origin=name,
-        tunnel=tunnel_of(deployment),
+        origin=deployment.name,
+        tunnel=deployment.tunnel(),
     )
 
 
-def tunnel_of(deployment: Deployment | None) -> Tunnel | None:
-    """The tunnel of a private cluster that has an address; None for all others."""
-    if not isinstance(deployment, Cluster) or not deployment.private or not deployment.url:
-        return None
-    return Tunnel(deployment.name, urlsplit(deployment.url).port or 0, deployment.port)
+def check_key(key: str, hint: str) -> None:
+    """Raise UsageError for a key that the script does not take (templates/check.sh)."""
+    if not re.fullmatch(KEY, key):
+        raise UsageError("PIXTRAL_API_KEY has characters that a key cannot have.", hint)
+
+
+def new_key() -> str:
+    import secrets  # it takes a while, and `ask` makes none
+
+    return secrets.token_urlsafe(32)
+
+
+def key_for(name: str) -> str:
+    """The key of a launch: of the environment, else that of before, else a new one. Raises UsageError."""
+    old = recall(name)
+    key = key_of_environment() or (old.key if old and not old.has_ended() else "") or new_key()
+    check_key(key, "Unset it to have one made: unset PIXTRAL_API_KEY")
+    return key
 
 
 def key_of_environment(environ: Mapping[str, str] = os.environ) -> str:

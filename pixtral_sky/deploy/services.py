@@ -1,4 +1,7 @@
-"""Services on SkyServe: replicas behind one balancer; brought up, looked at, updated and taken down."""
+"""Services on SkyServe: replicas behind one balancer; looked at, followed and taken down.
+
+A `backend.Backend`. They are brought up and updated by ``serve``.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +10,26 @@ import io
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pixtral_sky import output
 from pixtral_sky.client.endpoint import Endpoint
-from pixtral_sky.deploy import candidates, clusters, prices, task
-from pixtral_sky.deploy import store as state
-from pixtral_sky.deploy.resolve import endpoint_of
-from pixtral_sky.deploy.skypilot import Voice, hide, sky_sdk, voice
+from pixtral_sky.deploy import clusters, skypilot, status, store, task
+from pixtral_sky.deploy.clusters import Record
+from pixtral_sky.deploy.resolve import key_of_environment
+from pixtral_sky.deploy.skypilot import SkyOutput, hide, infra, sky_sdk, task_of
+from pixtral_sky.deploy.status import Row
 from pixtral_sky.deploy.store import Service
-from pixtral_sky.errors import (
-    EndpointError,
-    NoEndpoint,
-    PixtralSkyError,
-    SkyError,
-    Untrusted,
-    UsageError,
-)
+from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
 
+kind, at_skypilot = Service, True
 POLL_SECONDS = 5.0
-PATIENCE = 3  # looks in a row that fail, in a wait of half an hour, before it is given up
-BALANCER_SECONDS = 120.0  # to learn of a replica that is ready: it asks the controller every 20
 REGISTER_SECONDS = 30.0  # for a service to appear whose bringing up was cancelled half-way
 DOWN_SECONDS = 900.0
 CONTROLLER = "sky-serve-controller-"  # what the name of SkyServe's own machine begins with
-# States of a service that is never ready again.
-ENDED = ("SHUTTING_DOWN", "CONTROLLER_FAILED", "FAILED_CLEANUP")
-
-
-class GivenUp(SkyError):
-    """Every replica that was waited for has failed."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,7 @@ class ServiceRecord:
     """A service as SkyServe has it."""
 
     name: str
-    status: str  # CONTROLLER_INIT, READY, NO_REPLICA (also while the first ones start), or one of ENDED
+    status: str  # CONTROLLER_INIT, READY, NO_REPLICA (also while the first ones start), or one of serve.ENDED
     url: str  # of the balancer; empty while it has none
     uptime: float | None  # seconds since it was first ready
     target: int | None  # replicas that the autoscaler wants
@@ -85,7 +76,7 @@ class ServiceRecord:
     @property
     def ours(self) -> bool:
         """Whether that file is one of this project."""
-        return "PIXTRAL_API_KEY" in (self.task.get("secrets") or {})
+        return task.is_ours(self.task)
 
     @property
     def ready(self) -> int:
@@ -114,216 +105,13 @@ class ServiceRecord:
         return None if None in prices else sum(filter(None, prices))
 
 
-@dataclass(frozen=True)
-class Controller:
-    """The machine of SkyServe's controller and balancers."""
-
-    name: str
-    status: str  # as of a cluster
-    infra: str
-    hourly: float | None  # USD; None when SkyPilot knows no price
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A service that can be brought up, or updated."""
-
-    task: Any  # sky.Task
-    service: Service  # what will be remembered of it
-    before: Service | None  # what was
-    running: ServiceRecord | None  # what it updates
-    replaces: bool  # whether there are other machines after it; else only their number changes
-    max_price: float | None = None  # USD an hour, for the machine of one replica
-    said: tuple[str, ...] = ()  # what a person is told of its candidates
-    warned: tuple[str, ...] = ()
-
-
-def prepare(
-    name: str,
-    config: Mapping[str, Any],
-    *,
-    key: str,
-    token: str,
-    infra: str | None = None,
-    gpus: str | None = None,
-    spot: bool | None = None,
-    max_price: float | None = None,
-) -> Plan:
-    """The service of ``config``, a service file as data, under ``name``; ``max_price`` is of one replica.
-
-    Raises UsageError when it cannot be brought up as it is.
-    """
-    old = state.recall(name)
-    before = old if isinstance(old, Service) else None
-    ended = isinstance(old, state.Rehearsal) and not old.is_running()
-    if old and not before and not ended:
-        raise UsageError(f"{name!r} is a {old.kind}.", f"Take another --name, or: pixtral-sky down {name}")
-    if any(each.ours for each in clusters.records([name])):
-        raise UsageError(f"{name!r} is a cluster.", f"Take another --name, or: pixtral-sky down {name}")
-    hide(key, token)
-    secrets = {"PIXTRAL_API_KEY": key} | ({"HF_TOKEN": token} if token else {})
-    with sky_sdk(silent=True) as sky:
-        running = _find(sky, name)
-        made = clusters.made_task(sky, config, secrets, infra=infra, gpus=gpus, spot=spot)
-        if running and not running.ours and not before:
-            raise UsageError(f"{name!r} is a service with something else on it.", "Take another --name")
-        policy = made.service
-        chosen = candidates.choose(
-            sky,
-            made.resources,
-            clusters.enabled_for(sky, made.resources),
-            max_price,
-            fallback=bool(policy.dynamic_ondemand_fallback or policy.base_ondemand_fallback_replicas),
-        )
-        made.set_resources(type(made.resources)(chosen.resources))
-        sky.serve.validate_service_task(made, pool=False)  # as the server does, after all the questions
-        replaces = running is None or _machines(made.to_yaml_config()) != _machines(running.task)
-    envs = config.get("envs") or {}
-    service = Service(
-        name=name,
-        url=(running.url or (before.url if before else "")) if running else "",
-        key=key,
-        max_model_len=task.number(envs, "MAX_MODEL_LEN", -1),
-        max_images=task.number(envs, "MAX_IMAGES", 4),
-        created=before.created if before and running else time.time(),
-        request=before.request if before else "",
-    )
-    return Plan(made, service, before, running, replaces, max_price, chosen.said, chosen.warned)
-
-
-def _machines(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a task is about its machines: where two versions have the same of it, SkyServe keeps them."""
-    from sky.utils import resources_utils
-
-    # As replica_managers.update_version() has it: candidates come in any order.
-    resources = dict(config.get("resources") or {})
-    candidates = resources_utils.normalize_any_of_resources_config(resources.pop("any_of", []))
-    same = {
-        name: value
-        for name, value in config.items()
-        if name not in ("service", "pool", "resources", "_user_specified_yaml")
-    }
-    return {**same, "resources": resources, "candidates": candidates}
-
-
-def up(plan: Plan) -> Service:
-    """Bring it up, and remember it; returns when its controller runs, and has an address."""
-    service = plan.service
-    state.remember(service)  # the key, before anything is locked with it
-    with sky_sdk(silent=True) as sky:  # it shows its candidates once more
-        request = sky.serve.up(plan.task, service.name)
-    service = replace(service, request=str(request))
-    state.remember(service)
-    with sky_sdk() as sky:
-        _, url = sky.stream_and_get(request, output_stream=voice)
-    service = replace(service, url=_url(url))
-    state.remember(service)
-    return service
-
-
-def update(plan: Plan, blue_green: bool) -> tuple[Service, int]:
-    """Have its replicas replaced; returns with the number of the new version when SkyServe has begun."""
-    service = plan.service
-    state.remember(service)  # the key, which may be another one
-    try:
-        with sky_sdk(silent=True) as sky:
-            mode = sky.serve.UpdateMode.BLUE_GREEN if blue_green else sky.serve.UpdateMode.ROLLING
-            request = sky.serve.update(plan.task, service.name, mode)
-        service = replace(service, request=str(request))
-        state.remember(service)
-        with sky_sdk() as sky:
-            sky.stream_and_get(request, output_stream=voice)
-            record = _find(sky, service.name)  # SkyServe's answer does not say the version
-    except SkyError:
-        keep(plan)
-        raise
-    return service, record.version if record else 0
-
-
-def keep(plan: Plan) -> None:
-    """It has come to nothing: what was remembered before is so again, with its own key."""
-    if plan.before:
-        state.remember(plan.before)
-    else:
-        state.forget(plan.service.name)
-
-
-def follow(service: Service, version: int = 0) -> Iterator[str]:
-    """Names each phase as it begins, until one of ``version`` or later is ready and the balancer answers.
-
-    An update is over when all that serve are of it; a service that nobody asks has no replica to wait for.
-    Raises GivenUp when every such replica is, and SkyError when the service has ended.
-    """
-    name, last, failures, ready_since = service.name, "", 0, 0.0
-    while True:
-        try:
-            record = next(iter(records([name])), None)
-            failures = 0
-        except SkyError:
-            failures += 1
-            if failures == PATIENCE:
-                raise
-            time.sleep(POLL_SECONDS)
-            continue
-        if record is None:
-            raise SkyError(f"The service {name!r} is gone.", "What there is: pixtral-sky serve status")
-        if record.status in ENDED:
-            raise SkyError(f"The service {name!r} is {record.status}.", f"Why: pixtral-sky serve logs {name}")
-        new = [each for each in record.replicas if each.version >= version]
-        older = [each for each in record.replicas if each.version < version and each.status == "READY"]
-        if new and all(each.failed for each in new):
-            raise GivenUp(
-                f"Every {'new ' if version else ''}replica of {name!r} has failed ({new[0].status}).",
-                f"Why: pixtral-sky serve logs {name} --replica {new[0].number}",
-            )
-        if record.asleep:
-            return
-        if any(each.status == "READY" for each in new) and not older:
-            try:
-                clusters.reach(endpoint_of(remembered(record)))
-                return
-            except Untrusted as error:  # it is up, and no waiting helps
-                raise SkyError(f"{name!r} is up, but {error.what}", error.hint) from error
-            except (EndpointError, NoEndpoint) as error:
-                problem = error.what.rstrip(".")
-            ready_since = ready_since or time.monotonic()
-            if time.monotonic() - ready_since > BALANCER_SECONDS:
-                raise SkyError(
-                    f"A replica of {name!r} is ready, but not its balancer: {problem}.",
-                    f"Why: pixtral-sky serve logs {name} --balancer",
-                )
-        else:
-            ready_since = 0.0
-        phase = _phase(new, bool(older))
-        if phase != last:
-            last = phase
-            yield phase
-        time.sleep(POLL_SECONDS)
-
-
-def _phase(new: list[Replica], older: bool) -> str:
-    """How far the replica is that is ahead of the others."""
-    for status, words in (
-        ("READY", "the older replicas are retired" if older else "the balancer learns of it"),
-        ("NOT_READY", "a replica is not ready any more"),
-        ("STARTING", "a replica sets up, downloads and starts"),
-        ("PROVISIONING", "a machine for a replica"),
-    ):
-        if any(each.status == status for each in new):
-            return words
-    return "the controller plans"
-
-
-# Looking ---------------------------------------------------------------------------------------------------
-
-
 def records(names: list[str] | None = None) -> list[ServiceRecord]:
     """The services of those names that SkyServe has, or all of them. None, when it has no controller."""
     with sky_sdk(silent=True) as sky:
         return _records(sky, names)
 
 
-def _find(sky: Any, name: str) -> ServiceRecord | None:
+def find(sky: Any, name: str) -> ServiceRecord | None:
     return next(iter(_records(sky, [name])), None)
 
 
@@ -351,19 +139,16 @@ def _controllers(sky: Any) -> list[Any]:
 
 
 def _record(given: Mapping[str, Any]) -> ServiceRecord:
-    from sky.utils import yaml_utils  # its loader is many times as fast as yaml's own
-
     replicas = [_replica(each) for each in given.get("replica_info") or []]
     first_ready = given.get("uptime")  # which is no duration, whatever SkyPilot's documentation says
-    made_by = yaml_utils.safe_load(given.get("yaml_content") or "")
-    made_by = made_by if isinstance(made_by, dict) else {}
+    made_by = task_of(given.get("yaml_content"))
     secrets = made_by.get("secrets")
     # SkyServe's log quotes them.
     hide(*(str(each) for each in (secrets.values() if isinstance(secrets, dict) else ()) if each))
     return ServiceRecord(
         name=given["name"],
         status=given["status"].value,
-        url=_url(given.get("endpoint")),
+        url=url_of(given.get("endpoint")),
         uptime=time.time() - first_ready if first_ready else None,
         target=given.get("target_num_replicas"),
         policy=given.get("policy") or "",
@@ -375,7 +160,6 @@ def _record(given: Mapping[str, Any]) -> ServiceRecord:
 
 
 def _replica(given: Mapping[str, Any]) -> Replica:
-    cloud, region = (given.get("cloud") or "").lower(), given.get("region") or ""
     # SkyPilot's server keeps the handle back, but: 1x[spot](gpus=L4:2, cpus=24, mem=96, g2-standard-24, ...)
     resources = (given.get("resources_str_full") or "").partition("(")[2].rstrip(")")
     words = [word for word in resources.split(", ") if word]
@@ -383,26 +167,26 @@ def _replica(given: Mapping[str, Any]) -> Replica:
         number=given["replica_id"],
         status=given["status"].value,
         detail=given.get("status_detail") or "",
-        infra="/".join(filter(None, [cloud, region.removeprefix("ssh-") if cloud == "ssh" else region])),
+        infra=infra(given.get("cloud"), given.get("region")),
         gpus=next((word.removeprefix("gpus=") for word in words if word.startswith("gpus=")), ""),
         machine=next((word for word in words if re.fullmatch(r"[\w.-]+", word)), ""),
         spot=bool(given.get("is_spot")),
         version=given["version"],
         launched=given.get("launched_at"),
         hourly=None,
-        url=_url(given.get("endpoint")),
+        url=url_of(given.get("endpoint")),
     )
 
 
-def _url(address: str | None) -> str:
-    """SkyServe's words for an address, as a URL. It may be missing, and it may be the word None in one."""
+def url_of(address: str | None) -> str:
+    """An address of SkyServe as a URL, or empty: it may be missing, or contain the word None."""
     if not address or address in ("-", "None") or address.endswith("://None"):
         return ""
     return address if "://" in address else f"http://{address}"
 
 
 def priced(found: list[ServiceRecord]) -> list[ServiceRecord]:
-    """The same, with the price of each replica that SkyPilot's catalogs have one for."""
+    """The services with the price of each replica, where SkyPilot's catalogs have one."""
     prices: dict[tuple[str, str], list[Any]] = {}
 
     def price(replica: Replica) -> float | None:
@@ -434,58 +218,9 @@ def priced(found: list[ServiceRecord]) -> list[ServiceRecord]:
     ]
 
 
-def check_price(plan: Plan) -> None:
-    """Raises SkyError when a replica costs more than it may: SkyPilot's server has other prices."""
-    if plan.max_price is None:
-        return
-    name = plan.service.name
-    (record,) = priced(records([name]))
-    if unknown := [each for each in record.replicas if each.live and each.launched and each.hourly is None]:
-        places = dict.fromkeys(
-            each.infra for each in unknown if each.infra.partition("/")[0] not in prices.OWN
-        )
-        if places:
-            output.warn(
-                f"No price is known of replicas in {', '.join(places)}: they may be more than"
-                f" ${plan.max_price:.2f} an hour. Look: pixtral-sky serve status {name}"
-            )
-    most = plan.max_price + clusters.CENT
-    if dear := [each for each in record.replicas if each.live and each.hourly and each.hourly > most]:
-        one = dear[0]
-        raise SkyError(
-            f"Replica {one.number} of {name!r} ({one.machine}, {one.infra}) costs ${one.hourly:.2f} an hour,"
-            f" not ${plan.max_price:.2f}.",
-            f"Take it down: pixtral-sky serve down {name}",
-        )
-
-
-def keep_to_price(plan: Plan) -> None:
-    """The same of a new service, which is taken down then."""
-    try:
-        check_price(plan)
-    except SkyError as error:
-        down(plan.service.name)
-        raise SkyError(f"{error.what} The service was taken down.") from error
-
-
-def controller() -> Controller | None:
-    """SkyServe's own machine, with its price; None when there is none."""
-    with sky_sdk(silent=True) as sky:
-        found = next(iter(_controllers(sky)), None)
-        if not found:
-            return None
-        cost: Mapping[str, Any] = {}
-        with contextlib.suppress(Exception):  # it is shown without its price too
-            costs = sky.get(sky.cost_report())
-            cost = next(each for each in costs if each.get("cluster_hash") == found.cluster_hash)
-    spent, seconds = cost.get("total_cost"), cost.get("duration")
-    runs = found.status.value != "STOPPED"
-    return Controller(
-        found.name,
-        found.status.value,
-        "/".join(filter(None, [(found.cloud or "").lower(), found.region])),
-        spent * 3600 / seconds if runs and spent is not None and seconds else None,
-    )
+def controller() -> Record | None:
+    """The machine of SkyServe's controller and balancers, if it is there."""
+    return next((each for each in clusters.controllers() if each.name.startswith(CONTROLLER)), None)
 
 
 def qps(name: str) -> float | None:
@@ -505,7 +240,7 @@ def problem(service: Service, record: ServiceRecord) -> str:
     It is asked only where a replica is ready: to the autoscaler, every request is one that wants a replica.
     """
     if record.ready and service.url:
-        return clusters.problem(service)
+        return status.problem(service)
     if record.asleep:
         return "it has no replica, and the next request calls one"
     if record.state == "failed":
@@ -514,51 +249,138 @@ def problem(service: Service, record: ServiceRecord) -> str:
 
 
 def problem_of(replica: Replica, key: str) -> str:
-    """Why a replica is not ready, from itself: its answer to the very request of SkyServe's probe."""
+    """Why a replica is not ready: its own answer to the request of SkyServe's probe."""
     if not replica.url or replica.status not in ("STARTING", "NOT_READY"):
         return replica.detail
     try:
-        return clusters.problem_at(Endpoint(replica.url, key))
+        return status.problem_at(Endpoint(replica.url, key))
     except PixtralSkyError as error:  # the key is none
         return error.what
 
 
 def remembered(record: ServiceRecord, key: str = "") -> Service:
-    """What is remembered of a service, with its address as it is now.
+    """Remember a service with its current address.
 
-    One that was not brought up from here is so from now on. ``key`` is for one whose key is not known.
+    ``key`` is for a service that was not brought up from here: its key is not known.
     """
-    known = state.recall(record.name)
-    if isinstance(known, Service):
+    known = store.recall_as(record.name, Service)
+    if known:
         theirs = key and not known.request  # nobody here has made its key
         service = replace(known, url=record.url or known.url, key=key if theirs else known.key)
     else:
-        envs = record.task.get("envs") or {}
-        service = Service(
-            name=record.name,
-            url=record.url,
-            key=key,
-            max_model_len=task.number(envs, "MAX_MODEL_LEN", -1),
-            max_images=task.number(envs, "MAX_IMAGES", 4),
-            created=time.time() - (record.uptime or 0),
-            request="",
-        )
+        limits, begun = task.limits(record.task.get("envs") or {}), time.time() - (record.uptime or 0)
+        service = Service(record.name, record.url, key, *limits, begun, request="")
     if service != known:
-        state.remember(service)
+        store.remember(service)
     return service
 
 
-def is_ours(record: ServiceRecord) -> bool:
-    """Whether it is a service of this project, and its name is that of nothing else here."""
+def locate(name: str, key: str) -> bool:
+    ours = [each for each in records([name]) if store.is_ours(each, Service) and each.url]
+    for each in ours:
+        remembered(each, key)
+    return bool(ours)
+
+
+def row(name: str, one: Service | None, record: ServiceRecord | None, asked: bool) -> Row:
+    state = record.state if record else "ended" if asked else "unknown"
+    if not record and one and clusters.is_launching(one.request):
+        state = "launching"
+    why = {
+        "ended": "SkyServe has it no longer: taken down",
+        "launching": "it is being brought up",
+    }.get(state, "")
+    if record:
+        (record,) = priced([record])
+        one, why = _asked(record, one)
+        why = f"{why} (pixtral-sky serve status {name})" if why else ""
+    elif one and not why:
+        why = status.problem(one)
+    replicas = record.replicas if record else ()
+    return Row(
+        name,
+        Service.kind,
+        f"{state}, {record.ready}/{len(replicas)}" if record else state,
+        infra=", ".join(sorted({each.infra for each in replicas} - {""})),
+        gpus=", ".join(sorted({f"{each.gpus}{' spot' * each.spot}" for each in replicas if each.gpus})),
+        age=time.time() - one.created if one else None,
+        hourly=record.hourly if record else None,
+        endpoint=one.url if one else "",
+        answers=not why,
+        problem=why,
+    )
+
+
+def _asked(record: ServiceRecord, service: Service | None = None) -> tuple[Service | None, str]:
+    """The service, remembered with its address as it is now, and why it does not answer."""
     try:
-        known = state.recall(record.name)
-    except PixtralSkyError:  # a damaged file is no reason not to show what costs money
-        return record.ours
-    return isinstance(known, Service) or (record.ours and known is None)
+        service = remembered(record, key_of_environment())
+        return service, problem(service, record)
+    except PixtralSkyError as error:  # the others are shown all the same
+        return service, str(error)
 
 
-class _Log(Voice):
-    """SkyServe's log on its way to stdout. It quotes whole task files, those of older versions too."""
+def document(record: ServiceRecord) -> dict[str, Any]:
+    """All that is to be known of it, for --json. Each replica that is not ready is asked why."""
+    service, why = _asked(record)
+
+    def of_replica(replica: Replica) -> str:
+        if replica.failed:
+            return f"pixtral-sky serve logs {record.name} --replica {replica.number}"
+        return problem_of(replica, service.key if service else "")
+
+    # Each may take 10 s to say nothing.
+    with ThreadPoolExecutor(8) as pool:
+        problems = list(pool.map(of_replica, record.replicas))
+    return {
+        "name": record.name,
+        "status": record.status,
+        "state": record.state,
+        "endpoint": service.url if service else record.url,
+        "answers": not why,
+        "problem": why,
+        "ready": record.ready,
+        "target": record.target,
+        "policy": record.policy,
+        "qps": qps(record.name),
+        "version": record.version,
+        "versions": list(record.versions),
+        "uptime": record.uptime,
+        "hourly": record.hourly,
+        "replicas": [
+            {**vars(each), "problem": problem}
+            for each, problem in zip(record.replicas, problems, strict=True)
+        ],
+    }
+
+
+def documents(name: str | None) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """All services, or that one, and their controller, for --json. Raises NoEndpoint: there is none."""
+    known = None
+    if name:
+        store.check_name(name)
+        known = store.recall_as(name, Service)
+    found = records([name] if name else None) if skypilot.was_used() else []
+    if name and not found:
+        if known and clusters.is_launching(known.request):
+            raise SkyError(f"{name!r} is being brought up.", f"Stop that: pixtral-sky serve down {name}")
+        if known:
+            raise SkyError(f"SkyServe has {name!r} no longer.", f"Forget it: pixtral-sky serve down {name}")
+        raise NoEndpoint(f"There is no service named {name!r}.", "What there is: pixtral-sky serve status")
+    ours = priced([each for each in found if store.is_ours(each, Service)])
+    if name and not ours:
+        raise NoEndpoint(
+            f"The service {name!r} at SkyServe is none of this project.", f"sky serve status {name}"
+        )
+    machine = controller() if ours else None
+    if not machine:
+        return [document(each) for each in ours], None
+    about = {"name": machine.name, "status": machine.status, "infra": machine.infra}
+    return [document(each) for each in ours], {**about, "hourly": machine.hourly_now}
+
+
+class _Log(SkyOutput):
+    """SkyServe's log, which quotes whole task files, older versions too: without their secrets."""
 
     def write(self, text: str) -> int:
         hidden = re.sub(
@@ -568,7 +390,7 @@ class _Log(Voice):
         return len(text)
 
 
-def logs(name: str, *, replica: int | None, balancer: bool, follow: bool, lines: int) -> None:
+def logs(name: str, *, follow: bool, lines: int, replica: int | None = None, balancer: bool = False) -> None:
     """Write the log of a replica, of the balancer or, without these, of the controller to stdout."""
     if replica is not None and balancer:
         raise UsageError("A log is that of a replica, or of the balancer.", "Leave one of both out.")
@@ -578,7 +400,7 @@ def logs(name: str, *, replica: int | None, balancer: bool, follow: bool, lines:
     out = _Log(sys.stdout)
     with sky_sdk() as sky:
         # Its own answer to an unknown name is a log that is empty.
-        if not _find(sky, name):
+        if not find(sky, name):
             raise NoEndpoint(
                 f"There is no service named {name!r}.", "What there is: pixtral-sky serve status"
             )
@@ -592,10 +414,24 @@ def logs(name: str, *, replica: int | None, balancer: bool, follow: bool, lines:
         )
 
 
-# Taking down -----------------------------------------------------------------------------------------------
+def down(name: str) -> str:
+    one = store.recall_as(name, Service)
+    if not one:
+        record = next(iter(records([name])), None) if skypilot.was_used() else None
+        if not record:
+            return ""
+        if not record.ours:
+            raise UsageError(f"{name!r} is a service with something else on it.", f"sky serve down {name}")
+    with output.phase(f"taking {name} down"):
+        was_there = take_down(name, one.request if one else "")
+    if one:
+        store.forget(name)
+    if was_there:
+        return f"{name} is down: SkyPilot has no replica of it left."
+    return f"{name} was gone already; it is forgotten."
 
 
-def down(name: str, request: str = "") -> bool:
+def take_down(name: str, request: str = "") -> bool:
     """Take a service down, and its controller when it was the last; return when SkyPilot has both no longer.
 
     ``request`` is a bringing up that may still be on its way. Returns whether there was one.
@@ -603,11 +439,11 @@ def down(name: str, request: str = "") -> bool:
     """
     with sky_sdk(silent=True) as sky:
         cancelled = bool(request) and clusters.cancel(sky, request)
-        found = _find(sky, name)
+        found = find(sky, name)
         deadline = time.monotonic() + REGISTER_SECONDS
         while cancelled and not found and time.monotonic() < deadline:  # the controller may have it already
             time.sleep(POLL_SECONDS)
-            found = _find(sky, name)
+            found = find(sky, name)
         if found:
             _check_alone(sky, name)
             sky.get(sky.serve.down(name))
@@ -637,10 +473,20 @@ def _check_alone(sky: Any, name: str) -> None:
 
 def _wait_until_gone(sky: Any, name: str) -> None:
     deadline = time.monotonic() + DOWN_SECONDS
-    while left := _find(sky, name):  # SkyServe answers before the machines are gone
+    while left := find(sky, name):  # SkyServe answers before the machines are gone
         if left.status in ("FAILED_CLEANUP", "CONTROLLER_FAILED") or time.monotonic() > deadline:
             raise SkyError(
                 f"{name!r} is {left.status}: machines of it may still be there.",
                 f"Look at your cloud, then: sky serve down {name} --purge",
             )
         time.sleep(POLL_SECONDS)
+
+
+def leftover(machine: Record) -> str:
+    """What SkyServe's controller costs that is left, and for what it is."""
+    others = ""
+    with contextlib.suppress(SkyError):  # it costs money also where it cannot be asked
+        others = ", ".join(each.name for each in records())
+    if others:
+        return f"SkyPilot's {machine.name} stays {machine.status}{machine.price}, for: {others}."
+    return clusters.leftover(machine)

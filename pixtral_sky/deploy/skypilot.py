@@ -1,4 +1,4 @@
-"""The door to SkyPilot, and to its SDK: nothing of sky is imported but inside of `sky_sdk`.
+"""The only use of SkyPilot's SDK: `sky` is imported inside `sky_sdk` alone.
 
 https://docs.skypilot.co/en/latest/reference/api.html, skypilot 0.14.1. What SkyPilot says on the way is
 passed on to stderr, without the secrets that it was given; what it raises becomes a SkyError.
@@ -23,9 +23,9 @@ from pixtral_sky.errors import PixtralSkyError, SkyError
 
 
 class NoMachine(SkyError):
-    """No place gives a machine now. ``tried`` are the places, each with its reason.
+    """No cloud or region gives a machine now. ``tried``: each of them with its reason.
 
-    ``later``: one may give it later; else what was asked for is nowhere to be had.
+    ``later``: one may give it later. Otherwise nobody has such a machine.
     """
 
     def __init__(self, what: str, hint: str, tried: tuple[str, ...] = (), later: bool = False) -> None:
@@ -34,8 +34,8 @@ class NoMachine(SkyError):
         self.later = later
 
 
-class Voice(io.TextIOBase):
-    """SkyPilot's own words on their way to a stream; without colours where nobody would see them."""
+class SkyOutput(io.TextIOBase):
+    """A stream for SkyPilot's own output, without secrets, and without colours unless at a terminal."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream  # None: stderr, as it is then
@@ -53,7 +53,7 @@ class Voice(io.TextIOBase):
         return (self.stream or sys.stderr).isatty()
 
 
-voice = Voice()  # to stderr, as stdout is for data
+sky_output = SkyOutput()  # to stderr, as stdout is for data
 _secrets: set[str] = set()  # that SkyPilot was given: its own words may quote them
 
 
@@ -89,10 +89,10 @@ def check_installed() -> None:
 def sky_sdk(silent: bool = False) -> Iterator[Any]:
     """The module ``sky``. Raises SkyError for all that it raises."""
     check_installed()
-    before, voice.silent = voice.silent, silent or output.quiet
+    before, sky_output.silent = sky_output.silent, silent or output.quiet
     try:
         # Its logger keeps the stdout that it meets when it is imported.
-        with contextlib.redirect_stdout(voice):
+        with contextlib.redirect_stdout(sky_output):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 import sky
@@ -104,11 +104,11 @@ def sky_sdk(silent: bool = False) -> Iterator[Any]:
             except Exception as error:
                 raise _explained(error) from error
     finally:
-        voice.silent = before
+        sky_output.silent = before
 
 
 def _explained(error: Exception) -> SkyError:
-    """What SkyPilot raised, in one line, with what helps next."""
+    """SkyPilot's error as one line, with what helps next."""
     import requests
     from sky import exceptions
 
@@ -154,23 +154,23 @@ def _tried(text: str) -> list[str]:
 
 
 def _reason(text: str) -> str:
-    """The cloud's own reason if there is one, else SkyPilot's words without their list of candidates."""
+    """The cloud's own reason, or else SkyPilot's text without its list of candidates."""
     words = " ".join(shown(plain(text)).rpartition("Reason: ")[2].split())
     return re.sub(r" for [{\[].*", "", words)[:300].rstrip(". ")
 
 
 def plain(text: str) -> str:
-    """Without the colours of a terminal."""
+    """``text`` without the colours of a terminal."""
     return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
 
 
 def hide(*secrets: str) -> None:
-    """From now on. A shorter one is no secret, and may be part of any word."""
+    """Show none of these secrets from now on. A shorter one may be part of any word, and is shown."""
     _secrets.update(each for each in secrets if len(each) >= 6)
 
 
 def shown(text: str) -> str:
-    """Without a secret that SkyPilot was given, and without a password in a URL."""
+    """``text`` without the secrets that SkyPilot was given, and without a password in a URL."""
     for secret in _secrets:
         text = text.replace(secret, "***")
     return re.sub(r"://[^/\s@]+@", "://***@", text)
@@ -204,10 +204,27 @@ def enabled_by(sky: Any) -> list[str]:
     return sorted(name.lower() if "/" not in name else name for name in found)
 
 
+def task_of(text: str | None) -> dict[str, Any]:
+    """The task file that SkyPilot keeps of a cluster or a service, as data; empty without one."""
+    from sky.utils import yaml_utils  # its loader is many times as fast as yaml's own
+
+    made = yaml_utils.safe_load(text or "")
+    return made if isinstance(made, dict) else {}
+
+
+def infra(cloud: str | None, region: str | None) -> str:
+    """A cloud and region of SkyPilot, as for --infra: aws/us-east-1, slurm/NAME."""
+    cloud, region = (cloud or "").lower(), region or ""
+    # A pool of ssh machines is the context ssh-POOL inside of SkyPilot.
+    return "/".join(filter(None, [cloud, region.removeprefix("ssh-") if cloud == "ssh" else region]))
+
+
 def opens_ports(cloud: Any, resources: Any) -> bool:
-    """Whether a cloud, as an object of SkyPilot's, opens ports for ``resources`` of it."""
+    """Whether a cloud, as an object of SkyPilot's, opens ports for ``resources`` of it. Slurm never does."""
     from sky import clouds, exceptions
 
+    if isinstance(cloud, clouds.Kubernetes):  # ssh, too
+        return True  # asking it means asking the cluster, and it depends on how that is set up
     try:
         cloud.check_features_are_supported(resources, {clouds.CloudImplementationFeatures.OPEN_PORTS})
     except exceptions.NotSupportedError:
@@ -216,7 +233,7 @@ def opens_ports(cloud: Any, resources: Any) -> bool:
 
 
 def check_file(path: Path | None = None) -> None:
-    """Whether the installed SkyPilot takes the file. Raises UsageError or SkyError with its reason."""
+    """Raise UsageError or SkyError when the installed SkyPilot does not take the file."""
     config = task.read(path)
     with sky_sdk(silent=True) as sky:
         sky.Task.from_yaml_config(config)

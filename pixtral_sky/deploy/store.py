@@ -11,18 +11,21 @@ import json
 import os
 import re
 import socket
-import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
-from pixtral_sky.errors import PixtralSkyError, UsageError
+from pixtral_sky import files
+from pixtral_sky.errors import NoEndpoint, PixtralSkyError, UsageError
 
 if TYPE_CHECKING:
     import psutil
 
+    from pixtral_sky.deploy.tunnel import Tunnel
+
 DEFAULT_NAME = "pixtral"
+Kind = TypeVar("Kind", bound="Deployment")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,20 @@ class Deployment:
     max_images: int
     created: float  # seconds since the epoch
 
+    def check_running(self) -> None:
+        """Raise NoEndpoint when it has ended, as far as this machine knows by itself."""
+
+    def has_ended(self) -> bool:
+        try:
+            self.check_running()
+        except NoEndpoint:
+            return True
+        return False
+
+    def tunnel(self) -> Tunnel | None:
+        """The tunnel whose local end is ``url``, if there is one."""
+        return None
+
 
 @dataclass(frozen=True)
 class Rehearsal(Deployment):
@@ -46,6 +63,13 @@ class Rehearsal(Deployment):
     pid: int  # the leader of its session, which all its processes belong to
     pid_born: float  # seconds after the machine was started: a pid alone may be reused
     log: str
+
+    def check_running(self) -> None:
+        if not self.is_running():
+            raise NoEndpoint(
+                f"The rehearsal {self.name!r} has ended (its log: {self.log}).",
+                f"Start it again: pixtral-sky rehearse --keep --name {self.name}",
+            )
 
     def is_running(self) -> bool:
         """Whether the very process that was started is still there: its pid, and its time of birth."""
@@ -71,6 +95,13 @@ class Cluster(Deployment):
     private: bool  # reached through ssh only: ``url`` is the near end of a tunnel
     request: str  # SkyPilot's id of the last launch; empty when it was not launched from here
 
+    def tunnel(self) -> Tunnel | None:
+        from pixtral_sky.deploy.tunnel import Tunnel
+
+        if not self.private or not self.url:
+            return None
+        return Tunnel(self.name, urlsplit(self.url).port or 0, self.port)
+
 
 @dataclass(frozen=True)
 class Service(Deployment):
@@ -80,7 +111,7 @@ class Service(Deployment):
     request: str  # SkyPilot's id of what brought it up; empty when that was not done from here
 
 
-KINDS: dict[str, type[Deployment]] = {kind.kind: kind for kind in (Rehearsal, Cluster, Service)}
+KINDS: dict[str, type[Deployment]] = {kind.kind: kind for kind in Deployment.__subclasses__()}
 
 
 def born(process: psutil.Process) -> float:
@@ -116,16 +147,8 @@ def _file(name: str) -> Path:
 
 def remember(deployment: Deployment) -> None:
     """Write it down, whole or not at all, in a file of mode 0600."""
-    path = _file(deployment.name)
-    # mkstemp makes the file 0600 from its first instant.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".json")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump({"kind": deployment.kind, **asdict(deployment)}, file, indent=1)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with files.whole(_file(deployment.name)) as file:
+        json.dump({"kind": deployment.kind, **asdict(deployment)}, file, indent=1)
 
 
 def recall(name: str = DEFAULT_NAME) -> Deployment | None:
@@ -139,6 +162,32 @@ def recall(name: str = DEFAULT_NAME) -> Deployment | None:
         return None
     except (ValueError, LookupError, TypeError) as error:
         raise PixtralSkyError(f"{path} is damaged.", f"Remove it: rm '{path}'") from error
+
+
+def recall_as(name: str, kind: type[Kind]) -> Kind | None:
+    """The deployment of that name, or None, also where that name is one of another kind."""
+    known = recall(name)
+    return known if isinstance(known, kind) else None
+
+
+def check_kind(name: str, kind: type[Deployment]) -> None:
+    """Raises UsageError when the name is that of a deployment of another kind, which has not ended."""
+    old = recall(name)
+    if old and not isinstance(old, kind) and not old.has_ended():
+        raise is_a(old.kind, name)
+
+
+def is_a(kind: str, name: str) -> UsageError:
+    return UsageError(f"{name!r} is a {kind}.", f"Take another --name, or: pixtral-sky down {name}")
+
+
+def is_ours(record: Any, kind: type[Deployment]) -> bool:
+    """Whether a record of SkyPilot is of this project, and its name is not of another deployment here."""
+    try:
+        known = recall(record.name)
+    except PixtralSkyError:  # a damaged file is no reason not to show what costs money
+        return bool(record.ours)
+    return isinstance(known, kind) or (known is None and bool(record.ours))
 
 
 def _deployment(data: Any) -> Deployment:
@@ -174,8 +223,8 @@ def free_port(wanted: int | None = None) -> int:
     for name in known():
         with contextlib.suppress(PixtralSkyError):  # a damaged file is no reason not to start another
             deployment = recall(name)
-            ended = isinstance(deployment, Rehearsal) and not deployment.is_running()
-            if deployment and deployment.url.startswith("http://127.0.0.1:") and not ended:
+            near = deployment and deployment.url.startswith("http://127.0.0.1:")
+            if deployment and near and not deployment.has_ended():
                 taken.add(urlsplit(deployment.url).port)
     for port in (8081, 0) if wanted is None else (wanted,):
         with socket.socket() as probe:

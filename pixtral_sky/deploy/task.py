@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pixtral_sky import memory
 from pixtral_sky.errors import UsageError
-from pixtral_sky.text import closest
+from pixtral_sky.text import closest, os_reason
 
 # How the script begins: [[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number."
 REFUSES = r'\[\[ \$(\w+) =~ (\S+) \]\]\s*\|\|\s*fail "([^"]*)"'
@@ -24,12 +25,13 @@ THEIRS = (
 
 @dataclass(frozen=True)
 class Task:
-    """What a rehearsal needs of a task file. ``run`` is the script, to the letter."""
+    """A task file. ``run`` is the script, to the letter."""
 
     path: Path
     run: str
     setup: str
     envs: dict[str, str]
+    config: dict[str, Any] = field(default_factory=dict, repr=False)  # the whole file, as data
 
     @property
     def vllm_version(self) -> str:
@@ -46,6 +48,12 @@ class Task:
             return int(value)
         except ValueError:
             raise UsageError(f"{self.path}: envs.{name} is {value!r}, not a whole number.") from None
+
+    def with_envs(self, given: Mapping[str, str]) -> Task:
+        """The same with ``given`` in place of its own. Raises as `check` does."""
+        self.check(given)
+        config = {**self.config, "envs": {**(self.config.get("envs") or {}), **given}}
+        return replace(self, envs={**self.envs, **given}, config=config)
 
     def check(self, given: Mapping[str, str]) -> None:
         """Raise UsageError for envs that nothing there reads, and for values that its script would refuse.
@@ -96,7 +104,8 @@ def load(path: Path | None = None) -> Task:
     if not isinstance(envs, dict) or not isinstance(setup, str):
         raise UsageError(f"{path} is no SkyPilot task: 'envs:' is a mapping and 'setup:' a text.")
     # As SkyPilot does it: every value is a string.
-    return Task(path, data["run"], setup, {str(k): "" if v is None else str(v) for k, v in envs.items()})
+    envs = {str(name): "" if value is None else str(value) for name, value in envs.items()}
+    return Task(path, data["run"], setup, envs, data)
 
 
 def read(path: Path | None = None) -> dict[str, Any]:
@@ -107,7 +116,7 @@ def read(path: Path | None = None) -> dict[str, Any]:
     try:
         data: Any = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UsageError(f"{path} cannot be read: {os_reason(error)}.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} is not YAML: {reason}") from error
@@ -116,9 +125,29 @@ def read(path: Path | None = None) -> dict[str, Any]:
     return data
 
 
+def is_ours(config: Mapping[str, Any]) -> bool:
+    """Whether a task file as data is one of this project."""
+    return "PIXTRAL_API_KEY" in (config.get("secrets") or {})
+
+
 def number(envs: Mapping[str, Any], name: str, otherwise: int) -> int:
     """A whole number, or ``otherwise`` where the env is missing or empty. Else raises UsageError."""
     try:
         return int(envs.get(name) or otherwise)
     except (TypeError, ValueError):
         raise UsageError(f"{name}={envs.get(name)} is not a whole number.") from None
+
+
+def limits(envs: Mapping[str, Any]) -> tuple[int, int]:
+    """What a server with these envs takes in a request: tokens (-1: all that fit), and pictures."""
+    return number(envs, "MAX_MODEL_LEN", -1), number(envs, "MAX_IMAGES", memory.DEFAULT_IMAGES)
+
+
+def end(envs: Mapping[str, str]) -> str:
+    """When a server with these envs ends by itself. Raises UsageError when IDLE_MINUTES does not say."""
+    minutes = envs.get("IDLE_MINUTES", "0")
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", minutes):
+        raise UsageError(f"IDLE_MINUTES={minutes} is no number of minutes (0: never).")
+    return (
+        f"ends after {minutes} minutes without a request" if float(minutes) else "runs until you take it down"
+    )

@@ -29,7 +29,7 @@ from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.client.messages import messages
 from pixtral_sky.deploy import candidates, huggingface, store, task
 from pixtral_sky.deploy import skypilot as sdk
-from pixtral_sky.deploy.resolve import find
+from pixtral_sky.deploy.resolve import check_key, find
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, Unauthorized, Unreachable
 from pixtral_sky.text import printable
 
@@ -148,7 +148,7 @@ class _Examination:
     def task_file(self) -> str:
         self.the_task = task.load(self.file)
         self.the_task.check({})
-        file = task.read(self.file)
+        file = self.the_task.config
         self.resources = file.get("resources")
         if self.file:
             command = "serve up" if "service" in file else "launch"
@@ -223,10 +223,7 @@ class _Examination:
 
     def key(self) -> str:
         key = os.environ.get("PIXTRAL_API_KEY", "")
-        if not re.fullmatch(r"[A-Za-z0-9._~+/=-]*", key):  # as pixtral.yaml has it
-            raise PixtralSkyError(
-                "PIXTRAL_API_KEY has characters that a key cannot have.", "Make one: openssl rand -hex 32"
-            )
+        check_key(key, "Make one: openssl rand -hex 32")
         if key:
             return "PIXTRAL_API_KEY is set"
         if self.name is None and os.environ.get("PIXTRAL_ENDPOINT"):

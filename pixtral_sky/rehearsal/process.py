@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import signal
 import subprocess
 import time
@@ -20,9 +19,10 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from pixtral_sky.deploy import store
+from pixtral_sky.deploy import rehearsals, store
+from pixtral_sky.deploy.resolve import new_key
 from pixtral_sky.deploy.store import Rehearsal
-from pixtral_sky.deploy.task import Task, number
+from pixtral_sky.deploy.task import Task, limits
 from pixtral_sky.errors import RehearsalError, UsageError
 from pixtral_sky.text import reason
 
@@ -36,11 +36,6 @@ CPU_ENVIRON = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 READY_SECONDS = 300.0
-STOP_SECONDS = 15.0  # to end in order; then it is killed
-KILL_SECONDS = 10.0
-
-# What this process has started. It may outlive us, on purpose; until then somebody has to hold it.
-_started: list[subprocess.Popen[bytes]] = []
 
 
 def start(
@@ -58,11 +53,11 @@ def start(
     ``machine`` more of its environment: those of a machine without a GPU. It returns at once.
     """
     store.check_name(name)
-    max_images, max_model_len = task.number("MAX_IMAGES"), number(task.envs, "MAX_MODEL_LEN", -1)
+    of_a_request = limits(task.envs)
     script = store.home() / f"{name}.sh"
     with _private(script) as file:
         file.write(task.run.encode())
-    key = secrets.token_urlsafe(32)
+    key = new_key()
     environ = {
         **_outside(),
         **task.envs,
@@ -88,19 +83,10 @@ def start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    _started.append(process)
+    rehearsals.started.append(process)
     try:
-        deployment = Rehearsal(
-            name=name,
-            url=f"http://127.0.0.1:{port}",
-            key=key,
-            max_model_len=max_model_len,
-            max_images=max_images,
-            created=time.time(),
-            pid=process.pid,
-            pid_born=store.born(psutil.Process(process.pid)),
-            log=str(log),
-        )
+        url, born = f"http://127.0.0.1:{port}", store.born(psutil.Process(process.pid))
+        deployment = Rehearsal(name, url, key, *of_a_request, time.time(), process.pid, born, str(log))
         store.remember(deployment)
     except BaseException:  # what nobody remembers, nobody could stop
         os.killpg(process.pid, signal.SIGKILL)
@@ -116,15 +102,13 @@ def starting(name: str) -> Iterator[None]:
     """
     with (store.home() / ".starting").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        old = store.recall(name)
-        if isinstance(old, Rehearsal):
+        store.check_kind(name, Rehearsal)
+        if old := store.recall_as(name, Rehearsal):
             if old.is_running():
                 raise UsageError(
                     f"{name!r} is running already, at {old.url}.", f"Stop it: pixtral-sky down {name}"
                 )
-            stop(old)
-        elif old:
-            raise UsageError(f"{name!r} is a {old.kind} that was launched.", "Take another name: --name")
+            rehearsals.stop(old)
         yield
 
 
@@ -151,50 +135,10 @@ def wait_until_ready(deployment: Rehearsal, seconds: float = READY_SECONDS) -> N
     raise RehearsalError(f"The server is not ready after {seconds:.0f} s.", f"What it says: {deployment.log}")
 
 
-def stop(deployment: Rehearsal) -> None:
-    """End every process of it, and forget it. A process that only took over its pid is left alone."""
-    asked: set[int] = set()
-    begin = time.monotonic()
-    while left := _processes(deployment):
-        seconds = time.monotonic() - begin
-        # The script first: it ends the server, which ends its own in order, and cleans up behind them.
-        in_order = seconds < STOP_SECONDS / 3 and any(process.pid == deployment.pid for process in left)
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if seconds > STOP_SECONDS:
-                    process.kill()
-                elif process.pid not in asked and (process.pid == deployment.pid or not in_order):
-                    asked.add(process.pid)
-                    process.terminate()
-        if seconds > STOP_SECONDS + KILL_SECONDS:
-            pids = ", ".join(str(process.pid) for process in left)
-            raise RehearsalError(
-                f"These processes do not end: {pids}.", f"Try again: pixtral-sky down {deployment.name}"
-            )
-        time.sleep(0.05)
-    for child in _started:
-        child.poll()
-    (store.home() / f"{deployment.name}.sh").unlink(missing_ok=True)
-    store.forget(deployment.name)
-
-
-def _processes(deployment: Rehearsal) -> list[psutil.Process]:
-    """All that is alive of its session: the children of processes that ended are no one's descendants."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        if not deployment.is_leader(psutil.Process(deployment.pid)):
-            return []  # a session's number is not used again while one of its processes lives
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(process.pid) == deployment.pid and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
 def _is_listening(deployment: Rehearsal) -> bool:
     """Whether the port is its own: else some other server answers there, and would be sent the key."""
     port = urlsplit(deployment.url).port
-    for process in _processes(deployment):
+    for process in rehearsals.processes(deployment):
         with contextlib.suppress(psutil.Error):
             for connection in process.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:

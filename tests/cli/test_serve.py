@@ -3,54 +3,39 @@ server behind it. (What SkyServe's own classes make of a service file: `test_ser
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import logging
 import re
 import shutil
 import ssl
-import stat
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from pixtral_sky import output
 from pixtral_sky.client.endpoint import Endpoint
-from pixtral_sky.deploy import clusters, huggingface, services, skypilot, store, task
+from pixtral_sky.deploy import serve, services, skypilot, status, store, task
 from pixtral_sky.deploy.store import Cluster, Rehearsal, Service
-from pixtral_sky.errors import Busy, HubError, SkyError
+from pixtral_sky.errors import Busy, SkyError
+from tests.cli.conftest import short
 from tests.conftest import ROOT
 from tests.support import fake_catalog, fake_sky
-from tests.support.command_line import KEY, Result, run_main
+from tests.support.command_line import KEY, TOKEN, Result
+from tests.support.deployments import cluster as remember_cluster
+from tests.support.deployments import rehearsal as remember_rehearsal
+from tests.support.deployments import service as remember_service
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import FakeSky
 
 Run = Callable[..., Result]
-TOKEN = "hf_SENTINEL"
+pytestmark = pytest.mark.usefixtures("launcher")
 CONTROLLER = "sky-serve-controller-abcd1234"
 READY = [{1: "PENDING", 2: "PENDING"}, {1: "PROVISIONING"}, {1: "STARTING", 2: "PROVISIONING"}, {1: "READY"}]
 NEXT = "pixtral-sky serve status   |   pixtral-sky ask picture.jpg   |   pixtral-sky serve down"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]:
-    """With a user who has a key and a token, and whom the Hub gives the weights."""
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(huggingface, "check", lambda model, token, revision: "")
-    for name in ("service.yaml", "pixtral.yaml"):
-        (tmp_path / name).write_text(short(name))
-    monkeypatch.setattr(task, "shipped", lambda name: tmp_path / name)
-    with fake_sky.started(monkeypatch, tmp_path) as server:
-        yield server
 
 
 @pytest.fixture
@@ -62,40 +47,12 @@ def balancer(server: FakeSky) -> Iterator[FakeEndpoint]:
         yield fake
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``pixtral-sky``, at a terminal when something is ``typed``. No token is in what it says."""
-    monkeypatch.setattr(output, "quiet", False)
-
-    def run(*arguments: object, typed: str | None = None, shows_key: bool = False) -> Result:
-        result = run_main(monkeypatch, capsys, *arguments, typed=typed, shows_key=shows_key)
-        assert TOKEN not in result.out + result.err
-        assert "\x1b" not in result.out + result.err, "nobody is there to see colours"
-        return result
-
-    return run
-
-
-@functools.cache
-def short(name: str = "service.yaml") -> str:
-    """A file without its scripts, which SkyPilot takes a while to read and write, again and again."""
-    return json.dumps(task.read(ROOT / name) | {"setup": "make it", "run": "serve"})
-
-
 def service_file(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    config = json.loads(short())
+    config = json.loads(short("service.yaml"))
     change(config)
     path = folder / "own.yaml"
     path.write_text(json.dumps(config))
     return path
-
-
-def remember(**fields: Any) -> Service:
-    """Remembers a service that was brought up from here."""
-    service = Service("pixtral", "", KEY, 32768, 4, time.time() - 600, "an-earlier-request")
-    service = replace(service, **fields)
-    store.remember(service)
-    return service
 
 
 def recalled(name: str = "pixtral") -> Service:
@@ -106,14 +63,14 @@ def recalled(name: str = "pixtral") -> Service:
 
 def slow_balancer(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that knows of no replica when it is asked for the first and the second time."""
-    real, answers = clusters.reach, iter(["No replica is ready."] * 2)
+    real, answers = status.reach, iter(["No replica is ready."] * 2)
 
     def reach(endpoint: Endpoint) -> None:
         if why := next(answers, ""):
             raise Busy(why)
         real(endpoint)
 
-    monkeypatch.setattr(clusters, "reach", reach)
+    monkeypatch.setattr(status, "reach", reach)
 
 
 def last(result: Result) -> str:
@@ -139,31 +96,6 @@ def policy(server: FakeSky) -> tuple[Any, ...]:
 
 def documents(result: Result) -> list[dict[str, Any]]:
     return list(json.loads(result.out)["services"])
-
-
-# The fake --------------------------------------------------------------------------------------------------
-
-
-def test_the_fake_takes_what_the_real_one_takes(server: FakeSky) -> None:
-    for name, real in server.serve.real.items():
-        ours = inspect.signature(getattr(server.serve, name)).parameters
-        theirs = inspect.signature(inspect.unwrap(real)).parameters
-        assert list(ours) == list(theirs), name
-
-
-def test_the_fake_tells_what_the_real_one_tells(server: FakeSky) -> None:
-    """No handle, and so no machine to ask for its price: SkyPilot's server keeps it back."""
-    server.serve.service(replicas={1: "READY", 2: "PENDING"})
-    (record,) = server.sky.get(server.sky.serve.status(None))
-    assert record["status"] is server.sky.serve.ServiceStatus.READY
-    one, two = record["replica_info"]
-    assert (one["handle"], two["handle"]) == (None, None)
-    assert one["status"] is server.sky.serve.ReplicaStatus.READY
-    assert one["resources_str_full"].startswith("1x(gpus=L4:2, cpus=24, mem=96, g2-standard-24, ")
-    assert (one["cloud"], one["region"], one["infra"]) == ("GCP", "us-central1", "GCP (us-central1)")
-    assert "resources_str" not in two
-    assert 0 <= time.time() - record["uptime"] < 60, "a moment, not a duration"
-    assert yaml.safe_load(record["yaml_content"])["secrets"]["PIXTRAL_API_KEY"] == "unknown-here"
 
 
 # up --------------------------------------------------------------------------------------------------------
@@ -202,14 +134,6 @@ def test_up(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     assert balancer.requests[-1].headers["authorization"] == f"Bearer {KEY}"
 
 
-def test_another_name(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
-    result = run("serve", "up", "--yes", "--name", "second")
-    assert (result.code, result.out) == (0, f"{balancer.url}\n")
-    assert "pixtral-sky serve status second   |   pixtral-sky ask -n second picture.jpg" in result.err
-    assert "until: pixtral-sky serve down second\n" in result.err
-    assert store.known() == ["second"]
-
-
 def test_two_services(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     """Each with a key of its own, behind one controller."""
     run("serve", "up", "--yes")
@@ -218,35 +142,6 @@ def test_two_services(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None
     assert sorted(server.serve.services) == ["pixtral", "second"]
     assert run("serve", "status").out.count("answers") == 2
     assert run("status").code == 0
-
-
-def test_quiet(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
-    assert run("-q", "serve", "up", "--yes") == Result(0, f"{balancer.url}\n", "")
-
-
-def test_a_key_is_made(
-    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch, home: Path
-) -> None:
-    """Of 32 bytes, and written down before anything is locked with it."""
-    monkeypatch.delenv("PIXTRAL_API_KEY")
-    balancer.key = ""
-    seen: dict[str, Any] = {}
-
-    real = server.sky.serve.up
-
-    def up(*arguments: Any) -> Any:
-        path = home / "deployments" / "pixtral.json"
-        seen.update(mode=stat.S_IMODE(path.stat().st_mode), key=recalled().key)
-        return real(*arguments)
-
-    monkeypatch.setattr(server.sky.serve, "up", up)
-    result = run("serve", "up", "--yes")
-    assert result.code == 0
-    assert seen["mode"] == 0o600
-    assert re.fullmatch(r"[\w-]{43}", seen["key"])
-    assert server.tasks[0].secrets["PIXTRAL_API_KEY"].get_secret_value() == seen["key"]
-    assert seen["key"] not in result.out + result.err
-    assert balancer.requests[-1].headers["authorization"] == f"Bearer {seen['key']}"
 
 
 def test_options_reach_skypilot(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
@@ -322,52 +217,6 @@ def test_options_and_a_file(
 # Before it costs money
 
 
-def test_dry_run(run: Run, server: FakeSky, home: Path) -> None:
-    result = run("serve", "up", "--dry-run")
-    assert (result.code, result.out) == (0, "")
-    assert "Considered resources" in result.err
-    assert last(result) == "Nothing was brought up. Without --dry-run, it is."
-    assert not begun(server)
-    assert store.known() == []
-
-
-def test_nobody_to_be_asked(run: Run, server: FakeSky) -> None:
-    result = run("serve", "up")
-    assert (result.code, result.out) == (2, "")
-    assert "Considered resources" in result.err, "what it would cost is said all the same"
-    assert last(result) == "Error: This costs money, and nobody is here to be asked. Add --yes"
-    assert not begun(server)
-    assert store.known() == []
-
-
-def test_somebody_says_yes(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
-    result = run("serve", "up", typed="\n")
-    assert (result.code, result.out) == (0, f"{balancer.url}\n"), "the question is not in the pipe"
-    assert 0 < result.err.index("Considered resources") < result.err.index("Bring up pixtral? [Y/n]")
-    assert result.err.count("Considered resources") == 1
-
-
-def test_somebody_says_no(run: Run, server: FakeSky) -> None:
-    result = run("serve", "up", typed="n\n")
-    assert (result.code, result.out) == (1, "")
-    assert not begun(server)
-    assert store.known() == []
-
-
-def test_no_token_of_hugging_face(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def check(*given: str) -> str:
-        asked.append(given)
-        raise HubError("It opens only to a token.", "Make one.")
-
-    monkeypatch.setattr(huggingface, "check", check)
-    result = run("-q", "serve", "up", "--yes", "--env", "MODEL=me/other", "--env", "MODEL_REVISION=v2")
-    assert (result.code, result.error) == (1, "It opens only to a token. Make one.")
-    assert asked == [("me/other", TOKEN, "v2")]
-    assert not begun(server)
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -379,7 +228,7 @@ def test_no_token_of_hugging_face(run: Run, server: FakeSky, monkeypatch: pytest
         (["--target-qps", "nan"], "The queries per second of a replica are a number above 0, not nan"),
         (["--env", "PIXTRAL_API_KEY=SENTINEL"], "PIXTRAL_API_KEY is a secret, and others can see arguments."),
         (["--env", "MAX_IMAGES"], "--env takes NAME=VALUE."),
-        (["--env", "MAX_IMAGES=many"], "MAX_IMAGES=many is not a whole number."),
+        (["--env", "MAX_IMAGES=many"], "MAX_IMAGES=many is no number of pictures."),
         (["--env", "MAX_IMAGE=8"], "service.yaml has no env MAX_IMAGE. Did you mean MAX_IMAGES?"),
         (["--precision", "int8"], "--precision is bf16 or fp8, not 'int8'."),
         (["--max-price", "-1"], "--max-price -1 is no price."),
@@ -500,11 +349,12 @@ def test_a_name_that_is_a_service(run: Run, server: FakeSky) -> None:
     result = run("serve", "up", "--yes")
     assert result.code == 2
     assert last(result) == (
-        "Error: The service 'pixtral' is there already (NO_REPLICA). To change it: pixtral-sky serve update"
+        "Error: The service 'pixtral' is there already (NO_REPLICA). To change it: pixtral-sky serve update --name"
+        " pixtral"
     )
     assert store.known() == []
     server.serve.services["pixtral"].status = "FAILED_CLEANUP"
-    assert last(run("serve", "up", "--yes")).endswith("Take it down first: pixtral-sky serve down")
+    assert last(run("serve", "up", "--yes")).endswith("Take it down first: pixtral-sky serve down pixtral")
     assert not begun(server)
 
 
@@ -519,7 +369,7 @@ def test_a_name_that_is_a_service_of_another_project(run: Run, server: FakeSky) 
 def test_a_name_that_is_a_cluster(run: Run, server: FakeSky, known: bool) -> None:
     server.cluster()
     if known:
-        store.remember(Cluster("pixtral", "", KEY, 32768, 4, 1.0, 8081, False, ""))
+        remember_cluster("pixtral")
     result = run("serve", "up", "--yes")
     assert result.code == 2
     assert last(result) == "Error: 'pixtral' is a cluster. Take another --name, or: pixtral-sky down pixtral"
@@ -537,7 +387,7 @@ def test_a_name_that_is_a_cluster_of_another_project(
 def test_a_name_that_is_a_rehearsal(
     run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.remember(Rehearsal("pixtral", "http://127.0.0.1:9", "old", 32768, 4, 1.0, 1, 1.0, "/log"))
+    remember_rehearsal("pixtral", key="old")
     monkeypatch.setattr(Rehearsal, "is_running", lambda _: True)
     assert "'pixtral' is a rehearsal. Take another --name" in last(run("serve", "up", "--yes"))
     assert not begun(server)
@@ -548,7 +398,7 @@ def test_a_name_that_is_a_rehearsal(
 
 def test_a_name_that_is_being_brought_up(run: Run, server: FakeSky) -> None:
     """In another terminal: the controller is on its way, and knows of nothing."""
-    remember(request=server.pending())
+    remember_service(request=server.pending())
     result = run("serve", "up", "--yes")
     assert result.code == 2
     assert last(result).startswith("Error: The service 'pixtral' is being brought up already. Stop that: ")
@@ -558,25 +408,6 @@ def test_a_name_that_is_being_brought_up(run: Run, server: FakeSky) -> None:
     )  # fmt: skip
     (row,) = json.loads(run("status", "--json").out)
     assert (row["state"], row["problem"]) == ("launching", "it is being brought up")
-
-
-def test_the_key_of_before(
-    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a service that is gone: clients have it."""
-    monkeypatch.delenv("PIXTRAL_API_KEY")
-    with FakeEndpoint() as stranger:
-        remember(url=stranger.url)
-        assert run("serve", "up", "--yes").out == f"{balancer.url}\n"
-    assert stranger.requests == [], "who has its old address now"
-    assert recalled().key == KEY
-
-
-def test_skypilot_has_no_cloud(run: Run, server: FakeSky) -> None:
-    server.clouds = []
-    result = run("-q", "serve", "up", "--yes")
-    assert result.error == "SkyPilot has no cloud, Kubernetes or Slurm to launch on. Run: sky check"
-    assert store.known() == []
 
 
 # While it comes up
@@ -632,7 +463,7 @@ def test_a_replica_that_is_ready_twice(
     run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The balancer is given its time anew."""
-    monkeypatch.setattr(services, "BALANCER_SECONDS", 0.1)
+    monkeypatch.setattr(serve, "BALANCER_SECONDS", 0.1)
     slow_balancer(monkeypatch)
     server.serve.course = [{1: "READY"}, {1: "NOT_READY"}, lambda _: time.sleep(0.15), {1: "READY"}]
     result = run("serve", "up", "--yes")
@@ -644,7 +475,7 @@ def test_the_balancer_never_answers(
     run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its port is not open."""
-    monkeypatch.setattr(services, "BALANCER_SECONDS", 0.05)
+    monkeypatch.setattr(serve, "BALANCER_SECONDS", 0.05)
     server.serve.balancer = "127.0.0.1:9"
     result = run("serve", "up", "--yes")
     assert result.code == 1
@@ -726,24 +557,14 @@ def test_to_zero(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     assert balancer.requests == []
 
 
-@pytest.mark.parametrize("during", [True, False])
-def test_ctrl_c(
-    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch, during: bool
-) -> None:
+def test_ctrl_c_while_it_starts(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
-    if during:
-        server.serve.during_up = interrupted
-    else:
-        server.serve.course = [{1: "STARTING"}, interrupted]
+    server.serve.course = [{1: "STARTING"}, interrupted]
     result = run("serve", "up", "--yes")
     assert (result.code, result.out) == (130, "")
-    assert last(result) == (
-        "Warning: pixtral goes on without this command, and may cost money. Look: pixtral-sky serve status pixtral   "
-        "Stop it: pixtral-sky serve down pixtral"
-    )
-    assert recalled().request in [each.request_id for each in server.api_status()], "`down` ends it by that"
+    assert "pixtral goes on without this command, and may cost money." in last(result)
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -752,7 +573,7 @@ def test_it_fails_before_there_is_anything(
     run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch, early: bool, known: bool
 ) -> None:
     """It is forgotten, unless it was known before."""
-    before = remember(key="SENTINEL-of-before") if known else None
+    before = remember_service(key="SENTINEL-of-before") if known else None
     if early:
         monkeypatch.setattr(server.sky.serve, "up", lambda *_: 1 / 0)
     else:
@@ -820,23 +641,13 @@ def test_the_costs_are_not_known(run: Run, server: FakeSky, balancer: FakeEndpoi
     assert "Its controller and 2 replicas cost what SkyPilot does not know now." in result.err
 
 
-def test_an_endpoint_of_the_environment_is_pointed_out(
-    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its key is for nobody else."""
-    monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
-    monkeypatch.setenv("PIXTRAL_API_KEY", "the-key-of-another-endpoint")
-    monkeypatch.setattr("secrets.token_urlsafe", lambda _: KEY)  # the one that the replicas take
-    assert "Warning: PIXTRAL_ENDPOINT is set here" in run("serve", "up", "--yes").err
-
-
 # status ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def service(server: FakeSky, balancer: FakeEndpoint) -> fake_sky.Service:
     """One with two replicas, as it was brought up from here."""
-    remember(url=balancer.url)
+    remember_service(url=balancer.url)
     secrets = {"PIXTRAL_API_KEY": KEY, "HF_TOKEN": TOKEN}
     return server.serve.service(replicas={1: "READY", 2: "READY"}, secrets=secrets)
 
@@ -867,7 +678,7 @@ def counted(requests: int, target: Any = 2) -> list[str]:
     """What SkyServe's own autoscaler says of so many requests in a minute."""
     from sky.serve import SkyServiceSpec, autoscalers
 
-    section = json.loads(short())["service"]
+    section = json.loads(short("service.yaml"))["service"]
     section["replica_policy"]["target_qps_per_replica"] = target
     if isinstance(target, dict):
         section["load_balancing_policy"] = "instance_aware_least_load"
@@ -1046,7 +857,7 @@ def test_the_endpoint_is_as_it_is_now(
     run: Run, server: FakeSky, service: fake_sky.Service, balancer: FakeEndpoint
 ) -> None:
     """The controller was stopped, and has another address."""
-    remember(url="http://127.0.0.1:9")
+    remember_service(url="http://127.0.0.1:9")
     assert run("serve", "status").code == 0
     assert recalled().url == balancer.url
     service.balancer = None
@@ -1061,7 +872,7 @@ def test_the_endpoint_is_as_it_is_now(
 
 def test_status_before_there_is_an_address(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
     service.balancer = None
-    remember(url="")
+    remember_service(url="")
     result = run("serve", "status")
     assert result.code == 1
     assert "no endpoint yet  2 of 2 ready" in result.out
@@ -1113,7 +924,7 @@ def test_a_controller_that_cannot_be_reached(run: Run, server: FakeSky) -> None:
     result = run("serve", "status")
     assert result.code == 1
     assert result.error.startswith("SkyPilot: Failed to connect to serve controller, please try again later")
-    remember()
+    remember_service()
     result = run("serve", "down")
     assert result.code == 1
     assert store.known() == ["pixtral"]
@@ -1137,7 +948,7 @@ def test_in_consolidation_mode(run: Run, server: FakeSky, monkeypatch: pytest.Mo
 def test_status_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
     """Whoever has its address now is not asked, with the key."""
     with FakeEndpoint() as stranger:
-        remember(url=stranger.url)
+        remember_service(url=stranger.url)
         result = run("serve", "status", "pixtral")
         assert (result.code, result.error) == (
             1, "SkyServe has 'pixtral' no longer. Forget it: pixtral-sky serve down pixtral",
@@ -1177,56 +988,12 @@ def test_a_bare_one_is_taken_up(run: Run, server: FakeSky, balancer: FakeEndpoin
     assert run("ask", "-n", "bare", "Hello").out == "A small red square.\n"
 
 
-def test_the_endpoint_of_a_bare_one(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
-    """Without a look at `status` before."""
-    server.serve.service("bare", {1: "READY"})
-    assert run("endpoint", "-n", "bare").out == f"{balancer.url}\n"
-    assert recalled("bare").key == KEY
-
-
 def test_a_cluster_beside_a_bare_one(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     server.serve.service("pixtral", {1: "READY"})
     result = run("launch", "--yes")
     assert result.code == 2
     assert last(result) == "Error: 'pixtral' is a service. Take another --name, or: pixtral-sky down pixtral"
     assert not server.asked("launch")
-
-
-def test_a_bare_one_without_its_key(
-    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PIXTRAL_API_KEY")
-    server.serve.service(replicas={1: "READY"})
-    result = run("serve", "status")
-    assert result.code == 1
-    assert "asks for a key, and none was given (401)" in result.out
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    assert run("serve", "status").code == 0, "from now on it is known"
-    monkeypatch.delenv("PIXTRAL_API_KEY")
-    assert run("status").code == 0
-
-
-def test_a_key_for_another_endpoint_is_not_taken(
-    run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
-    with FakeEndpoint() as bare:
-        server.serve.balancer = f"127.0.0.1:{bare.port}"
-        server.serve.service(replicas={1: "READY"})
-        run("serve", "status")
-        run("status")
-        assert len(bare.requests) == 2
-    assert recalled().key == ""
-    assert not any("authorization" in each.headers for each in bare.requests)
-
-
-def test_a_key_that_was_made_here_stays(
-    run: Run, server: FakeSky, service: fake_sky.Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIXTRAL_API_KEY", "another")
-    assert run("serve", "status").code == 0
-    assert run("status").code == 0
-    assert recalled().key == KEY
 
 
 def test_a_key_that_cannot_be_one(
@@ -1273,8 +1040,8 @@ def test_a_service_with_the_name_of_something_else_here(
     """It is another thing, and does not take its place, and its key."""
     server.serve.service("here", {1: "READY"})
     server.serve.service("there", {1: "READY"})
-    store.remember(Rehearsal("here", "http://127.0.0.1:9", KEY, 32768, 4, 1.0, 1, 1.0, "/log"))
-    store.remember(Cluster("there", "http://127.0.0.1:9", KEY, 32768, 4, 1.0, 8081, False, ""))
+    remember_rehearsal("here")
+    remember_cluster("there", url="http://127.0.0.1:9")
     monkeypatch.setattr(Rehearsal, "is_running", lambda _: True)
     rows = json.loads(run("status", "--json").out)
     assert [(each["name"], each["kind"]) for each in rows] == [("here", "rehearsal"), ("there", "cluster")]
@@ -1567,10 +1334,6 @@ def test_down(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
     assert {"names": [CONTROLLER], "refresh": "FORCE"} in server.asked("status")
 
 
-def test_down_quietly(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
-    assert run("-q", "serve", "down") == Result(0, "", "")
-
-
 def test_down_of_one_of_two(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
     server.serve.service("second", {1: "READY"})
     result = run("serve", "down")
@@ -1637,7 +1400,7 @@ def test_down_of_one_that_is_gone(run: Run, server: FakeSky, controller: bool) -
     if controller:  # it stops itself, and its disk stays
         server.serve.controller("STOPPED")
         says += [f"Warning: SkyPilot's {CONTROLLER} is still STOPPED. End it: sky down {CONTROLLER}"]
-    remember()
+    remember_service()
     result = run("serve", "down")
     assert (result.code, result.err.splitlines()[1:]) == (0, says)
     assert store.known() == []
@@ -1646,20 +1409,14 @@ def test_down_of_one_that_is_gone(run: Run, server: FakeSky, controller: bool) -
 @pytest.mark.parametrize("kind", [None, Rehearsal, Cluster])
 def test_down_of_what_is_no_service(run: Run, server: FakeSky, kind: Any) -> None:
     if kind is Rehearsal:
-        store.remember(Rehearsal("pixtral", "http://127.0.0.1:9", KEY, 32768, 4, 1.0, 1, 1.0, "/log"))
+        remember_rehearsal("pixtral")
     if kind is Cluster:
-        store.remember(Cluster("pixtral", "", KEY, 32768, 4, 1.0, 8081, False, ""))
+        remember_cluster("pixtral")
     result = run("serve", "down")
     assert (result.code, result.error) == (
         2, "There is no service named 'pixtral'. What there is: pixtral-sky serve status",
     )  # fmt: skip
     assert bool(store.known()) == bool(kind)
-
-
-def test_down_of_one_that_nobody_here_has_brought_up(run: Run, server: FakeSky) -> None:
-    server.serve.service("bare", {1: "READY"})
-    assert run("serve", "down", "bare").code == 0
-    assert server.machines == {}
 
 
 @pytest.mark.parametrize(
@@ -1669,7 +1426,7 @@ def test_down_of_one_that_nobody_here_has_brought_up(run: Run, server: FakeSky) 
 def test_down_of_one_on_its_way(run: Run, server: FakeSky, status: str, controller: str) -> None:
     """It would bring up its replicas afterwards; and its controller may be half there."""
     request = server.pending(status)
-    remember(request=request)
+    remember_service(request=request)
     if controller == "half":
         server.serve.controller("INIT", resources=None)
     if controller == "whole":
@@ -1686,7 +1443,7 @@ def test_down_of_one_that_the_controller_learns_of_late(
     run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its job was queued when the request was cancelled."""
-    remember(request=server.pending())
+    remember_service(request=server.pending())
     server.serve.controller()
     server.serve.service("second", {1: "READY"})
     real = server.serve._controller_or_raise
@@ -1719,15 +1476,6 @@ def test_down_takes_no_other_one_along(run: Run, server: FakeSky) -> None:
     server.serve.service("AB")
     assert "would take AB down" in run("-q", "serve", "down", "ab").error
     assert run("serve", "down", "a_b").code == 0
-
-
-def test_down_without_skypilots_server(run: Run, server: FakeSky) -> None:
-    remember()
-    server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
-    result = run("serve", "down")
-    assert result.code == 1
-    assert "SkyPilot's API server does not answer." in result.error
-    assert store.known() == ["pixtral"], "it may be there"
 
 
 def test_a_controller_that_cannot_be_looked_up(
@@ -1827,7 +1575,7 @@ def test_status_shows_services_too(
     run: Run, server: FakeSky, service: fake_sky.Service, balancer: FakeEndpoint
 ) -> None:
     server.cluster("machine", endpoints={8081: balancer.url})
-    store.remember(Cluster("machine", "", KEY, 32768, 4, 1.0, 8081, False, ""))
+    remember_cluster("machine")
     server.serve.replica(service, 3, infra="aws/us-east-1", gpus="A100:1", spot=True)
     server.serve.moves(service, {3: "READY"})
     result = run("status")
@@ -1845,35 +1593,17 @@ def test_status_shows_services_too(
     assert server.asked("serve.status") == []
 
 
-def test_status_of_a_bare_service_by_name(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
-    server.serve.service("bare", {1: "READY"})
-    assert run("status", "bare").code == 0
-    assert recalled("bare").key == KEY
-
-
 def test_a_cluster_that_is_gone_while_skyserve_cannot_be_reached(run: Run, server: FakeSky) -> None:
     """Whoever has its address now is not asked, with the key."""
     server.serve.controller("INIT")
     with FakeEndpoint() as stranger:
-        store.remember(Cluster("machine", stranger.url, KEY, 32768, 4, 1.0, 8081, False, ""))
-        remember(url="http://127.0.0.1:9")
+        remember_cluster("machine", url=stranger.url)
+        remember_service(url="http://127.0.0.1:9")
         result = run("status", "--json")
     one, two = json.loads(result.out)
     assert (one["state"], two["state"]) == ("ended", "unknown")
     assert stranger.requests == []
     assert "Failed to connect to serve controller" in result.err
-
-
-def test_status_of_a_service_without_skypilots_server(
-    run: Run, server: FakeSky, balancer: FakeEndpoint
-) -> None:
-    server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
-    remember(url=balancer.url)
-    result = run("status", "--json")
-    assert result.code == 0
-    (row,) = json.loads(result.out)
-    assert (row["state"], row["answers"]) == ("unknown", True)
-    assert result.err.count("Warning: ") == 1
 
 
 def test_endpoint_and_ask(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
@@ -1914,33 +1644,10 @@ def test_down_of_all(run: Run, server: FakeSky, service: fake_sky.Service) -> No
     assert last(result).endswith("for: llama.")
 
 
-def test_down_of_all_where_one_fails(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
-    server.serve.service("a", {1: "READY"}, status="FAILED_CLEANUP")
-    result = run("down", "--all", "--yes")
-    assert result.code == 1
-    assert "Error: 'a' is FAILED_CLEANUP: machines of it may still be there." in result.err
-    assert "pixtral is down" in result.err
-    assert list(server.serve.services) == ["a"]
-
-
-def test_logs_of_a_service(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
-    server.serve.service("bare", {1: "READY"}, logs={"controller": ["bare's\n"]})
-    service.logs["controller"] = ["ours\n", "more\n"]
-    assert run("logs", "-l", "1") == Result(0, "more\n", "")
-    assert run("logs", "bare") == Result(0, "bare's\n", "")
-    assert run("logs", "other").error == "SkyPilot has no cluster 'other'. What there is: pixtral-sky status"
-
-
-def test_a_launch_under_the_name_of_a_service(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
-    result = run("launch", "--yes")
-    assert result.code == 2
-    assert last(result) == "Error: 'pixtral' is a service. Take another --name, or: pixtral-sky down pixtral"
-
-
 def test_skypilot_is_missing(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(skypilot, "installed", lambda: "")
     assert "SkyPilot is not installed here." in run("-q", "serve", "up", "--yes").error
-    remember(url="http://127.0.0.1:9")
+    remember_service(url="http://127.0.0.1:9")
     result = run("status", "--json")
     assert json.loads(result.out)[0]["state"] == "unknown"
     assert "SkyPilot was used here and is not installed in this environment: " in result.err
@@ -1953,10 +1660,3 @@ def test_a_secret_in_an_error_is_not_shown(run: Run, server: FakeSky, service: f
     result = run("-q", "serve", "down")
     assert result.code == 1
     assert "PIXTRAL_API_KEY=***; HF_TOKEN=*** failed." in result.error
-
-
-def test_stdout_is_given_back(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
-    before = sys.stdout
-    run("serve", "up", "--yes")
-    assert sys.stdout is before
-    assert not skypilot.voice.silent

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from pixtral_sky.deploy import task
+from pixtral_sky.deploy import resolve, task
 from pixtral_sky.errors import UsageError
 from tests.conftest import ROOT
 
@@ -87,3 +87,8 @@ def test_every_check_of_the_script_is_found():
     """One in another form would be made on the machine only."""
     text = (ROOT / "templates" / "check.sh").read_text()
     assert len(re.findall(task.REFUSES, text)) == len(re.findall(r"^\[\[ ", text, re.MULTILINE))
+
+
+def test_a_key_is_what_the_script_takes():
+    assert f"[[ $PIXTRAL_API_KEY =~ ^{resolve.KEY}$ ]]" in (ROOT / "templates" / "check.sh").read_text()
+    resolve.check_key(resolve.new_key(), "")

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +16,14 @@ from typing import Any
 import psutil
 import pytest
 
-from pixtral_sky import output
 from pixtral_sky.client.client import RETRY_SECONDS, Client
 from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.deploy import store, tunnel
 from pixtral_sky.deploy.tunnel import Tunnel
 from pixtral_sky.errors import NoTunnel, PixtralSkyError, Unauthorized, Unreachable
+from tests.support import deployments
 from tests.support import fake_endpoint as fake
-from tests.support.command_line import KEY, Result, run_main
+from tests.support.command_line import KEY, Result
 from tests.support.fake_endpoint import FakeEndpoint, says
 
 MESSAGES = [{"role": "user", "content": "What is this?"}]
@@ -448,31 +448,13 @@ def test_an_answer_that_is_no_success_opens_nothing_again(ssh: Ssh) -> None:
 Run = Callable[..., Result]
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    monkeypatch.setattr(output, "quiet", False)
-    handler = signal.getsignal(signal.SIGTERM)
-    yield lambda *arguments: run_main(monkeypatch, capsys, *arguments)
-    signal.signal(signal.SIGTERM, handler)
+def remember(name: str = NAME, private: bool = True, url: str = "http://127.0.0.1:18081") -> None:
+    deployments.cluster(name, url=url, private=private)
 
 
-def cluster(name: str = NAME, private: bool = True, url: str = "http://127.0.0.1:18081") -> None:
-    store.remember(
-        store.Cluster(
-            name=name, url=url, key=KEY, max_model_len=32768, max_images=4, created=1.0, port=8081,
-            private=private, request="",
-        )
-    )  # fmt: skip
-
-
-def rehearsal() -> None:
+def remember_rehearsal() -> None:
     me = psutil.Process()
-    store.remember(
-        store.Rehearsal(
-            name=NAME, url="http://127.0.0.1:18081", key=KEY, max_model_len=32768, max_images=4, created=1.0,
-            pid=me.pid, pid_born=store.born(me), log="/the/log",
-        )
-    )  # fmt: skip
+    deployments.rehearsal(url="http://127.0.0.1:18081", pid=me.pid, pid_born=store.born(me))
 
 
 def interrupted(*_: object) -> None:
@@ -480,7 +462,7 @@ def interrupted(*_: object) -> None:
 
 
 def test_tunnel(ssh: Ssh, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster()
+    remember()
     monkeypatch.setattr(tunnel, "time", SimpleNamespace(sleep=interrupted))
     result = run("tunnel")
     assert (result.code, result.out) == (0, "http://127.0.0.1:18081\n")
@@ -494,7 +476,7 @@ def test_tunnel(ssh: Ssh, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tunnel_of_a_name(ssh: Ssh, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "user/.sky/generated/ssh/Other.1").touch()
-    cluster("Other.1")
+    remember("Other.1")
     monkeypatch.setattr(tunnel, "time", SimpleNamespace(sleep=interrupted))
     result = run("tunnel", "Other.1")
     assert result.code == 0
@@ -502,9 +484,9 @@ def test_tunnel_of_a_name(ssh: Ssh, run: Run, monkeypatch: pytest.MonkeyPatch, t
     assert ssh.starts[0][-1] == "Other.1"
 
 
-@pytest.mark.parametrize("remember", [lambda: cluster(private=False), rehearsal])
-def test_a_tunnel_that_is_not_needed(ssh: Ssh, run: Run, remember: Callable[[], None]) -> None:
-    remember()
+@pytest.mark.parametrize("remembered", [lambda: remember(private=False), remember_rehearsal])
+def test_a_tunnel_that_is_not_needed(ssh: Ssh, run: Run, remembered: Callable[[], None]) -> None:
+    remembered()
     assert run("tunnel") == Result(
         0, "http://127.0.0.1:18081\n", "pixtral needs no tunnel: use it as it is.\n"
     )
@@ -521,14 +503,14 @@ def test_tunnel_to_what_is_unknown(ssh: Ssh, run: Run, monkeypatch: pytest.Monke
 
 
 def test_tunnel_to_one_that_has_no_endpoint_yet(ssh: Ssh, run: Run) -> None:
-    cluster(url="")
+    remember(url="")
     result = run("tunnel")
     assert result.code == 2
     assert "has no endpoint yet" in result.error
 
 
 def test_tunnel_that_does_not_open(ssh: Ssh, run: Run) -> None:
-    cluster()
+    remember()
     ssh.fails("ssh: connect to host 10.0.0.7 port 22: Connection refused\n")
     result = run("tunnel")
     assert (result.code, result.out) == (1, "")
@@ -537,7 +519,7 @@ def test_tunnel_that_does_not_open(ssh: Ssh, run: Run) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_cleanly(ssh: Ssh, number: signal.Signals) -> None:
-    cluster()
+    remember()
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child would ignore what we ignore
     try:
         process = subprocess.Popen(

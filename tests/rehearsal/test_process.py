@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pixtral_sky.deploy import resolve, store
+from pixtral_sky.deploy import rehearsals, resolve, store
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.deploy.task import Task
 from pixtral_sky.errors import RehearsalError, UsageError
@@ -66,8 +66,8 @@ def some_port() -> int:
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path) -> Iterator[Start]:
     """Starts a script. Whatever a test leaves behind is ended."""
-    monkeypatch.setattr(rehearsal, "STOP_SECONDS", 0.1)
-    monkeypatch.setattr(rehearsal, "_started", [])
+    monkeypatch.setattr(rehearsals, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(rehearsals, "started", [])
     home.mkdir()
     (home / "server.py").write_text(SERVER)
 
@@ -76,7 +76,7 @@ def start(monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path) -> Iterat
         return rehearsal.start(task, tmp_path / "venv", tmp_path / "tiny", name, port or some_port())
 
     yield start
-    for process in rehearsal._started:
+    for process in rehearsals.started:
         process.kill()  # first, so that it starts no more
         process.wait()
         while left := of_session(process.pid):
@@ -136,7 +136,7 @@ def test_start_and_stop(start: Start, home: Path, monkeypatch: pytest.MonkeyPatc
     rehearsal.wait_until_ready(deployment, 10)
     assert resolve.find(environ={}).url == deployment.url
 
-    rehearsal.stop(deployment)
+    rehearsals.stop(deployment)
     assert not deployment.is_running()
     assert of_session(deployment.pid) == []
     assert store.recall() is None
@@ -263,7 +263,7 @@ def test_the_log_is_private_and_new(start: Start, home: Path, tmp_path: Path) ->
 def test_a_task_without_its_numbers(start: Start, home: Path, name: str) -> None:
     with pytest.raises(UsageError, match=f"{name}.*many.* not a whole number"):
         start("true", **{name: "many"})
-    assert rehearsal._started == []
+    assert rehearsals.started == []
     assert store.known() == []
 
 
@@ -274,14 +274,14 @@ def test_nothing_runs_that_is_not_remembered(start: Start, monkeypatch: pytest.M
     monkeypatch.setattr(store, "remember", fails)
     with pytest.raises(OSError, match="No space"):
         start("sleep 60")
-    (process,) = rehearsal._started
+    (process,) = rehearsals.started
     assert ended(process.pid)
 
 
 def test_a_name_that_is_a_path(start: Start, home: Path) -> None:
     with pytest.raises(UsageError, match="is no name"):
         start("sleep 60", "../outside")
-    assert rehearsal._started == []
+    assert rehearsals.started == []
     assert not list(home.parent.glob("outside*"))
 
 
@@ -289,7 +289,7 @@ def test_a_relative_home(start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PIXTRAL_SKY_HOME", "here")
     deployment = start("echo it runs")
-    rehearsal._started[0].wait()
+    rehearsals.started[0].wait()
     assert Path(deployment.log).read_text() == "it runs\n"
 
 
@@ -339,7 +339,7 @@ def test_another_server_at_its_port_is_not_it(start: Start) -> None:
 def test_all_children_are_stopped(start: Start, home: Path) -> None:
     deployment = start(FAMILY)
     pids = [int(pid) for pid in lines(home / "pids", 2)]
-    rehearsal.stop(deployment)
+    rehearsals.stop(deployment)
     assert all(ended(pid) for pid in [deployment.pid, *pids])
     assert store.recall() is None
 
@@ -347,9 +347,9 @@ def test_all_children_are_stopped(start: Start, home: Path) -> None:
 def test_a_script_cleans_up(start: Start, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As that of pixtral.yaml, which has a server in its foreground and a directory to remove."""
     deployment = start("trap 'echo clean > clean' EXIT; echo up > up; sleep 60; true")
-    monkeypatch.setattr(rehearsal, "STOP_SECONDS", 0.4)
+    monkeypatch.setattr(rehearsals, "STOP_SECONDS", 0.4)
     lines(home / "up", 1)
-    rehearsal.stop(deployment)
+    rehearsals.stop(deployment)
     assert (home / "clean").exists()
 
 
@@ -357,7 +357,7 @@ def test_what_ignores_sigterm_is_killed_in_time(start: Start, home: Path) -> Non
     deployment = start("trap '' TERM; echo up > up; while :; do sleep 60; done")
     lines(home / "up", 1)
     before = time.monotonic()
-    rehearsal.stop(deployment)
+    rehearsals.stop(deployment)
     assert time.monotonic() - before < 3
     assert of_session(deployment.pid) == []
 
@@ -366,7 +366,7 @@ def test_what_has_lost_its_parent_is_stopped(start: Start, home: Path) -> None:
     deployment = start("( sleep 60 & echo $! > pids ); sleep 60")
     (pid,) = (int(pid) for pid in lines(home / "pids", 1))
     assert psutil.pid_exists(pid)
-    rehearsal.stop(deployment)
+    rehearsals.stop(deployment)
     assert ended(pid)
 
 
@@ -374,8 +374,8 @@ def test_what_outlives_the_script_is_stopped(start: Start, home: Path) -> None:
     deployment = start(FAMILY)
     pids = [int(pid) for pid in lines(home / "pids", 2)]
     os.kill(deployment.pid, signal.SIGKILL)  # as the kernel does when memory runs out
-    rehearsal._started[0].wait()
-    rehearsal.stop(deployment)
+    rehearsals.started[0].wait()
+    rehearsals.stop(deployment)
     assert all(ended(pid) for pid in pids)
 
 
@@ -391,26 +391,26 @@ def test_another_process_with_that_pid_is_left_alone(
     start: Start, stranger: subprocess.Popen[bytes], home: Path
 ) -> None:
     deployment = start("true")
-    rehearsal._started[0].wait()
+    rehearsals.started[0].wait()
     born = store.born(psutil.Process(stranger.pid))
     taken_over = dataclasses.replace(deployment, pid=stranger.pid, pid_born=born - 100)
-    rehearsal.stop(taken_over)
+    rehearsals.stop(taken_over)
     assert stranger.poll() is None
     assert store.recall() is None
 
 
 def test_stop_what_has_ended(start: Start, home: Path) -> None:
     deployment = start("true")
-    rehearsal._started[0].wait()
-    rehearsal.stop(deployment)
-    rehearsal.stop(deployment)
+    rehearsals.started[0].wait()
+    rehearsals.stop(deployment)
+    rehearsals.stop(deployment)
     assert store.recall() is None
     assert not (home / "pixtral.sh").exists()
 
 
 def test_only_the_one_is_stopped(start: Start) -> None:
     first, second = start("sleep 60", "first"), start("sleep 60", "second")
-    rehearsal.stop(first)
+    rehearsals.stop(first)
     assert second.is_running()
     assert store.known() == ["second"]
 
@@ -420,8 +420,8 @@ def test_stop_from_another_process(start: Start, home: Path) -> None:
     deployment = start(FAMILY)
     lines(home / "pids", 2)
     program = (
-        "from pixtral_sky.deploy import store; from pixtral_sky.rehearsal import process; "
-        "process.STOP_SECONDS = 0.1; process.stop(store.recall())"
+        "from pixtral_sky.deploy import rehearsals, store; "
+        "rehearsals.STOP_SECONDS = 0.1; rehearsals.stop(store.recall())"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=20)
     assert of_session(deployment.pid) == []
@@ -439,9 +439,9 @@ def test_stop_waits_for_no_zombie(start: Start, monkeypatch: pytest.MonkeyPatch,
             assert parent.stdout
             pid = int(parent.stdout.readline())
             deployment = dataclasses.replace(start("true"), pid=pid, pid_born=store.born(psutil.Process(pid)))
-            monkeypatch.setattr(rehearsal, "STOP_SECONDS", 0.3)
+            monkeypatch.setattr(rehearsals, "STOP_SECONDS", 0.3)
             before = time.monotonic()
-            rehearsal.stop(deployment)
+            rehearsals.stop(deployment)
             assert time.monotonic() - before < 0.25
             assert ended(pid)
         finally:

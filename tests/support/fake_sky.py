@@ -37,7 +37,7 @@ import httpx
 import pytest
 import typer.main
 
-from pixtral_sky.deploy import clusters, services
+from pixtral_sky.deploy import clusters, launch, serve, services
 from pixtral_sky.deploy import skypilot as sdk
 from pixtral_sky.deploy.tunnel import Tunnel
 
@@ -968,7 +968,8 @@ def started(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[FakeSky]:
     ssh.chmod(0o755)
     patch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
     patch.setattr(sdk, "installed", _INSTALLED)  # it takes a while, for each request anew
-    patch.setattr(clusters, "POLL_SECONDS", 0.03)
+    patch.setattr(launch, "POLL_SECONDS", 0.03)
+    patch.setattr(serve, "POLL_SECONDS", 0.002)
     patch.setattr(services, "POLL_SECONDS", 0.002)
     patch.setattr(services, "REGISTER_SECONDS", 0.03)
     patch.setattr(typer.main, "get_command", _COMMAND)

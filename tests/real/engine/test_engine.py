@@ -31,7 +31,7 @@ from pixtral_sky.cli.rehearse import QUESTION
 from pixtral_sky.client.client import Client
 from pixtral_sky.client.messages import messages
 from pixtral_sky.client.schema import Schema
-from pixtral_sky.deploy import store, task
+from pixtral_sky.deploy import rehearsals, store, task
 from pixtral_sky.deploy.resolve import endpoint_of
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.doctor import answers
@@ -70,7 +70,7 @@ def start(venv, tmp_path_factory):
 
         yield start
         for deployment in started:
-            rehearsal.stop(deployment)
+            rehearsals.stop(deployment)
 
 
 @pytest.fixture(scope="session")

@@ -3,36 +3,27 @@ fake API server behind it. (Of rehearsals, `test_cli.py` has it.)"""
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pixtral_sky import output
-from pixtral_sky.deploy import clusters, skypilot, store
+from pixtral_sky.deploy import clusters, rehearsals, skypilot, store
 from pixtral_sky.deploy.store import Cluster, Rehearsal
 from pixtral_sky.extras import install_skypilot
-from pixtral_sky.rehearsal import process
 from tests.support import fake_sky
-from tests.support.command_line import KEY, Result, packages, run_main
+from tests.support.command_line import KEY, Result
+from tests.support.deployments import cluster as remember_cluster
+from tests.support.deployments import rehearsal as remember_rehearsal
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import FakeSky
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]:
-    with fake_sky.started(monkeypatch, tmp_path) as server:
-        yield server
 
 
 @pytest.fixture
@@ -42,25 +33,10 @@ def fake() -> Iterator[FakeEndpoint]:
         yield fake
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``pixtral-sky``, at a terminal when something is ``typed``."""
-    monkeypatch.setattr(output, "quiet", False)
-    return functools.partial(run_main, monkeypatch, capsys)
-
-
-def remember(**fields: Any) -> Cluster:
-    """Remembers a cluster that was launched from here."""
-    cluster = Cluster("pixtral", "", KEY, 32768, 4, time.time() - 600, 8081, False, "an-earlier-request")
-    cluster = replace(cluster, **fields)
-    store.remember(cluster)
-    return cluster
-
-
 def running_rehearsal(monkeypatch: pytest.MonkeyPatch, name: str, url: str = "http://127.0.0.1:9") -> None:
-    store.remember(Rehearsal(name, url, KEY, 32768, 4, time.time(), 1, 1.0, "/log"))
+    remember_rehearsal(name, url=url)
     monkeypatch.setattr(Rehearsal, "is_running", lambda _: True)
-    monkeypatch.setattr(process, "stop", lambda one: store.forget(one.name))
+    monkeypatch.setattr(rehearsals, "stop", lambda one: store.forget(one.name))
 
 
 def row(result: Result) -> dict[str, Any]:
@@ -74,7 +50,7 @@ def row(result: Result) -> dict[str, Any]:
 
 def test_status(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     server.cluster(endpoints={8081: f"127.0.0.1:{fake.port}"}, ports=["8081"])
-    remember()
+    remember_cluster()
     result = run("status")
     assert (result.code, result.err) == (0, "")
     head, line = result.out.splitlines()
@@ -87,7 +63,7 @@ def test_status(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
 
 def test_status_as_json(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     server.cluster(endpoints={8081: fake.url}, ports=["8081"], spot=True, gpus={"A10G": 4}, hourly=5.672)
-    remember()
+    remember_cluster()
     one = row(run("status", "--json"))
     assert 1799 < one.pop("age") < 1815
     assert one == {
@@ -105,38 +81,9 @@ def test_status_as_json(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     }
 
 
-def test_status_of_two(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
-    """The other one answers, and is not asked about when the one is."""
-    server.cluster(endpoints={8081: fake.url})
-    server.cluster("other", endpoints={})
-    remember()
-    remember(name="other")
-    result = run("status")
-    assert result.code == 1
-    assert [line.split()[0] for line in result.out.splitlines()] == ["NAME", "other", "pixtral"]
-    server.calls.clear()
-    result = run("status", "pixtral")
-    assert result.code == 0
-    assert len(result.out.splitlines()) == 2
-    assert server.asked("status")[0]["names"] == ["pixtral"]
-
-
-def test_status_beside_a_rehearsal(
-    run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One of SkyPilot's with its name is another thing."""
-    running_rehearsal(monkeypatch, "pixtral", fake.url)
-    server.cluster()
-    server.cluster("second", endpoints={8081: fake.url})
-    remember(name="second")
-    one, two = json.loads(run("status", "--json").out)
-    assert (one["name"], one["kind"], one["state"], one["infra"]) == ("pixtral", "rehearsal", "running", "")
-    assert (two["name"], two["kind"], two["answers"]) == ("second", "cluster", True)
-
-
 def test_status_of_a_private_one(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     server.cluster(infra="slurm/lab")
-    remember(url=fake.url, private=True)
+    remember_cluster(url=fake.url, private=True)
     result = run("status")
     assert result.code == 0
     assert f"{fake.url} (ssh)  yes" in result.out
@@ -155,7 +102,7 @@ def test_status_of_a_private_one(run: Run, server: FakeSky, fake: FakeEndpoint) 
 )
 def test_status_of_one_that_is_not_up(run: Run, server: FakeSky, status: str, shown: str, says: str) -> None:
     server.cluster(status=status, job=None)
-    remember(url="http://127.0.0.1:9")
+    remember_cluster(url="http://127.0.0.1:9")
     one = row(run("status", "--json"))
     assert (one["state"], one["answers"]) == (shown, False)
     assert says in one["problem"]
@@ -173,7 +120,7 @@ def test_status_of_one_whose_launch_says_why(run: Run, server: FakeSky) -> None:
         hourly=None,
         reason="\x1b[33mRetrying\n in us-east-2\x1b[0m\n",
     )
-    remember()
+    remember_cluster()
     one = row(run("status", "--json"))
     assert (one["state"], one["problem"]) == ("launching", "Retrying in us-east-2")
     assert (one["infra"], one["gpus"], one["hourly"], one["spent"]) == ("", "", None, None)
@@ -184,26 +131,15 @@ def test_status_of_one_whose_launch_says_why(run: Run, server: FakeSky) -> None:
 
 def test_status_of_one_that_is_still_up_while_it_ends(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     server.cluster(status="AUTOSTOPPING")
-    remember(url=fake.url)
+    remember_cluster(url=fake.url)
     one = row(run("status", "--json"))
     assert (one["state"], one["answers"]) == ("ending", True)
-
-
-def test_status_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
-    """Whoever has its address now is not asked, with the key."""
-    with FakeEndpoint() as stranger:
-        remember(url=stranger.url)
-        result = run("status")
-    assert result.code == 1
-    assert "  ended  " in result.out
-    assert "SkyPilot has it no longer" in result.out
-    assert stranger.requests == []
 
 
 def test_status_of_one_that_has_another_address(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     """It was stopped and started, say."""
     server.cluster(endpoints={8081: fake.url})
-    remember(url="http://127.0.0.1:9")
+    remember_cluster(url="http://127.0.0.1:9")
     one = row(run("status", "--json"))
     assert (one["endpoint"], one["answers"]) == (fake.url, True)
     assert run("endpoint").out == f"{fake.url}\n"
@@ -217,7 +153,7 @@ def test_status_of_one_that_has_another_address(run: Run, server: FakeSky, fake:
 def test_status_before_there_is_a_cluster(
     run: Run, server: FakeSky, state_of_request: str, shown: str
 ) -> None:
-    remember(request=server.pending(state_of_request))
+    remember_cluster(request=server.pending(state_of_request))
     assert row(run("status", "--json"))["state"] == shown
 
 
@@ -233,31 +169,16 @@ def test_status_before_there_is_a_cluster(
 )  # fmt: skip
 def test_status_of_one_that_does_not_answer(run: Run, server: FakeSky, job: str | None, says: str) -> None:
     server.cluster(job=job, endpoints={8081: "127.0.0.1:9"})
-    remember()
+    remember_cluster()
     one = row(run("status", "--json"))
     assert (one["answers"], one["problem"]) == (False, says)
 
 
 def test_status_while_its_port_is_being_opened(run: Run, server: FakeSky) -> None:
     server.cluster(endpoints={})
-    remember()
+    remember_cluster()
     one = row(run("status", "--json"))
     assert (one["state"], one["endpoint"], one["problem"]) == ("up", "", "'pixtral' has no endpoint yet.")
-
-
-def test_status_with_another_key(run: Run, server: FakeSky) -> None:
-    with FakeEndpoint(key="another") as fake:
-        server.cluster(endpoints={8081: fake.url})
-        remember()
-        assert "does not take this key (401)" in row(run("status", "--json"))["problem"]
-
-
-def test_status_of_an_unknown_name(run: Run, server: FakeSky) -> None:
-    result = run("status", "pixtra")
-    assert result.code == 2
-    assert result.error == (
-        "There is no deployment named 'pixtra' here or at SkyPilot. What there is: pixtral-sky status"
-    )
 
 
 @pytest.mark.parametrize("text", ["no such cluster", "no\nsuch\ncluster"])
@@ -275,39 +196,12 @@ def test_status_of_nothing(run: Run, server: FakeSky) -> None:
     assert "Nothing runs. Start with: pixtral-sky launch" in result.err
 
 
-def test_status_of_somebody_who_never_used_skypilot(run: Run, server: FakeSky) -> None:
-    """It is not asked: that would start its server."""
-    (Path.home() / ".sky").rmdir()
-    assert run("status").code == 1
-    assert run("down").error == "There is no deployment named 'pixtral' here."
-    assert run("status", "pixtral").code == 2
-    assert run("endpoint").code == 2
-    assert run("logs").code == 2
-    assert run("down").code == 2
-    assert run("down", "--all").code == 0
-    assert server.calls == []
-
-
-@pytest.mark.parametrize("arguments", [[], ["pixtral"]])
-def test_status_without_skypilots_server(
-    run: Run, server: FakeSky, arguments: list[str], fake: FakeEndpoint
-) -> None:
-    """It is not known whether it is there, but that it answers."""
-    server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
-    remember(url=fake.url)
-    result = run("status", "--json", *arguments)
-    assert result.code == 0
-    assert (row(result)["state"], row(result)["answers"]) == ("unknown", True)
-    assert result.err.count("\n") == 1
-    assert result.err.startswith("Warning: SkyPilot's API server does not answer. Look at it: ")
-
-
 def test_status_without_skypilot(
     run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Removed, or in another environment: what it has launched costs money all the same."""
     monkeypatch.setattr(skypilot, "installed", lambda: "")
-    remember(url="http://127.0.0.1:9")
+    remember_cluster(url="http://127.0.0.1:9")
     result = run("status", "--json")
     assert result.code == 1
     assert row(result)["state"] == "unknown"
@@ -324,10 +218,10 @@ def test_one_that_makes_trouble_does_not_hide_the_others(
     run: Run, server: FakeSky, fake: FakeEndpoint
 ) -> None:
     server.cluster(endpoints={8081: fake.url})
-    remember()
+    remember_cluster()
     server.cluster("other", envs={"MAX_IMAGES": "many"}, ports=["8081"])
     server.cluster("third")
-    remember(name="third")
+    remember_cluster(name="third")
     server.machines["third"].endpoints = None  # type: ignore[assignment]
     one, two, three = sorted(json.loads(run("status", "--json").out), key=lambda each: str(each["name"]))
     assert (one["name"], one["problem"]) == ("other", "MAX_IMAGES=many is not a whole number.")
@@ -337,21 +231,8 @@ def test_one_that_makes_trouble_does_not_hide_the_others(
     assert {one["infra"], two["infra"], three["infra"]} == {"aws/us-east-1"}
 
 
-@pytest.mark.parametrize("arguments", [[], ["pixtral"]])
-def test_status_of_a_damaged_file(run: Run, server: FakeSky, home: Path, arguments: list[str]) -> None:
-    server.cluster()
-    remember()
-    (home / "deployments" / "pixtral.json").write_text('{"kind": "cluster"}')
-    result = run("status", "--json", *arguments)
-    assert result.code == 1
-    damaged, there = json.loads(result.out)
-    assert (damaged["state"], damaged["answers"]) == ("damaged", False)
-    assert "Remove it: rm " in damaged["problem"]
-    assert (there["state"], there["hourly"]) == ("up", pytest.approx(1.4)), "it costs money all the same"
-
-
 def test_a_file_that_others_can_read_is_closed(run: Run, server: FakeSky, home: Path) -> None:
-    remember()
+    remember_cluster()
     path = home / "deployments" / "pixtral.json"
     path.chmod(0o644)
     run("status")
@@ -372,7 +253,7 @@ def test_costs_that_cannot_be_known(
     run: Run, server: FakeSky, fake: FakeEndpoint, costs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.cluster(endpoints={8081: fake.url}, hash="HASH")
-    remember()
+    remember_cluster()
     if isinstance(costs, Exception):
         server.errors["cost_report"] = costs
     else:
@@ -387,14 +268,14 @@ def test_costs_that_cannot_be_known(
 )
 def test_a_task_that_is_unlike_ours(run: Run, server: FakeSky, fake: FakeEndpoint, made_by: str) -> None:
     server.cluster(yaml=made_by, endpoints={8081: fake.url})
-    remember()
+    remember_cluster()
     assert run("status").code == 0
 
 
 def test_infra_is_as_skypilot_takes_it(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     for infra in ("ssh/pool", "slurm/lab", "kubernetes/arn:aws:eks:us-east-1:1:cluster/x", "gcp/us-central1"):
         server.cluster(infra=infra, endpoints={8081: fake.url})
-        remember()
+        remember_cluster()
         assert row(run("status", "--json"))["infra"] == infra
         assert server.sky.Resources(infra=infra).region == server.machines["pixtral"].resources.region
 
@@ -418,40 +299,6 @@ def test_a_bare_one_is_taken_up(
     assert run("endpoint", "--name", "bare").out == f"{fake.url}\n"
 
 
-def test_a_bare_one_for_endpoint(
-    run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    server.cluster(endpoints={8081: fake.url}, ports=["8081"])
-    result = run("endpoint")
-    assert (result.code, result.out) == (0, f"{fake.url}\n")
-    assert "asking SkyPilot" in result.err
-    monkeypatch.delenv("PIXTRAL_API_KEY")
-    assert KEY in run("endpoint", "--env", shows_key=True).out
-
-
-def test_a_key_for_another_endpoint_is_not_taken(
-    run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
-    with FakeEndpoint() as bare:
-        server.cluster(endpoints={8081: bare.url}, ports=["8081"])
-        run("status")
-        assert run("endpoint", "--name", "pixtral").out == f"{bare.url}\n"
-    assert store.recall().key == ""
-    assert not any("authorization" in each.headers for each in bare.requests)
-
-
-def test_a_bare_one_without_its_key(run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: Any) -> None:
-    server.cluster(endpoints={8081: fake.url}, ports=["8081"])
-    one = row(run("status", "--json"))
-    assert "asks for a key, and none was given (401)" in one["problem"]
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    assert run("status").code == 0, "from now on it is known"
-    assert store.recall().key == KEY
-
-
 def test_a_bare_private_one(
     run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -464,36 +311,6 @@ def test_a_bare_private_one(
     assert server.tunnels == [("open", "pixtral", fake.port, 9000)]
     assert run("status").code == 0
     assert server.aliases == ["pixtral"], "once"
-
-
-def test_a_key_that_was_made_here_stays(
-    run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The environment's is for something else."""
-    monkeypatch.setenv("PIXTRAL_API_KEY", "another")
-    server.cluster(endpoints={8081: fake.url})
-    remember()
-    assert run("status").code == 0
-    assert store.recall().key == KEY
-
-
-@pytest.mark.parametrize("secrets", [{}, {"HF_TOKEN": None}])
-def test_a_cluster_of_another_project_is_not_shown(
-    run: Run, server: FakeSky, secrets: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor is it taken for one of ours by any other command, or taken down."""
-    server.cluster("training", secrets=secrets)
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    result = run("status")
-    assert (result.code, result.out) == (1, "")
-    assert run("status", "training").code == 2
-    assert run("endpoint", "-n", "training").code == 2
-    assert store.known() == []
-    assert run("down", "--all", "--yes").err == "There is nothing to take down.\n"
-    result = run("down", "training")
-    assert result.code == 2
-    assert result.error == "'training' is a cluster with something else on it. sky down training"
-    assert list(server.machines) == ["training"]
 
 
 def test_an_unknown_cluster_that_is_not_up(run: Run, server: FakeSky) -> None:
@@ -510,7 +327,7 @@ def test_an_unknown_cluster_that_is_not_up(run: Run, server: FakeSky) -> None:
 
 def test_watch(run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     server.cluster(endpoints={8081: fake.url})
-    remember()
+    remember_cluster()
     slept = []
 
     def sleep(seconds: float) -> None:
@@ -532,32 +349,19 @@ def test_watch(run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytes
 
 
 def test_endpoint_asks_nobody(run: Run, server: FakeSky) -> None:
-    remember(url="http://10.0.0.7:8081")
+    remember_cluster(url="http://10.0.0.7:8081")
     assert run("endpoint") == Result(0, "http://10.0.0.7:8081\n", "")
     assert server.calls == []
 
 
 def test_endpoint_that_is_not_there_yet(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     server.cluster(endpoints={})
-    remember()
+    remember_cluster()
     result = run("-q", "endpoint")
     assert result.code == 2
     assert result.error == "'pixtral' has no endpoint yet. What it does: pixtral-sky status pixtral"
     server.machines["pixtral"].endpoints = {8081: fake.url}
     assert run("-q", "endpoint") == Result(0, f"{fake.url}\n", "")
-
-
-def test_endpoint_of_an_unknown_name(run: Run, server: FakeSky) -> None:
-    result = run("-q", "endpoint", "--name", "other")
-    assert result.code == 2
-    assert "No deployment named 'other' is remembered here." in result.error
-
-
-def test_endpoint_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
-    remember()
-    result = run("-q", "endpoint")
-    assert result.code == 2
-    assert result.error == "'pixtral' has no endpoint yet. What it does: pixtral-sky status pixtral"
 
 
 def test_endpoint_without_skypilots_server(run: Run, server: FakeSky) -> None:
@@ -569,7 +373,7 @@ def test_endpoint_without_skypilots_server(run: Run, server: FakeSky) -> None:
 
 
 def test_endpoint_of_a_private_one(run: Run, server: FakeSky) -> None:
-    cluster = remember(url="http://127.0.0.1:8765", private=True)
+    cluster = remember_cluster(url="http://127.0.0.1:8765", private=True)
     result = run("endpoint", "--env", shows_key=True)
     assert f"export PIXTRAL_ENDPOINT={cluster.url}\n" in result.out
     assert "pixtral-sky tunnel holds it open" in result.err
@@ -586,16 +390,8 @@ def test_endpoint_of_a_rehearsal_that_has_ended(
     result = run("endpoint")
     assert result.code == 2
     assert "has ended" in result.error
+    assert "pixtral-sky rehearse --keep" in result.error
     assert server.calls == []
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["endpoint"], ["endpoint", "--env"]])
-def test_what_is_not_imported(home: Path, arguments: list[str]) -> None:
-    """Each of these would take longer than all the rest. SkyPilot alone: 2 seconds."""
-    remember(url="http://10.0.0.7:8081")
-    modules = packages(*arguments)
-    assert "pixtral_sky" in modules
-    assert {"sky", "PIL", "rich", "httpx", "pydantic"}.isdisjoint(modules)
 
 
 # logs ------------------------------------------------------------------------------------------------------
@@ -631,18 +427,12 @@ def test_logs_of_a_launch(run: Run, server: FakeSky) -> None:
 def test_a_secret_in_a_log_is_not_shown(run: Run, server: FakeSky) -> None:
     machine = server.cluster()
     machine.jobs[0].script = [f"+ export PIXTRAL_API_KEY={KEY}\n"]
-    remember()
+    remember_cluster()
     assert run("logs").out == "+ export PIXTRAL_API_KEY=***\n"
 
 
-def test_logs_of_an_unknown_name(run: Run, server: FakeSky) -> None:
-    result = run("logs", "other")
-    assert result.code == 2
-    assert result.error == "SkyPilot has no cluster 'other'. What there is: pixtral-sky status"
-
-
 def test_logs_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
-    remember()
+    remember_cluster()
     result = run("logs")
     assert result.code == 2
     assert "'pixtral'" in result.error
@@ -661,8 +451,8 @@ def test_logs_of_one_that_is_stopped(run: Run, server: FakeSky) -> None:
 def test_down(run: Run, server: FakeSky) -> None:
     server.cluster()
     server.cluster("other")
-    remember(private=True, url="http://127.0.0.1:8765")
-    remember(name="other")
+    remember_cluster(private=True, url="http://127.0.0.1:8765")
+    remember_cluster(name="other")
     result = run("down")
     assert (result.code, result.out) == (0, "")
     assert "Terminating cluster pixtral...done." in result.err
@@ -675,23 +465,9 @@ def test_down(run: Run, server: FakeSky) -> None:
     assert run("-q", "down", "other") == Result(0, "", "")
 
 
-def test_down_of_one_that_nobody_here_has_launched(run: Run, server: FakeSky) -> None:
-    server.cluster("bare")
-    assert run("down", "bare").code == 0
-    assert server.machines == {}
-
-
-def test_down_of_one_that_has_ended(run: Run, server: FakeSky) -> None:
-    remember()
-    result = run("down")
-    assert (result.code, result.out) == (0, "")
-    assert "pixtral had ended by itself; it is forgotten." in result.err
-    assert store.known() == []
-
-
 def test_down_that_fails(run: Run, server: FakeSky) -> None:
     server.cluster()
-    remember()
+    remember_cluster()
     server.errors["down"] = RuntimeError(
         "\x1b[31mFailed to terminate pixtral.\x1b[0m AccessDenied.\nIf you have: sky down --purge\n"
     )
@@ -706,7 +482,7 @@ def test_down_that_fails(run: Run, server: FakeSky) -> None:
 def test_down_that_leaves_it(run: Run, server: FakeSky) -> None:
     server.cluster()
     server.stays = True
-    remember()
+    remember_cluster()
     result = run("-q", "down")
     assert result.code == 1
     assert result.error == "'pixtral' is still UP. Try again: pixtral-sky down pixtral"
@@ -717,7 +493,7 @@ def test_down_that_leaves_it(run: Run, server: FakeSky) -> None:
 def test_down_of_a_launch_on_its_way(run: Run, server: FakeSky, status: str) -> None:
     """It would make its machine afterwards."""
     request = server.pending(status)
-    remember(request=request)
+    remember_cluster(request=request)
     result = run("down")
     assert result.code == 0
     assert server.asked("api_cancel") == [[request]]
@@ -729,38 +505,13 @@ def test_down_of_a_launch_on_its_way(run: Run, server: FakeSky, status: str) -> 
 
 def test_down_of_a_launch_that_is_done(run: Run, server: FakeSky) -> None:
     server.cluster()
-    remember(request=server.pending("SUCCEEDED"))
+    remember_cluster(request=server.pending("SUCCEEDED"))
     assert run("down").code == 0
     assert server.asked("api_cancel") == []
 
 
-def test_down_of_an_unknown_name(run: Run, server: FakeSky) -> None:
-    result = run("-q", "down", "unknown")
-    assert result.code == 2
-    assert result.error == "There is no deployment named 'unknown' here or at SkyPilot."
-
-
-@pytest.mark.parametrize("name", ["pix*", "a b", "-x", "..", "a/b"])
-def test_a_name_that_is_none(run: Run, server: FakeSky, name: str) -> None:
-    """SkyPilot takes a * for many."""
-    server.cluster()
-    for command in (["down", "--"], ["status", "--"], ["logs", "--"], ["endpoint", "-n"]):
-        result = run(*command, name)
-        assert (result.code, result.out) == (2, "")
-    assert server.calls == []
-
-
-def test_down_without_skypilots_server(run: Run, server: FakeSky) -> None:
-    remember()
-    server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
-    result = run("down")
-    assert result.code == 1
-    assert "SkyPilot's API server does not answer." in result.error
-    assert store.known() == ["pixtral"], "it may be there"
-
-
 def test_down_without_skypilot(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
-    remember()
+    remember_cluster()
     monkeypatch.setattr(skypilot, "installed", lambda: "")
     result = run("down")
     assert result.code == 1
@@ -768,18 +519,9 @@ def test_down_without_skypilot(run: Run, server: FakeSky, monkeypatch: pytest.Mo
     assert store.known() == ["pixtral"], "it may be there"
 
 
-def test_a_rehearsal_goes_down_without_skypilot(
-    run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    running_rehearsal(monkeypatch, "pixtral")
-    server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
-    assert run("down").code == 0
-    assert server.calls == []
-
-
 def test_down_all(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     server.cluster()
-    remember()
+    remember_cluster()
     server.cluster("bare")
     server.cluster("training", secrets={})
     running_rehearsal(monkeypatch, "here")
@@ -800,7 +542,7 @@ def test_down_all(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) ->
 def test_down_all_where_one_fails(run: Run, server: FakeSky, home: Path) -> None:
     for name in ("a", "b", "c"):
         server.cluster(name)
-        remember(name=name)
+        remember_cluster(name=name)
     (home / "deployments" / "a.json").write_text("{")
     server.machines["b"].jobs.clear()
     down = server.down
@@ -826,7 +568,7 @@ def test_down_all_where_one_fails(run: Run, server: FakeSky, home: Path) -> None
 def test_down_all_without_skypilots_server(
     run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remember()
+    remember_cluster()
     running_rehearsal(monkeypatch, "here")
     server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
     result = run("down", "--all", "--yes")
@@ -845,7 +587,7 @@ def test_down_of_all_and_a_name(run: Run, server: FakeSky) -> None:
 def test_controllers_are_named(run: Run, server: FakeSky, arguments: list[str]) -> None:
     """They cost money as well."""
     server.cluster()
-    remember()
+    remember_cluster()
     server.cluster("sky-serve-controller-abcd1234", secrets={}, hourly=0.19)
     server.cluster("sky-jobs-controller-abcd1234", secrets={}, status="STOPPED", hourly=None)
     result = run(*arguments)
@@ -863,7 +605,7 @@ def test_controllers_that_cannot_be_looked_up(
 ) -> None:
     """It is down: that is what was asked."""
     server.cluster()
-    remember()
+    remember_cluster()
 
     def fails() -> Any:
         raise clusters.SkyError("no")

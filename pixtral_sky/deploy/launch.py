@@ -1,0 +1,362 @@
+"""Launching a cluster: what is checked before, what is remembered, and following it until it answers.
+
+SkyPilot is called by its SDK (see ``skypilot``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import queue
+import re
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pixtral_sky import output
+from pixtral_sky.deploy import candidates, clusters, huggingface, prices, services, skypilot, store, task
+from pixtral_sky.deploy.clusters import Record
+from pixtral_sky.deploy.resolve import key_for
+from pixtral_sky.deploy.skypilot import NoMachine, enabled_by, hide, plain, shown, sky_output, sky_sdk
+from pixtral_sky.deploy.status import problem
+from pixtral_sky.deploy.store import Cluster, Service
+from pixtral_sky.deploy.task import Task
+from pixtral_sky.errors import PixtralSkyError, SkyError, UsageError
+from pixtral_sky.text import reason
+
+RETRY_SECONDS = 60.0  # until it is asked again for a machine that nobody gives
+POLL_SECONDS = 3.0  # between two looks at a server that is starting
+CENT = 0.005  # USD: prices are shown by the cent, and one of two that look alike is no dearer
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a launch is to have in place of what its file has; None, or False: as in the file."""
+
+    name: str
+    infra: str | None = None  # as for --infra: aws/us-east-1
+    gpus: str | None = None  # as for --gpus: L4:2
+    spot: bool = False
+    private: bool = False  # no port is opened
+    max_price: float | None = None  # USD an hour, for one machine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A launch that can be made."""
+
+    task: Any  # sky.Task
+    cluster: Cluster  # what will be remembered of it
+    running: Record | None  # what it updates
+    max_price: float | None = None  # USD an hour, for the machine
+    said: tuple[str, ...] = ()  # what a person is told of its candidates
+    warned: tuple[str, ...] = ()
+
+
+class StoppedWaiting(KeyboardInterrupt):
+    """Ctrl-C between two tries, when nothing is on its way."""
+
+
+def plan(the_task: Task, wanted: Wanted) -> Plan:
+    """The launch of a task file, after all that can be checked: here, then at SkyPilot, then at the Hub.
+
+    Raises UsageError when it cannot be launched as it is, SkyError, and HubError: the licence of the weights.
+    """
+    key, token, warned = checked(wanted, the_task.config, the_task.envs)
+    with output.phase("SkyPilot's view"):
+        with contextlib.suppress(SkyError):  # a controller that does not answer is no reason not to launch
+            if any(each.ours for each in services.records([wanted.name])):
+                raise store.is_a(Service.kind, wanted.name)
+        made = prepare(the_task, wanted, key, token)
+    return replace(made, warned=(*made.warned, *warned, *licence(the_task.envs, token)))
+
+
+def checked(wanted: Wanted, config: Mapping[str, Any], envs: Mapping[str, str]) -> tuple[str, str, list[str]]:
+    """The key, the token and the warnings of a launch, after all checks that need no server.
+
+    ``config`` is the file as data, ``envs`` are those of its script. Raises UsageError, or SkyError.
+    """
+    store.check_name(wanted.name)
+    if wanted.max_price is not None and not wanted.max_price > 0:
+        raise UsageError(f"--max-price {wanted.max_price:g} is no price.", "For example: --max-price 2.50")
+    key, token = key_for(wanted.name), huggingface.token()
+    skypilot.check_installed()
+    candidates.check_infra(wanted.infra)
+    return key, token, candidates.check_gpus(wanted.gpus, config, envs, wanted.infra)
+
+
+def licence(envs: Mapping[str, str], token: str) -> list[str]:
+    """Raise HubError when the token does not open the weights. Returns a warning if the Hub does not say."""
+    with output.phase("licence of the weights"):
+        why = huggingface.check(envs.get("MODEL", ""), token, envs.get("MODEL_REVISION") or "main")
+    return [why] if why else []
+
+
+def prepare(the_task: Task, wanted: Wanted, key: str, token: str) -> Plan:
+    """The launch as SkyPilot takes it.
+
+    What is running under that name is updated: on the same infra and GPUs, where no others are given.
+    """
+    name, envs = wanted.name, dict(the_task.config.get("envs") or {})
+    config = {**the_task.config, "envs": envs}
+    store.check_kind(name, Cluster)
+    old = store.recall_as(name, Cluster)
+    hide(key, token)
+    port = task.number(envs, "PORT", 8081)
+    if "PORT" in envs:  # it may be empty, and the script takes it as it is
+        envs["PORT"] = port
+    with sky_sdk() as sky:
+        running = next(iter(clusters.records_by(sky, [name])), None)
+        if running:
+            _check_running(running, old, wanted.max_price)
+            wanted = replace(wanted, infra=wanted.infra or running.infra, gpus=wanted.gpus or running.gpus)
+        anywhere = made_task(sky, config, wanted, key, token, ports=None).resources
+        enabled = enabled_for(sky, anywhere)
+        private = wanted.private or bool(old and old.private)
+        private = private or not any(
+            skypilot.opens_ports(each.cloud, each) for each in candidates.per_cloud(sky, anywhere, enabled)
+        )
+        if private:
+            if not shutil.which("ssh"):
+                raise UsageError("The way to it is ssh, and there is none here.", "Install OpenSSH's client.")
+            envs["LISTEN"] = "127.0.0.1"
+        elif str(envs.get("LISTEN") or "").startswith("127."):
+            raise UsageError("LISTEN=127.0.0.1 wants no open port.", "Add --private")
+        the_sky_task = made_task(sky, config, wanted, key, token, ports=None if private else port)
+        chosen = candidates.Chosen(list(the_sky_task.resources))
+        if not (running and running.infra):  # a machine that is there stays as it is
+            chosen = candidates.choose(sky, the_sky_task.resources, enabled, wanted.max_price)
+            the_sky_task.set_resources(type(the_sky_task.resources)(chosen.resources))
+    url = ""  # SkyPilot tells: the address of before may be another's by now
+    if private:
+        url = old.url if old and old.private else f"http://127.0.0.1:{store.free_port()}"
+    request = old.request if old else ""
+    cluster = Cluster(name, url, key, *task.limits(envs), time.time(), port, private, request)
+    return Plan(the_sky_task, cluster, running, wanted.max_price, chosen.said, chosen.warned)
+
+
+def _check_running(running: Record, old: Cluster | None, max_price: float | None) -> None:
+    """Raise UsageError for what an update cannot change: whose cluster it is, and what its machine costs."""
+    if not running.ours and not old:
+        raise UsageError(f"{running.name!r} is a cluster with something else on it.", "Take another --name")
+    if max_price is not None and running.hourly is not None and running.hourly > max_price + CENT:
+        raise UsageError(
+            f"{running.name!r} is there already, at ${running.hourly:.2f} an hour, not ${max_price:.2f}.",
+            f"Take it down first: pixtral-sky down {running.name}",
+        )
+
+
+def enabled_for(sky: Any, resources: Any) -> list[str]:
+    """What SkyPilot can launch on; empty when each of the resources names its cloud."""
+    from sky import exceptions
+
+    if all(each.cloud for each in resources):
+        return []
+    if not (found := enabled_by(sky)):
+        raise exceptions.NoCloudAccessError
+    return found
+
+
+def made_task(
+    sky: Any, config: Mapping[str, Any], wanted: Wanted, key: str, token: str, **resources: Any
+) -> Any:
+    """SkyPilot's task for a file as data, changed to what is ``wanted``, as `sky launch` does it."""
+    from sky.utils.infra_utils import InfraInfo
+
+    if wanted.infra:
+        # In parts, as `sky launch` does it: beside an `infra` in the file, SkyPilot takes no other one.
+        place = InfraInfo.from_str(wanted.infra)
+        resources["cloud"] = sky.CLOUD_REGISTRY.from_str(place.cloud)
+        resources |= {"region": place.region, "zone": place.zone}
+    if wanted.gpus:
+        resources["accelerators"] = wanted.gpus
+    if wanted.spot:
+        resources["use_spot"] = True
+    secrets = [("PIXTRAL_API_KEY", key), *([("HF_TOKEN", token)] if token else [])]
+    # It takes its dictionary apart.
+    made = sky.Task.from_yaml_config(copy.deepcopy(dict(config)), secrets_overrides=secrets)
+    made.set_resources_override(resources)
+    # With --gpus all its candidates become the same one.
+    unlike = {repr(each): each for each in made.resources}.values()
+    return made.set_resources(type(made.resources)(unlike))
+
+
+def show_candidates(task: Any) -> None:
+    """SkyPilot's own table of what it could launch on, with prices, and what it would choose."""
+    with sky_sdk() as sky:
+        with sky.Dag() as dag:
+            dag.add(task)
+        sky.stream_and_get(sky.optimize(dag), output_stream=sky_output)
+
+
+def launch_patiently(
+    plan: Plan, seconds: float, waits: Callable[[NoMachine, float], None]
+) -> tuple[Cluster, int]:
+    """Launch it as `launch` does, and try again for ``seconds`` while nobody gives the machine.
+
+    ``waits`` is called before each wait, with the reason and the seconds left. SkyPilot has no request then.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return launch(plan)
+        except NoMachine as error:
+            left = deadline - time.monotonic()
+            if not error.later or left < RETRY_SECONDS:
+                raise
+            waits(error, left)
+        try:
+            time.sleep(RETRY_SECONDS)
+        except KeyboardInterrupt:
+            raise StoppedWaiting from None
+
+
+def launch(plan: Plan) -> tuple[Cluster, int]:
+    """Launch it, remember it, and return with the job's number when the job is queued.
+
+    It cancels what ran before under that name.
+    """
+    name, cluster = plan.cluster.name, plan.cluster
+    old = store.recall(name)
+    store.remember(cluster)  # the key, before anything is locked with it
+    try:
+        with sky_sdk() as sky:
+            request = sky.launch(plan.task, cluster_name=name)
+            cluster = replace(cluster, request=str(request))
+            store.remember(cluster)
+            job, handle = sky.stream_and_get(request, output_stream=sky_output)
+            hourly = _hourly(sky, name, handle) if plan.max_price is not None and not plan.running else None
+    except SkyError:
+        if old and plan.running:  # what runs there goes on, with its own key
+            store.remember(old)
+        raise
+    if plan.max_price is not None and not plan.running:
+        _keep_to_price(name, handle, hourly, plan.max_price)
+    with sky_sdk() as sky:
+        older = [each.job_id for each in sky.get(sky.queue(name, skip_finished=True)) if each.job_id < job]
+        if older:
+            sky.get(sky.cancel(name, job_ids=older))
+    if tunnel := cluster.tunnel():
+        clusters.write_ssh_alias(name)
+        tunnel.close()  # it leads to the machine of before
+    return cluster, job
+
+
+def _hourly(sky: Any, name: str, handle: Any) -> float | None:
+    """USD an hour by the catalogs here, or else by the API server; None when neither has a price."""
+    with contextlib.suppress(Exception):
+        if found := float(handle.launched_resources.get_cost(3600)):  # 0: the catalog has no price
+            return found
+    with contextlib.suppress(Exception):
+        return clusters.records_by(sky, [name])[0].hourly or None
+    return None
+
+
+def _keep_to_price(name: str, handle: Any, hourly: float | None, max_price: float) -> None:
+    """Take a new machine down, and raise SkyError, if it costs more: the API server may have other prices."""
+    machine = handle.launched_resources
+    cloud = str(machine.cloud).lower()
+    what = f"{machine.instance_type or 'a machine'} in {cloud}/{machine.region}"
+    if hourly is None and cloud not in prices.OWN:
+        output.warn(
+            f"SkyPilot has made {what}, and no price of it is known: it may be more than"
+            f" ${max_price:.2f} an hour. Look: pixtral-sky status {name}, pixtral-sky plan --clouds {cloud}"
+        )
+    if hourly is None or hourly <= max_price + CENT:
+        return
+    clusters.take_down(name)
+    raise SkyError(
+        f"SkyPilot has made {what}, at ${hourly:.2f} an hour and not ${max_price:.2f}: it was taken down at"
+        " once.",
+        f"What SkyPilot knows of prices: pixtral-sky plan --clouds {cloud}",
+    )
+
+
+def follow(cluster: Cluster, job: int) -> Iterator[str]:
+    """Yield the name of each phase of a job as it begins; end when the server answers a request with the key.
+
+    Raises SkyError with the script's own reason when the job ends first.
+    """
+    lines: queue.Queue[str | None] = queue.Queue()
+    said: deque[str] = deque(maxlen=500)
+    begun: list[str] = []
+    runs = False
+    with sky_sdk(silent=True) as sky:
+        _listen(sky, cluster.name, job, lines)
+        yield "waiting for the machine"
+        deadline = 0.0
+        while True:
+            with contextlib.suppress(queue.Empty):
+                line = lines.get(timeout=POLL_SECONDS / 3)
+                if line is not None:
+                    # What the job itself says begins with a name and a pid.
+                    text, its_own = re.subn(r"^\([^)]*pid=\d+[^)]*\) ", "", plain(line))
+                    runs = runs or bool(its_own)
+                    said.append(text := shown(text.rstrip()))
+                    if text.startswith("== ") and text not in begun:
+                        begun.append(text)
+                        yield text.removeprefix("== ")
+                    continue
+                # The log has ended, or the connection to it.
+                status = sky.get(sky.job_status(cluster.name, [job]))[job]
+                if status is None or status.is_terminal():
+                    raise _ended(cluster.name, status, said)
+                runs = runs or status is sky.JobStatus.RUNNING
+                time.sleep(POLL_SECONDS)
+                _listen(sky, cluster.name, job, lines)
+            if runs and time.monotonic() > deadline:
+                deadline = time.monotonic() + POLL_SECONDS
+                cluster = clusters.located(cluster)
+                if cluster.url and not problem(cluster):
+                    return
+
+
+def _listen(sky: Any, name: str, job: int, lines: queue.Queue[str | None]) -> None:
+    """Put the lines of a job's log into ``lines`` as they come, and None when there are no more."""
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            for line in sky.tail_logs(name, job, follow=True, preload_content=False):
+                if line is not None:
+                    lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def _ended(name: str, status: Any, said: deque[str]) -> SkyError:
+    why = reason(said).removeprefix("pixtral: ").rstrip(".")
+    word = status.value if status else "gone"
+    return SkyError(f"The job on {name!r} is {word}: {why}.", f"All it said: pixtral-sky logs {name}")
+
+
+def left(plan: Plan) -> str:
+    """What a failed launch has left that costs money, in a sentence; with nothing left, it is forgotten."""
+    name = plan.cluster.name
+    try:
+        there = clusters.records([name])
+    except PixtralSkyError:
+        return f"What is left of it: pixtral-sky status {name}."
+    if there:
+        return f"Its machine may cost money until: pixtral-sky down {name}."
+    if not plan.running:
+        store.forget(name)
+    return "Nothing is left that costs money."
+
+
+def cost(name: str) -> str:
+    """What its machine costs, and its disk where that has a known price, in words."""
+    record = None
+    with contextlib.suppress(PixtralSkyError):
+        record = next(iter(clusters.records([name])), None)
+    if not record or not record.hourly:
+        return "nothing that SkyPilot knows of"
+    words = f"${record.hourly:.2f} an hour"
+    if price := record.disk_hourly:
+        words += f", and about ${price:.2f} for its disk of {record.disk_gb} GB"
+        words += f" (list price, {prices.DISK_PRICES_OF})"
+    return words

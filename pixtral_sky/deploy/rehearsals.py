@@ -1,0 +1,121 @@
+"""Rehearsals: the script, running on this machine; looked at, followed and stopped. A `backend.Backend`.
+
+They are started by ``rehearsal.process``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pixtral_sky import output
+from pixtral_sky.deploy import store
+from pixtral_sky.deploy.status import Row, problem
+from pixtral_sky.deploy.store import Rehearsal
+from pixtral_sky.errors import NoEndpoint, RehearsalError
+
+kind, at_skypilot = Rehearsal, False
+STOP_SECONDS = 15.0  # to end in order; then it is killed
+KILL_SECONDS = 10.0
+
+# What this process has started. It may outlive us, on purpose; until then somebody has to hold it.
+started: list[subprocess.Popen[bytes]] = []
+
+
+def records(names: list[str] | None) -> Sequence[Any]:  # noqa: ARG001 (SkyPilot has none)
+    return ()
+
+
+def row(name: str, one: Rehearsal, record: Any, asked: bool) -> Row:  # noqa: ARG001
+    running = one.is_running()
+    # It is not asked once it has ended: somebody else may have its port.
+    why = problem(one) if running else f"it has ended; its log: {one.log}"
+    return Row(
+        name,
+        one.kind,
+        "running" if running else "ended",
+        age=time.time() - one.created,
+        endpoint=one.url,
+        answers=not why,
+        problem=why,
+    )
+
+
+def locate(name: str, key: str) -> bool:  # noqa: ARG001
+    return False
+
+
+def logs(name: str, *, follow: bool, lines: int) -> None:
+    if not (one := store.recall_as(name, Rehearsal)):
+        raise NoEndpoint(f"There is no rehearsal named {name!r}.", "What there is: pixtral-sky status")
+    with Path(one.log).open(errors="replace") as file:
+        before = file.readlines()
+        for line in before[-lines:] if lines else before:
+            output.data(line, end="")
+        while follow and one.is_running():
+            if line := file.readline():
+                output.data(line, end="")
+            else:
+                time.sleep(0.2)
+        output.data(file.read(), end="")
+
+
+def down(name: str) -> str:
+    one = store.recall_as(name, Rehearsal)
+    if not one:
+        return ""
+    ran = one.is_running()
+    with output.phase(f"stopping {name}"):
+        stop(one)
+    return (
+        f"{name} is stopped: no process of it is left."
+        if ran
+        else f"{name} had ended by itself; it is forgotten."
+    )
+
+
+def stop(deployment: Rehearsal) -> None:
+    """End every process of it, and forget it. A process that only took over its pid is left alone."""
+    asked: set[int] = set()
+    begin = time.monotonic()
+    while left := processes(deployment):
+        seconds = time.monotonic() - begin
+        # The script first: it ends the server, which ends its own in order, and cleans up behind them.
+        in_order = seconds < STOP_SECONDS / 3 and any(process.pid == deployment.pid for process in left)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if seconds > STOP_SECONDS:
+                    process.kill()
+                elif process.pid not in asked and (process.pid == deployment.pid or not in_order):
+                    asked.add(process.pid)
+                    process.terminate()
+        if seconds > STOP_SECONDS + KILL_SECONDS:
+            pids = ", ".join(str(process.pid) for process in left)
+            raise RehearsalError(
+                f"These processes do not end: {pids}.", f"Try again: pixtral-sky down {deployment.name}"
+            )
+        time.sleep(0.05)
+    for child in started:
+        child.poll()
+    (store.home() / f"{deployment.name}.sh").unlink(missing_ok=True)
+    store.forget(deployment.name)
+
+
+def processes(deployment: Rehearsal) -> list[psutil.Process]:
+    """All that is alive of its session: the children of processes that ended are no one's descendants."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if not deployment.is_leader(psutil.Process(deployment.pid)):
+            return []  # a session's number is not used again while one of its processes lives
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == deployment.pid and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
