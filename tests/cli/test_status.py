@@ -59,6 +59,7 @@ def test_status(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     assert re.split(r" {2,}", line) == cells
     assert all(head[line.index(cell) - 2 :].startswith("  ") for cell in cells[3:]), "in columns"
     assert store.recall().url == fake.url, "it is known from now on"
+    assert server.asked("job_status") == [], "it answers"
 
 
 def test_status_as_json(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
