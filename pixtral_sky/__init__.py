@@ -8,7 +8,7 @@ The public API, imported when it is used; everything else may change in any rele
         for text in client.ask(["What is this?", read_picture("photo.jpg")]):
             print(text, end="")
 
-Every error is a PixtralSkyError: ``pixtral_sky.errors`` has the tree.
+Every error is a PixtralSkyError: see ``pixtral_sky.errors``.
 """
 
 from __future__ import annotations

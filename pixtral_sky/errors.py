@@ -1,24 +1,4 @@
-"""What went wrong, in one line, and what to do next.
-
-PixtralSkyError
-  UsageError          the command line does not add up                      (exit code 2)
-    NoEndpoint        no endpoint is given or remembered
-  PictureError        something given as a picture is none that can be sent
-  LimitError          more pictures or tokens than the endpoint takes
-  EndpointError       the endpoint did not do what it was asked
-    Unreachable       nothing answers at its address
-      Untrusted       its certificate is for another name, or of an authority that is not known here
-    Unauthorized      401 or 403: the key is missing or wrong
-    Busy              429, 503, or a balancer with no replica to ask
-    Refused           any other answer that is not 2xx, with the server's reason
-      Failed          a 5xx of them: the request may be good, and the server is not
-    BrokenAnswer      the answer stopped half-way, took too long, or is not what the API says
-    NotAnAPI          something answers, but it is not an OpenAI-compatible API
-  SchemaError         the answer does not fit the JSON Schema that was asked for
-  RehearsalError      the engine could not be made or started on this machine
-  SkyError            SkyPilot did not do what it was asked
-  HubError            the Hugging Face Hub does not give the model with this token
-"""
+"""What went wrong, in one line, and what to do next."""
 
 from __future__ import annotations
 
@@ -41,43 +21,45 @@ class PixtralSkyError(Exception):
 
 
 class UsageError(PixtralSkyError):
+    """The command line does not add up."""
+
     exit_code = 2
 
 
 class NoEndpoint(UsageError):
-    pass
+    """No endpoint is given or remembered."""
 
 
 class PictureError(PixtralSkyError):
-    pass
+    """Something given as a picture cannot be sent as one."""
 
 
 class LimitError(PixtralSkyError):
-    pass
+    """The request has more pictures or tokens than the endpoint takes."""
 
 
 class EndpointError(PixtralSkyError):
-    pass
+    """The endpoint did not do what it was asked."""
 
 
 class Unreachable(EndpointError):
-    pass
+    """Nothing answers at its address."""
 
 
 class NoTunnel(Unreachable):
-    """There is no way to try: no ssh, or nothing that SkyPilot has left. Another attempt is of no use."""
+    """No tunnel can be tried: ssh is missing, or what SkyPilot writes for it. A retry is of no use."""
 
 
 class Untrusted(Unreachable):
-    pass
+    """Its certificate is for another name, or of an authority that is not known here."""
 
 
 class Unauthorized(EndpointError):
-    pass
+    """401 or 403: the key is missing or wrong."""
 
 
 class Busy(EndpointError):
-    """``retry_after`` are the seconds that it asks to wait; 0 when it does not say."""
+    """429, 503, or a balancer with no ready replica; ``retry_after`` seconds are asked for, 0: none."""
 
     def __init__(self, what: str, hint: str = "", retry_after: float = 0) -> None:
         super().__init__(what, hint)
@@ -85,32 +67,32 @@ class Busy(EndpointError):
 
 
 class Refused(EndpointError):
-    pass
+    """Any other answer that is not 2xx, with the server's reason."""
 
 
 class Failed(Refused):
-    pass
+    """A 5xx: the server has failed, and the request may be good."""
 
 
 class BrokenAnswer(EndpointError):
-    pass
+    """The answer stopped half-way, took too long, or is not what the API says."""
 
 
 class NotAnAPI(EndpointError):
-    pass
+    """Something answers, but it is not an OpenAI-compatible API."""
 
 
 class SchemaError(PixtralSkyError):
-    pass
+    """The answer does not fit the JSON Schema that was asked for."""
 
 
 class RehearsalError(PixtralSkyError):
-    pass
+    """The engine could not be made or started on this machine."""
 
 
 class SkyError(PixtralSkyError):
-    pass
+    """SkyPilot did not do what it was asked."""
 
 
 class HubError(PixtralSkyError):
-    pass
+    """The Hugging Face Hub does not give the model with this token."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import IO, Any
 
 @contextmanager
 def whole(path: Path, **options: Any) -> Iterator[IO[Any]]:
-    """A file open for writing, as by ``open(**options)``, that is at ``path`` once it is complete.
+    """Open a new file of mode 0600, as ``open(**options)`` does, that replaces ``path`` when the block ends.
 
-    What was there stays until then, and for good when the block raises. Its mode is 0600 from the beginning.
+    When the block raises, ``path`` keeps its old content.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
     try:

@@ -1,4 +1,4 @@
-"""One sink for everything that is printed: data goes to stdout, all else to stderr."""
+"""The one place that prints: data goes to stdout, all else to stderr."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ quiet = False
 
 
 def data(text: str, end: str = "\n") -> None:
-    """What the command was asked for. It alone reaches stdout, so that a pipe holds nothing else."""
-    if sys.stdout is None:  # closed by whoever started us
+    """Print what the command was asked for. Nothing else goes to stdout, so a pipe holds only this."""
+    if sys.stdout is None:  # the caller closed it
         raise PixtralSkyError("Standard output is closed.")
     sys.stdout.write(text + end)
     sys.stdout.flush()
 
 
 def document(value: object, indent: int | None = 1) -> None:
-    """The same as JSON; without ``indent`` in one line."""
+    """The same as JSON; in one line without ``indent``."""
     data(json.dumps(value, indent=indent))
 
 
 def say(text: str = "") -> None:
-    """What a person likes to know."""
+    """Print what is good to know; nothing when ``quiet``."""
     if not quiet:
         print(text, file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """What a person must know."""
+    """Print what a person must know."""
     print(f"Warning: {text}", file=sys.stderr, flush=True)
 
 
@@ -44,9 +44,9 @@ def error(text: str) -> None:
 
 @contextmanager
 def phase(title: str) -> Iterator[None]:
-    """Show what is being waited for, with the seconds: a spinner on a terminal, a line elsewhere.
+    """Show what is waited for, with the seconds: a spinner on a terminal, a line elsewhere.
 
-    Nothing else may be shown within it, another phase neither.
+    Print nothing and begin no other phase within it.
     """
     started = time.monotonic()
     if quiet:
@@ -66,7 +66,7 @@ def phase(title: str) -> Iterator[None]:
 
 
 def phases(titles: Iterable[str]) -> None:
-    """One phase after another, each as long as the next title takes to come."""
+    """Show one phase after another; each lasts until the next title comes."""
     names = iter(titles)
     title = next(names, "")
     while title:

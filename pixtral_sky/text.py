@@ -1,4 +1,4 @@
-"""Text: what other programs say, made fit to be printed; the name that was meant; the order of names."""
+"""Texts of other programs, safe to print; the closest name; the natural order of names."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from collections.abc import Iterable
 
 
 def reason(log: Iterable[str]) -> str:
-    """Of the lines of a log, the one that says best why the server ended."""
+    """The line of a log that tells best why the server ended: the script's own, an error, or the last."""
     lines = [line.strip() for line in log if line.strip()]
-    ours = [line for line in lines if line.startswith("pixtral: ")]
+    script = [line for line in lines if line.startswith("pixtral: ")]
     errors = [line for line in lines if "rror: " in line]
-    found = (ours or errors or lines or ["it said nothing"])[-1]
-    return found[:300]
+    return (script or errors or lines or ["it said nothing"])[-1][:300]
 
 
 def os_reason(error: Exception, otherwise: str = "not a path") -> str:
-    """What the system says of a file, without its name; ``otherwise`` where it was not the system."""
+    """The system's reason, without the file's name; ``otherwise`` for an error that is not the system's."""
     return getattr(error, "strerror", None) or otherwise
 
 
 def closest(word: str, names: Iterable[str]) -> str:
-    """The one of ``names`` that ``word`` is like, in whatever case; empty: it is like none."""
+    """The name most like ``word``, whatever the case; "" when none is alike."""
     known = {each.lower(): each for each in names}
     found = difflib.get_close_matches(word.lower(), known, 1)
     return known[found[0]] if found else ""
@@ -39,18 +38,18 @@ def natural(name: str) -> tuple[str, str]:
 
 
 def printable(text: str) -> str:
-    """``text`` without the control characters that a terminal acts on; newlines and tabs stay."""
+    """``text`` without control characters, which a terminal obeys; newlines and tabs stay."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
 
 
 def shown(name: str) -> str:
-    """``name`` fit for one line of a terminal: nothing that moves the cursor, at most 160 characters."""
+    """``name`` for one line of a terminal: printable, and at most 160 characters."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
     return text if len(text) <= 160 else f"{text[:100]}...{text[-57:]}"
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it is valid Unicode: JSON can spell half of a surrogate pair, and a path hold any byte."""
+    """Whether it is valid Unicode: JSON can spell half a surrogate pair, and a path can hold any byte."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,12 +1,11 @@
-"""How many requests of a batch are on their way at once: as many as make it faster, and no more. Pure.
+"""How many requests of a batch are in flight at once: as many as make it faster. Pure.
 
-What an endpoint can do at once nobody knows beforehand: its GPUs, its replicas and the prompts decide. So it
-is tried. With a limit of ``limit`` requests the answers of a while are counted; then, with another limit,
-again. A larger one is kept where it brings a good part of what its size promises (WORTH), a smaller one where
-it costs less than that, and the next step goes the same way. Else the limit before is taken again, and stays
-for a while.
+GPUs, replicas and prompts decide what an endpoint can do at once, so the limit is found by trial. The answers
+at one limit are counted for a while, then those at another. A larger limit is kept when it brings enough of a
+proportional gain (WORTH), a smaller one when it costs less than that; the next trial goes in the same
+direction. Otherwise the limit goes back and is held for a while.
 
-What a server refuses for being busy, or drops, cuts the limit at once.
+A request that is refused as busy, or dropped, cuts the limit at once.
 """
 
 from __future__ import annotations
@@ -14,58 +13,55 @@ from __future__ import annotations
 START = 8
 # vLLM computes 256 at once and queues the rest; prompts with pictures fill a GPU long before.
 MOST = 256
-# Requests a second, towards what may be SkyServe's balancer: one process, that passes on some 200 a second
-# for all its users.
+# Requests a second: SkyServe's balancer is one process, which passes on some 200 a second for all its users.
 PER_SECOND = 150.0
 
 WORTH = 0.2  # of a proportional gain: twice the limit has to bring 20 % more answers
 FIRST_STEP, STEP = 2.0, 1.5  # the factor between two limits, at the beginning and later
-COUNTED = 32  # answers that a count takes at least, and twice the limit
-COUNT_SECONDS = 0.5  # that it takes at least
-HOLD = 10  # counts at the same limit between two tries
-SLOWER = 0.7  # answers a second, of those before: below it a smaller limit is tried soon
-SLOW_SECONDS = 120.0  # where an answer takes longer, no larger limit is tried
+COUNTED = 32  # the fewest answers of a count; or twice the limit, if that is more
+COUNT_SECONDS = 0.5  # the shortest count
+HOLD = 10  # counts at the same limit between two trials
+SLOWER = 0.7  # below this share of the last rate, a smaller limit is tried soon
+SLOW_SECONDS = 120.0  # where answers take longer, no larger limit is tried
 CUT = 0.7  # what is left of the limit when the endpoint is busy
-TOLERATED = 0.05  # of requests that are refused or lost now and then, which is no reason for fewer
+TOLERATED = 0.05  # the share of requests that may be refused or lost without a cut
 
 
-class Pace:
-    """The limit, and when the next request may start. Times are seconds of one clock; not for threads.
+class Limiter:
+    """The ``limit``, and when the next request may start. ``fixed`` fixes the limit.
 
-    With ``fixed`` the limit is that, whatever happens.
+    Times are seconds of one clock. Not thread-safe.
     """
 
     def __init__(self, fixed: int | None = None) -> None:
         self.limit = fixed or START
         self._fixed = fixed is not None
         self._next_start = 0.0
-        self._not_before = 0.0  # an endpoint that is busy is left alone until then
-        self._rate = (
-            0.0  # answers a second at this limit; of before a try: at the one that it is compared with
-        )
-        self._before = 0  # the limit before a try; 0: there is none
-        self._step = FIRST_STEP  # until something speaks against a larger limit
-        self._up = True  # the direction of the next try
+        self._not_before = 0.0  # a busy endpoint is left alone until then
+        self._rate = 0.0  # answers a second at this limit; in a trial, at the limit before
+        self._before = 0  # the limit before a trial; 0: no trial
+        self._step = FIRST_STEP  # until a larger limit has failed
+        self._up = True  # the direction of the next trial
         self._hold = 0  # counts until then
-        self._was_cut = False  # and none of what was asked for since has been answered
+        self._was_cut = False  # and no request that started since has been answered
         self._troubles = 0.0  # less TOLERATED for each answer
         self._begin(0.0)
 
     def wait(self, now: float) -> float:
-        """Seconds until a request may start; 0: it starts now, and is counted as started."""
+        """Seconds until a request may start; at 0 it is counted as started."""
         ready = max(self._next_start, self._not_before)
         if ready > now:
             return ready - now
-        # Of what a pause has saved up, a tenth of a second is made good for.
+        # Allow a burst of at most 0.1 s after a pause.
         self._next_start = max(self._next_start, now - 0.1) + 1 / PER_SECOND
         return 0.0
 
     def answered(self, now: float, seconds: float) -> None:
-        """An answer has come whole, ``seconds`` after it was asked for."""
+        """A whole answer has come, ``seconds`` after its request."""
         self._troubles = max(self._troubles - TOLERATED, 0.0)
         if self._fixed:
             return
-        if self._settling:  # it was asked for at the limit before
+        if self._settling:  # its request started at the limit before
             self._settling -= 1
             self._since = now
             return
@@ -77,9 +73,9 @@ class Pace:
             self._begin(now)
 
     def lost(self, now: float) -> None:
-        """An answer has broken off: something there is dying."""
+        """An answer broke off: something there is dying."""
         self._troubles += 1
-        # One alone says little; and many that are lost for one reason cut the limit once.
+        # A single loss is tolerated, and many with one cause cut the limit once.
         if self._fixed or self._was_cut or self._troubles < 2:
             return
         self.limit = max(int(self.limit * CUT), 1)
@@ -88,17 +84,17 @@ class Pace:
         self._begin(now)
 
     def busy(self, now: float, wait: float = 0.0) -> None:
-        """The endpoint has refused a request for now, and asks to ``wait`` so long."""
+        """The endpoint is busy, and asks to ``wait`` so many seconds."""
         self.lost(now)
         self._not_before = max(self._not_before, now + wait)
 
     def _begin(self, now: float) -> None:
-        """Begin to count, after all that is on its way."""
+        """Begin a count, after the requests in flight."""
         self._settling = self.limit
         self._answers, self._seconds, self._since = 0, 0.0, now
 
     def _judge(self, rate: float, seconds: float) -> None:
-        """What follows from a count: ``rate`` answers a second, that took ``seconds`` each."""
+        """Decide on a count: ``rate`` answers a second, which took ``seconds`` each."""
         if self._before:
             worth = rate >= self._rate * (1 + WORTH * (self.limit / self._before - 1))
             if not worth:
@@ -106,7 +102,7 @@ class Pace:
                 self._up, self._hold = not self._up, HOLD
                 return
         elif self._rate and rate < SLOWER * self._rate:
-            self._up, self._hold = False, 1  # this count was of both, before and after
+            self._up, self._hold = False, 1  # this count saw the rate from before the change too
         self._rate = rate
         if self._hold:
             self._hold -= 1
@@ -114,10 +110,10 @@ class Pace:
             self._try(seconds)
 
     def _try(self, seconds: float) -> None:
-        """Take another limit, to be judged by its count."""
+        """Try another limit, to be judged by its count."""
         self._up = self._up and seconds <= SLOW_SECONDS
         larger = min(max(int(self.limit * self._step), self.limit + 1), MOST)
         smaller = max(int(self.limit / self._step), 1)
         self._before, self.limit = self.limit, larger if self._up else smaller
-        if self.limit == self._before:  # there is no other
+        if self.limit == self._before:  # at the end of the range
             self._before, self._step, self._up, self._hold = 0, STEP, not self._up, HOLD

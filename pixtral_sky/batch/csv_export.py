@@ -15,24 +15,24 @@ from pixtral_sky.batch import jsonl
 from pixtral_sky.errors import UsageError
 from pixtral_sky.text import shown
 
-# What a spreadsheet takes for the beginning of a formula. A formula can send the rest of the sheet anywhere,
-# and whoever made a picture may have chosen what is answered.
+# What a spreadsheet takes for the beginning of a formula. A formula can send the sheet anywhere, and a
+# picture can make the model answer with one.
 _FORMULA = re.compile(r"[=+\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")
 _NUMBER = re.compile(r"[+-]?[0-9][0-9., ]*")
 
 
 def csv_rows(source: Path, schema: dict[str, Any]) -> Iterator[list[str]]:
-    """The rows of the table, the header first, from a batch's output in the native format; one at a time.
+    """The rows of the table, one at a time, the header first, from a batch's output in the native format.
 
     The columns are ``id`` and the ``properties`` of the schema, in their order. A missing or null property is
     an empty cell, as are all of an answer that was cut off; a nested one is JSON. A text that a spreadsheet
-    would take for a formula gets an apostrophe before it; the output itself has it unchanged.
+    would take for a formula gets an apostrophe before it.
 
-    Raises UsageError when the schema names no properties, or the file is not of this kind; OSError.
+    Raises UsageError when the schema has no properties, or the file has another format; OSError.
     """
     properties = schema.get("properties")
     if not isinstance(properties, dict) or not properties:
-        raise UsageError("The schema has no properties, of which columns could be made.")
+        raise UsageError("The schema has no properties to make columns of.")
     yield [_cell(name) for name in ("id", *("answer.id" if name == "id" else name for name in properties))]
     with open(source, "rb") as file:
         for number, line in jsonl.objects(jsonl.lines(file)):
@@ -43,17 +43,14 @@ def csv_rows(source: Path, schema: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def write_csv(source: Path, schema: dict[str, Any], target: Path) -> int:
-    """Write the rows to ``target`` in UTF-8, atomically; returns their number, without the header.
-
-    Raises as ``csv_rows``.
-    """
+    """Write the rows to ``target`` atomically. Returns their number, without the header; raises as above."""
     rows = -1
     with files.whole(target, encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.writer(file)
         for row in csv_rows(source, schema):
             writer.writerow(row)
             rows += 1
-        # Who may read the output may read the table.
+        # Whoever may read the output may read the table.
         os.fchmod(file.fileno(), source.stat().st_mode & 0o666)
     return rows
 

@@ -1,4 +1,4 @@
-"""What the arguments of a batch lead to on the disk, and what the files there are called in its output."""
+"""The arguments of a batch, the files that they lead to, and the names of these in its output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Input:
 
 
 def parse(argument: str) -> list[Input]:
-    """What an argument leads to: one input, or each manifest of a glob of them. Raises UsageError."""
+    """The input of an argument, or an input for each manifest that a glob matches. Raises UsageError."""
     if argument == "-":
         return [Input("manifest", "-", "")]
     if is_url(argument) or is_data_url(argument):
@@ -55,12 +55,12 @@ def parse(argument: str) -> list[Input]:
     absolute = os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
     parent = str(Path(absolute).parent)
     if stat.S_ISDIR(mode):
-        # "." is not to begin ids with what the folder happens to be called.
+        # For "." and "..", ids do not begin with the folder's name.
         named = Path(path).name not in ("", "..")
         return [Input("folder", path.rstrip("/") or "/", parent if named else absolute, named)]
     if not is_manifest(path):
         return [Input("file", path, parent)]
-    if not stat.S_ISREG(mode):  # it is read twice
+    if not stat.S_ISREG(mode):  # it cannot be read twice
         raise UsageError(f"{shown(argument)} is not a regular file.", "Pipe it in, and give '-'.")
     return [Input("manifest", path, parent)]
 
@@ -71,13 +71,13 @@ def _expand(pattern: str) -> list[Input]:
         fixed = str(Path(fixed).parent)
     base = os.path.abspath(fixed)  # noqa: PTH100
     found = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute path)
-    # A file may be called "-", or as URLs begin.
+    # The "./" is for files that are called "-", or begin as URLs do.
     found = sorted((path if path.startswith("/") else f"./{path}" for path in found), key=natural)
     if is_manifest(pattern):
         manifests = [each for path in found if Path(path).is_file() for each in parse(path)]
         if manifests:
             return [replace(each, base=base, named=False) for each in manifests]
-    folders = "**" not in pattern  # which goes into them itself
+    folders = "**" not in pattern  # "**" enters folders by itself
     found = [path for path in found if is_wanted(path) or (folders and Path(path).is_dir())]
     if not found:
         raise UsageError(f"{shown(pattern)}: no picture, PDF or folder matches.")
@@ -85,7 +85,7 @@ def _expand(pattern: str) -> list[Input]:
 
 
 def with_common_base(inputs: list[Input]) -> list[Input]:
-    """Give them one base where their own would let two files get one id. See ``walk``."""
+    """Give the inputs one base if two files could get the same id otherwise. See ``walk``."""
     files = [each for each in inputs if each.path != "-"]
     names = {Path(each.path).name for each in files}
     if len(files) < 2 or (len(names) == len(files) and all(each.named for each in files)):
@@ -108,22 +108,22 @@ def is_wanted(path: str) -> bool:
 
 
 def relative(path: str, base: str) -> str:
-    """``path`` relative to the folder ``base``; "" when it is that."""
+    """``path`` relative to the folder ``base``; "" for ``base`` itself."""
     found = os.path.relpath(path, base)
     return "" if found == "." else found
 
 
 def id_of(path: str) -> str:
-    """What a relative path is called in ids and in the output: see ``walk``."""
+    """The name of a relative path in ids and in the output: see ``walk``."""
     if is_unicode(path):
         return path
-    # Bytes that are not UTF-8 are in a path as U+DC80 to U+DCFF.
+    # A path has bytes that are not UTF-8 as U+DC80 to U+DCFF.
     odd = {code: f"%{code - 0xDC00:X}" for code in range(0xDC80, 0xDD00)}
     return f"file:{path.translate(odd | {ord('%'): '%25'})}"
 
 
 def source(text: str, folder: str) -> Source:
-    """What a manifest in ``folder`` calls a picture: a path, a URL, or page 3 of a PDF, ``a.pdf#page=3``."""
+    """A picture that a manifest in ``folder`` names: a path, a URL, or a page of a PDF, ``a.pdf#page=3``."""
     if is_data_url(text):
         return Source(text)
     if is_url(text):
@@ -135,15 +135,13 @@ def source(text: str, folder: str) -> Source:
 
 
 def files_in(top: str) -> Iterator[tuple[str, OSError | None]]:
-    """The paths, relative to the folder ``top``, of all files in it that are wanted.
+    """The paths, relative to the folder ``top``, of all pictures and PDFs in it; hidden ones are left out.
 
-    With an error it is a folder that cannot be read, "" for ``top`` itself. Hidden files and folders are
-    left out. Of a folder come first its files in natural order, then its folders; at the end of all come
-    those behind symbolic links. No folder is entered twice, so that a loop of links ends, and what is also
-    there by itself keeps its own name.
+    A path with an error is a folder that cannot be read, "" for ``top`` itself. A folder's files come first,
+    in natural order, then its folders; folders behind symbolic links come last of all. No folder is entered
+    twice: a loop of links ends, and a folder that is reached without a link keeps that name.
 
-    In memory are the names of the files of the current folder alone: 60 bytes each and the name, and as much
-    again while they are sorted.
+    Memory holds the names of the current folder only: 60 bytes and the name each, twice that while sorting.
     """
     entered: set[tuple[int, int]] = set()
     folders, links = [""], deque[str]()
@@ -166,7 +164,7 @@ def files_in(top: str) -> Iterator[tuple[str, OSError | None]]:
 
 
 def _list(folder: str) -> tuple[list[str], list[str], list[str]]:
-    """Its wanted files, its folders, and its links to folders, each in natural order. Raises OSError."""
+    """A folder's pictures and PDFs, folders, and links to folders, in natural order. Raises OSError."""
     names: tuple[list[str], list[str], list[str]] = [], [], []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -184,5 +182,5 @@ def _list(folder: str) -> tuple[list[str], list[str], list[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to nowhere, in one of the many ways
+    except OSError:  # a broken link
         return False

@@ -1,4 +1,4 @@
-"""What a batch asks about: an ``Item`` for each request, and the lines that come of it."""
+"""What a batch asks about: an ``Item`` for each request, and its lines in the output files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pixtral_sky.pictures.source import Source
 
 @dataclass(frozen=True)
 class Defaults:
-    """What the command line said for all items; an item may say otherwise."""
+    """The command line's options for all items; an item may have its own."""
 
     prompt: str
     system: str = ""
@@ -23,43 +23,38 @@ class Defaults:
     temperature: float = 0.7
     response_format: dict[str, Any] | None = None
 
-    @property
-    def as_json(self) -> bool:
-        """Whether answers are to be JSON."""
-        return (self.response_format or {}).get("type") in ("json_schema", "json_object")
-
 
 @dataclass(frozen=True)
 class Item(ABC):
     """One request. Its ``id`` is unique within a run, valid UTF-8, and the same in the next run.
 
-    Pictures are read in ``body``, and not kept: an item is as large as the names in it, or as the line of
-    the manifest that it is from, with the data: URLs in that.
+    Pictures are read in ``body`` and not kept. An item is as large as the names in it, or as its line of a
+    manifest with the data: URLs in that.
     """
 
     openai: ClassVar[bool] = False  # whether it is in OpenAI's format
     id: str
-    images: int  # how many pictures it has
-    line: str = field(default="", kw_only=True)  # of a manifest: list.jsonl#line=17
+    images: int  # the number of pictures
+    line: str = field(default="", kw_only=True)  # its line of a manifest: list.jsonl#line=17
 
     @abstractmethod
     def body(self, defaults: Defaults) -> dict[str, Any]:
         """The body of its request to /v1/chat/completions, without ``model`` and streaming. Thread-safe.
 
-        Reads, downloads and shrinks the pictures at each call. Raises PictureError.
+        Each call reads, downloads and shrinks the pictures. Raises PictureError.
         """
 
     def tokens(self, body: dict[str, Any]) -> int:
-        """Prompt tokens of its ``body`` but for words, as ``ask`` counts; 0 when they cannot be known."""
-        tokens = [openai_format.picture_tokens(url) for url in openai_format.picture_urls(body)]
+        """Prompt tokens of its ``body`` without the words; 0 when they cannot be known."""
+        tokens = [openai_format.picture_tokens(each["url"]) for each in openai_format.pictures(body)]
         return sum(tokens) + FRAME_TOKENS if all(tokens) else 0
 
 
 @dataclass(frozen=True)
-class Bad:
-    """An input that is no item, and that the run goes on without: ``reason`` is one line."""
+class BadInput:
+    """An input that cannot be asked about, for the ``reason`` in one line. The run goes on without it."""
 
-    id: str  # unique within a run, among those of the items as well
+    id: str  # unique within a run, among items too
     reason: str
     openai: bool = False  # as of an Item
     line: str = field(default="", kw_only=True)  # as of an Item
@@ -67,7 +62,7 @@ class Bad:
 
 @dataclass(frozen=True)
 class Question(Item):
-    """Pictures, and what a line of a manifest says of them."""
+    """Pictures, and the options of their line in a manifest."""
 
     sources: tuple[Source, ...]
     prompt: str | None = None
@@ -89,7 +84,7 @@ class Question(Item):
 
 @dataclass(frozen=True)
 class Request(Item):
-    """A line in OpenAI's format. It ignores the defaults."""
+    """A line in OpenAI's format, which ignores the defaults."""
 
     openai = True
     request: dict[str, Any] = field(repr=False)
@@ -101,16 +96,16 @@ class Request(Item):
 def result(
     item: Item, document: dict[str, Any], seconds: float, defaults: Defaults | None = None
 ) -> dict[str, Any]:
-    """The output line for an item and the ``chat.completion`` that it got, in the format of its input.
+    """The output line for an item and its ``chat.completion``, in the format of the input.
 
-    In the native format an answer that ``defaults`` wanted as JSON becomes JSON; what cannot be parsed, as it
-    was cut off, stays text.
+    In the native format, an answer for which ``defaults`` ask for JSON becomes JSON; one that was cut off and
+    cannot be parsed stays text.
     """
     if not isinstance(item, Question):
         return openai_format.output(item.id, document)
     choice = document["choices"][0]
     answer = choice["message"].get("content") or ""
-    if defaults and defaults.as_json:
+    if defaults and defaults.response_format:
         with contextlib.suppress(ValueError, RecursionError):
             answer = json.loads(answer)
     return {
@@ -123,8 +118,8 @@ def result(
     }
 
 
-def failure(item: Item | Bad, error: Exception | str) -> dict[str, Any]:
-    """The line of the errors file for an item and what happened to it, or a Bad and its reason."""
+def failure(item: Item | BadInput, error: Exception | str) -> dict[str, Any]:
+    """The line of the errors file for an item and its error, or a BadInput and its reason."""
     kind = type(error).__name__ if isinstance(error, Exception) else "BadInput"
     message = str(error).encode(errors="replace").decode()
     if item.openai:

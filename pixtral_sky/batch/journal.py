@@ -1,15 +1,13 @@
-"""What a batch has done: two files of JSON lines, one an answer and one a failure, and a record beside them.
+"""What a batch has done: a file of answers, one of failures, a JSON line each, and a record of the options.
 
-What is promised of them:
+- A line is whole or absent: one that a full disk cuts is removed at once, one that a kill or a power cut
+  cuts, by the next run.
+- A kill loses no line that was written.
+- A power cut loses at most the last group, which is not synced yet: GROUP lines, or those of GROUP_SECONDS,
+  whichever is less. Their items are asked again.
+- Two runs never write one file: a lock, which ends with its process, refuses the second.
 
-- A line is written whole, in one write, or it is not there: what a full disk has cut is taken back at once,
-  and what a kill or a power cut has cut, by the next run.
-- Whoever is killed loses nothing that was written: the system has it.
-- A power cut loses at most the last group, which the disk was not told to keep yet: GROUP lines or what came
-  in GROUP_SECONDS, whichever is less. These items are then asked again.
-- Two runs never write one file: the second is refused, by a lock that ends with its process.
-
-The id of a line is its ``custom_id`` where it has one (OpenAI's batch format), else its ``id``.
+The id of a line is its ``custom_id`` if it has one (OpenAI's batch format), else its ``id``.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,12 @@ from pixtral_sky.errors import PixtralSkyError, UsageError
 
 GROUP = 64  # lines
 GROUP_SECONDS = 0.2
-READ_BYTES = 2**18  # of a file at a time
-
+READ_BYTES = 2**18  # at a time
 SHOWN = 40  # characters of an option's value in a message
 
 
 class _Line(msgspec.Struct, gc=False):
-    """All that is read of a line."""
+    """The fields that are read of a line."""
 
     id: str = ""
     custom_id: str | None = None
@@ -49,9 +47,9 @@ _read_lines = msgspec.json.Decoder(_Line).decode_lines
 
 
 class Journal:
-    """One file of JSON lines that grows, for this process alone; made when it is not there. For threads.
+    """A file of JSON lines to append to, locked for this process, and created if missing. Thread-safe.
 
-    Raises PixtralSkyError when another run has it, and, in all that it does, when the disk fails or is full.
+    Raises PixtralSkyError when another run has it; all methods do when the disk fails or is full.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,13 +69,13 @@ class Journal:
         self.close()
 
     def ids(self) -> Iterator[list[str]]:
-        """The ids of its lines, many at a time. Read it to its end before the first ``append``.
+        """The ids of its lines, many at a time. Read them all before the first ``append``.
 
-        A tail that is no whole line, or a damaged line in the last group, is what a power cut leaves: it is
-        cut off, with what follows it, and kept in a file beside (``.torn``). Raises UsageError for any other.
+        A power cut leaves an incomplete last line, or a damaged line in the last group: it is moved, with all
+        that follows, into a file beside (``.torn``). Raises UsageError for any other damaged line.
         """
         with self._errors("read"), open(self.path, "rb") as file:
-            position = number = 0  # bytes and lines that are good
+            position = number = 0  # good bytes and lines
             rest = b""
             while data := file.read(READ_BYTES):
                 data = rest + data
@@ -90,7 +88,7 @@ class Journal:
                     after = data.count(b"\n", good) + sum(1 for _ in file)
                     if after > GROUP:
                         raise UsageError(
-                            f"{self.path}, line {number + 1:,}, is none of a batch.",
+                            f"{self.path}, line {number + 1:,}, is not a line of a batch.",
                             "Take it out, or begin anew, with this file kept aside: --fresh",
                         )
             if position < self._size:
@@ -107,14 +105,14 @@ class Journal:
         self._size = position
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write it. On return, it survives this process; when its group is kept by the disk, a power cut."""
+        """Write a line. From now on it survives a kill, and once its group is synced, a power cut."""
         data = _encoded(line)
         with self._mutex, self._errors("written"):
             if self._file < 0:
                 raise PixtralSkyError(f"{self.path} is closed.")
             try:
                 written = os.write(self._file, data)
-                while written < len(data):  # the disk is full, which the next write says
+                while written < len(data):  # the disk is full, so the next write raises
                     written += os.write(self._file, data[written:])
             except OSError:
                 with contextlib.suppress(OSError):
@@ -127,25 +125,24 @@ class Journal:
                 self._sync()
 
     def tick(self) -> None:
-        """Call it often: it has the disk keep a group that is GROUP_SECONDS old."""
+        """Sync a group that is GROUP_SECONDS old. Call it often."""
         with self._mutex, self._errors("written"):
             if self._unsynced and self._clock() - self._since >= GROUP_SECONDS:
                 self._sync()
 
     def _sync(self) -> None:
-        """Have the disk keep all that was written."""
-        if self._unsynced:
-            os.fsync(self._file)
-            self._unsynced = 0
+        os.fsync(self._file)
+        self._unsynced = 0
 
     def close(self) -> None:
         with self._mutex, self._errors("written"):
+            if self._file < 0:
+                return
             try:
-                if self._file >= 0:
+                if self._unsynced:
                     self._sync()
             finally:
-                if self._file >= 0:
-                    os.close(self._file)  # and the lock ends
+                os.close(self._file)  # unlocks it
                 self._file = -1
 
     @contextlib.contextmanager
@@ -165,7 +162,7 @@ class Journal:
 
 
 def _open_locked(path: Path) -> int:
-    """The file, open and locked: the one that is at ``path`` now, not one that was set aside meanwhile."""
+    """Open and lock the file that is at ``path`` now: another run may set it aside meanwhile."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
@@ -174,7 +171,7 @@ def _open_locked(path: Path) -> int:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file), path.stat()):
-                    _sync_folder(path)  # a file that was just made is durable with its folder
+                    _sync_folder(path)  # makes a new file durable
                     return file
         except BaseException:
             os.close(file)
@@ -191,14 +188,14 @@ def _sync_folder(path: Path) -> None:
 
 
 def _ids(lines: bytes) -> tuple[int, list[str]]:
-    """How many bytes of the lines are good from the first on, and the ids in them."""
+    """The number of good bytes from the first line on, and the ids of those lines."""
     with contextlib.suppress(msgspec.DecodeError):
         found = [line.custom_id or line.id for line in _read_lines(lines)]
         if all(found) and len(found) == lines.count(b"\n"):
             return len(lines), found
     good, found = 0, []
     for line in lines.split(b"\n")[:-1]:
-        # The slow way, which takes more: half of a surrogate pair is JSON, and may be in a file's name.
+        # json is slow, but takes half a surrogate pair, which a file's name may have.
         try:
             values = json.loads(line)
             identity = values.get("custom_id") or values["id"]
@@ -214,34 +211,33 @@ def _ids(lines: bytes) -> tuple[int, list[str]]:
 def _encoded(line: Mapping[str, Any]) -> bytes:
     try:
         return json.dumps(line, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair: a model may say it, and a file's name have it
+    except UnicodeEncodeError:  # half a surrogate pair, in an answer or a file's name
         return json.dumps(line).encode() + b"\n"
 
 
 @dataclass(frozen=True)
 class Paths:
-    """The files of a batch whose answers go to ``out``."""
+    """The files of a batch: ``out`` for the answers, ``errors`` for the failures."""
 
     out: Path
     errors: Path
 
     @property
     def record(self) -> Path:
-        """How the answers were made: the options that change them."""
+        """The file of the options that change the answers."""
         return self.out.with_name(f"{self.out.name}.run.json")
 
 
 class Ledger:
-    """The answers and failures of a batch, open to be gone on with. Closed by ``with`` or ``close()``.
+    """The answers and failures of a batch, open to append to. Closed by ``with`` or ``close()``.
 
-    ``options`` (readable, nothing secret) are those that change an answer or an id. They are kept in the
-    record; a run with others is refused, unless it is told to go on all the same (``resume``) or to begin
-    anew (``fresh``), which sets the old files aside: out.jsonl.1, .2 and so on.
+    ``options`` (readable, nothing secret) are those that change an answer or an id; the record keeps them.
+    Other options than those of the last run are refused, unless ``resume`` goes on all the same, or ``fresh``
+    begins anew and sets the old files aside: out.jsonl.1, .2 and so on.
 
-    What failed has failed for good and is not asked again, but with ``retry_errors``, which sets the file of
-    the failures aside.
+    Failed items are not asked again, unless ``retry_errors`` sets the file of failures aside.
 
-    Raises UsageError when it is refused, and PixtralSkyError as a Journal does.
+    Raises UsageError when the options are refused, and PixtralSkyError as a Journal does.
     """
 
     def __init__(
@@ -254,11 +250,12 @@ class Ledger:
         retry_errors: bool = False,
     ) -> None:
         self.paths = paths
-        self.notices: list[str] = []  # what a person should know of what was found
+        self.notices: list[str] = []  # for the user, about the files that were found
         self._seen: set[str] = set()  # ids
         self.done_before = self.failed_before = 0
         with contextlib.ExitStack() as stack:
-            # Locked before anything is judged or moved, and the one that is moved as well as the new one.
+            # Locked before anything is read or moved. A file that is set aside stays locked until its
+            # successor is.
             self.out = stack.enter_context(Journal(paths.out))
             self.errors = stack.enter_context(Journal(paths.errors))
             stack.callback(self._tidy)
@@ -266,7 +263,7 @@ class Ledger:
             if begun and not (resume or fresh):
                 self._check(options)
             if fresh or retry_errors:
-                # The failures first: whoever is killed between the two has lost nothing.
+                # The failures first: a kill between the two loses nothing.
                 self.errors = stack.enter_context(self._anew(self.errors))
                 self.out = stack.enter_context(self._anew(self.out)) if fresh else self.out
             _write_record(paths.record, options)
@@ -281,11 +278,11 @@ class Ledger:
         self.close()
 
     def __contains__(self, identity: str) -> bool:
-        """Whether the item of that id was done, or failed, before this run."""
+        """Whether the item was done, or failed, before this run."""
         return identity in self._seen
 
     def tick(self) -> None:
-        """As Journal.tick, for both files."""
+        """``Journal.tick`` for both files."""
         self.out.tick()
         self.errors.tick()
 
@@ -297,8 +294,8 @@ class Ledger:
             self.errors.close()
 
     def _tidy(self) -> None:
-        """Without failures, there is no file of them."""
-        with contextlib.suppress(FileNotFoundError):  # somebody has taken it away
+        """Remove an empty file of failures."""
+        with contextlib.suppress(FileNotFoundError):  # somebody else has removed it
             if not self.paths.errors.stat().st_size:
                 self.paths.errors.unlink()
 
@@ -315,15 +312,12 @@ class Ledger:
         return lines
 
     def _anew(self, journal: Journal) -> Journal:
-        """An empty one in its place; itself if it is empty already."""
+        """Set a journal's file aside, and return an empty one in its place; itself if it is empty."""
         path = journal.path
         if not path.stat().st_size:
             return journal
-        aside = next(
-            name
-            for number in range(1, 10**6)
-            if not (name := path.with_name(f"{path.name}.{number}")).exists()
-        )
+        names = (path.with_name(f"{path.name}.{number}") for number in count(1))
+        aside = next(name for name in names if not name.exists())
         path.rename(aside)
         self.notices.append(f"{path} of before is {aside} now.")
         new = Journal(path)
@@ -331,14 +325,14 @@ class Ledger:
         return new
 
     def _check(self, options: Mapping[str, Any]) -> None:
-        """Raises UsageError when the answers of before were made in another way, or nobody knows how."""
-        ways = "Go on all the same: --resume. Begin anew, with the old file kept aside: --fresh"
+        """Raises UsageError when the answers were made with other options, or with unknown ones."""
+        hint = "Go on all the same: --resume. Begin anew, with the old file kept aside: --fresh"
         try:
             before = dict(json.loads(self.paths.record.read_bytes())["options"])
         except (OSError, ValueError, LookupError, TypeError):
             raise UsageError(
                 f"{self.paths.out} is there, and the record of how it was made, {self.paths.record}, is not.",
-                ways,
+                hint,
             ) from None
         changed = [
             f"{name} was {_shown(before.get(name))} and is {_shown(options.get(name))}"
@@ -346,7 +340,7 @@ class Ledger:
             if before.get(name) != options.get(name)
         ]
         if changed:
-            raise UsageError(f"{self.paths.out} was made in another way: {', '.join(changed)}.", ways)
+            raise UsageError(f"{self.paths.out} was made in another way: {', '.join(changed)}.", hint)
 
 
 def _shown(value: Any) -> str:
@@ -358,7 +352,7 @@ def _shown(value: Any) -> str:
 
 
 def _write_record(path: Path, options: Mapping[str, Any]) -> None:
-    """Whole or not at all, in a file of mode 0600, as a prompt may be nobody else's business."""
+    """Write the record atomically, with the mode 0600, as prompts may be private."""
     try:
         with files.whole(path) as file:
             json.dump({"options": dict(options)}, file, indent=1)

@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, read strictly and line by line, however large they are."""
+"""Read files of one JSON object a line, of any size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NoReturn
 
 MIB = 2**20
-# Four pictures of the largest download, as data: URLs, are 342 MiB. What is longer was not made for this.
+# Four pictures of the largest download, as data: URLs, are 342 MiB.
 MAX_LINE = 512 * MIB
 
 
@@ -28,7 +28,7 @@ def lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def objects(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The number, from 1, and the object of each line that is not blank, or one line on why it is none."""
+    """The number, from 1, and the object of each line that is not blank, or what is wrong with the line."""
     for number, line in enumerate(lines, 1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")

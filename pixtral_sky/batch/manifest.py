@@ -1,4 +1,4 @@
-"""The lines of a manifest: which format they are in, and what is wrong with them."""
+"""The lines of a manifest: their format, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pixtral_sky.pictures.source import is_url
 from pixtral_sky.text import is_unicode, os_reason, shown
 
 FIELDS = ("id", "images", "prompt", "system", "max_tokens")
-LOOKED_AT = 100  # lines in which the format has to show
+LOOKED_AT = 100  # lines that are searched for the format
 
-# What was read of standard input to learn its format.
+# The lines of standard input that were read to learn its format.
 _read_ahead: weakref.WeakKeyDictionary[BinaryIO, list[bytes]] = weakref.WeakKeyDictionary()
 
 
 def called(given: Input) -> str:
-    """What messages call it."""
+    """The name of a manifest in messages."""
     return "standard input" if given.path == "-" else shown(given.path)
 
 
 def _stdin() -> BinaryIO:
-    if sys.stdin is None:  # closed by whoever started us
+    if sys.stdin is None:  # the caller closed it
         raise UsageError("Standard input is closed, and '-' is the manifest on it.")
     return sys.stdin.buffer
 
@@ -46,7 +46,7 @@ def lines(given: Input) -> Generator[bytes, None, None]:
 def speaks_openai(given: Input) -> bool:
     """Whether it is in the format of OpenAI's Batch API, by its first line that is an object.
 
-    ``lines`` gives what was read of standard input again. Raises UsageError.
+    ``lines`` returns what was read of standard input again. Raises UsageError.
     """
     read: list[bytes] = []
     try:

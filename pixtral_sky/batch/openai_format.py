@@ -1,7 +1,6 @@
 """The file formats of OpenAI's Batch API: https://platform.openai.com/docs/api-reference/batch
 
-A file of requests is answered here in the format of their output file, so that it can move between services
-as it is.
+A file of requests is answered in the format of OpenAI's output file, so that it can move between services.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from pixtral_sky.pictures.source import Source, decode, is_data_url, is_url
 from pixtral_sky.text import is_unicode
 
 URL = "/v1/chat/completions"
-# Fields that the sender decides: which model is served, and that answers are streamed.
+# Fields that the client sets: the served model, and streaming.
 SENDERS = ("model", "stream", "stream_options")
 
 
 def is_request(line: dict[str, Any]) -> bool:
-    """Whether a line is in this format, faulty or not."""
+    """Whether a line is in this format, valid or not."""
     return "custom_id" in line
 
 
@@ -47,8 +46,8 @@ def problem(line: dict[str, Any]) -> str:
     return ""
 
 
-def _pictures(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The objects with the ``url`` of a picture in a body, which may be of any form."""
+def pictures(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The objects with the ``url`` of a picture in a body, which may have any shape."""
     for message in body["messages"]:
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else []:
@@ -57,31 +56,20 @@ def _pictures(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 yield picture
 
 
-def picture_urls(body: dict[str, Any]) -> Iterator[str]:
-    """Where the pictures of a body are."""
-    return (picture["url"] for picture in _pictures(body))
-
-
 def prepared(body: dict[str, Any]) -> dict[str, Any]:
     """The body as it is sent: without SENDERS, and with pictures that the server can read.
 
-    An http(s) URL becomes its content, as the server fetches none. A data: URL of more than 1024 pixels a
-    side is shrunk. Raises PictureError for a picture that cannot be downloaded or read.
+    An http(s) URL becomes a data: URL with its content, as the server fetches nothing. A data: URL of more
+    than 1024 pixels a side is shrunk. Raises PictureError for a picture that cannot be downloaded or read.
     """
     body = copy.deepcopy({name: value for name, value in body.items() if name not in SENDERS})
-    for picture in _pictures(body):
-        picture["url"] = _sent(picture["url"])
-    return body
-
-
-def _sent(url: str) -> str:
-    if is_data_url(url):
+    for picture in pictures(body):
+        url = picture["url"]
         size = _size(url)
-        if size and max(size) <= pixtral.BOX:
-            return url
-    elif not is_url(url):
-        return url
-    return Source(url).read().data_url()
+        is_small = size is not None and max(size) <= pixtral.BOX
+        if is_url(url) or (is_data_url(url) and not is_small):
+            picture["url"] = Source(url).read().data_url()
+    return body
 
 
 def picture_tokens(url: str) -> int:
@@ -91,7 +79,7 @@ def picture_tokens(url: str) -> int:
 
 
 def _size(url: str) -> tuple[int, int] | None:
-    """Width and height, in pixels, of the picture in a data: URL."""
+    """Width and height, in pixels, of the picture in a data: URL; None when they cannot be known."""
     if not is_data_url(url):
         return None
     from PIL import Image
@@ -100,7 +88,7 @@ def _size(url: str) -> tuple[int, int] | None:
         with Image.open(BytesIO(decode(url)), formats=FORMATS) as image:
             size: tuple[int, int] = image.size
             return size
-    except Exception:  # decoders that are fed with anything raise anything
+    except Exception:  # decoders raise anything on damaged input
         return None
 
 

@@ -1,7 +1,7 @@
-"""Asks about many items at once, and writes down what comes: see ``Batch``.
+"""Ask about many items at once, and write the answers into the ledger: see ``Batch``.
 
-Nothing is lost or doubled: an item is done with its line in the ledger, and only then; what is on its way
-when a run ends is asked again by the next one. Memory does not grow with the items: few are prepared ahead.
+An item is done once its line is in the ledger. What is in flight when a run ends is asked again by the next
+run. Memory does not grow with the items: few are prepared ahead.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Protocol
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
-from pixtral_sky.batch.concurrency import Pace
-from pixtral_sky.batch.items import Bad, Defaults, Item, failure, result
+from pixtral_sky.batch.concurrency import Limiter
+from pixtral_sky.batch.items import BadInput, Defaults, Item, failure, result
 from pixtral_sky.batch.journal import Ledger
 from pixtral_sky.client.schema import Schema
 from pixtral_sky.errors import (
@@ -34,61 +35,48 @@ from pixtral_sky.errors import (
     UsageError,
 )
 
-# For all attempts of a request that does not begin; nobody sits there waiting, and a replica takes minutes.
-PATIENCE_SECONDS = 300.0
-GRACE_SECONDS = 20.0  # for what is on its way when the run is told to stop
+if TYPE_CHECKING:
+    from pixtral_sky.client.client import Client
+
+PATIENCE_SECONDS = 300.0  # for all attempts of a request to begin: nobody waits, and a replica takes minutes
+GRACE_SECONDS = 20.0  # for what is in flight when the run is told to stop
 TICK_SECONDS = 0.1
 
-# How often an item is asked at most, by what came of it. Nobody has read a word of it: to ask again is safe.
+# The most attempts of an item, by their error. Nothing of the answers was used, so it is safe to ask again.
 TRIES: dict[type[PixtralSkyError], int] = {BrokenAnswer: 3, Failed: 3, SchemaError: 2}
-# Requests, one after the other, that never began: the endpoint is gone.
-GONE = 3
-# Items, one after the other, that were refused: it is not them.
-REFUSED = 100
+GONE = 3  # requests in a row that never began: the endpoint is gone
+REFUSED = 100  # items in a row that were refused: they are not the reason
 
-# As many as there are cores, as they compute; more than 16 would outrun any endpoint (pace.py). A photo of 12
-# megapixels takes each of them 60 MB.
+# Threads that compute, one a core; 16 outrun any endpoint. A photo of 12 megapixels takes each 60 MB.
 PREPARERS = min(max(len(os.sched_getaffinity(0)), 2), 16)
-READY = 2 * PREPARERS  # bodies that wait for their turn
-# Of the bodies that wait or are on their way; each is there as text and as bytes. About 100 large pictures.
-HELD_BYTES = 64 * 2**20
-
-
-class Client(Protocol):
-    """What is needed of client.Client."""
-
-    def send(self, body: dict[str, Any]) -> dict[str, Any]: ...
+READY = 2 * PREPARERS  # bodies that wait to be sent
+HELD_BYTES = 64 * 2**20  # of bodies that wait or are in flight: about 100 large pictures
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done. ``walk`` gives the items, anew each time; ``shard`` (1, 4) is the first share of 4.
+    """What is to be done. Each call of ``walk`` gives all items; ``shard`` (1, 4) is the first share of 4.
 
-    ``max_model_len`` are the tokens that the endpoint has for a prompt and its answer, None: nobody knows.
+    ``max_model_len`` is the endpoint's, in tokens of prompt and answer; None when it is unknown.
     """
 
-    walk: Callable[[], Iterable[Item | Bad]]
+    walk: Callable[[], Iterable[Item | BadInput]]
     defaults: Defaults
     schema: Schema | None = None
     limit: int | None = None
     shard: tuple[int, int] = (1, 1)
     concurrency: int | None = None
     max_model_len: int | None = None
-    is_read_once: bool = False  # ``walk`` reads standard input: nobody can count the items beforehand
+    is_read_once: bool = False  # ``walk`` reads standard input, so the items cannot be counted beforehand
 
-    def left(self, ledger: Ledger) -> Iterator[Item | Bad]:
-        """What is to be done still: of this share, not in the ledger, up to the limit."""
-        number = 0
-        for each in self.walk():
-            if in_shard(each.id, self.shard) and each.id not in ledger:
-                if number == self.limit:
-                    return
-                number += 1
-                yield each
+    def left(self, ledger: Ledger) -> Iterator[Item | BadInput]:
+        """The items that are left: of this share, not in the ledger, up to the limit."""
+        left = (each for each in self.walk() if in_shard(each.id, self.shard) and each.id not in ledger)
+        return islice(left, self.limit)
 
 
 def in_shard(identity: str, shard: tuple[int, int]) -> bool:
-    """Whether the item of that id is in share I of N: the same on every machine and in every run."""
+    """Whether the item is in share I of N; the same on every machine and in every run."""
     index, shards = shard
     if shards == 1:
         return True
@@ -98,67 +86,66 @@ def in_shard(identity: str, shard: tuple[int, int]) -> bool:
 
 @dataclass
 class Tally:
-    """What a run has come to so far."""
+    """The counts of a run so far."""
 
     done: int = 0
     failed: int = 0
-    images: int = 0  # of those that are done
+    images: int = 0  # of the items that are done
     prompt_tokens: int = 0
     answer_tokens: int = 0
     cut_off: int = 0  # answers that ended at max_tokens
     again: int = 0  # asked once more
-    on_their_way: int = 0
-    limit: int = 0  # of these
-    to_do: int | None = None  # items of this run in all; None: not known yet
-    trouble: str = ""  # the last of what is tried again
+    in_flight: int = 0
+    to_do: int | None = None  # all items of this run; None: not known yet
+    trouble: str = ""  # the last notice of a retry, until the next answer
     stopped_by: int = 0  # the signal that ended it early
 
 
 @dataclass
 class _Work:
-    """An item and what came of asking it."""
+    """An item, its body, and its failed attempts."""
 
     item: Item
     body: dict[str, Any] = field(default_factory=dict)
     size: int = 0  # bytes of the body
-    fits: bool = False  # whether its answer has to fit the schema
+    has_schema: bool = False  # its answer has to fit the job's schema
     tries: dict[type[PixtralSkyError], int] = field(default_factory=dict)
 
 
 class Batch:
-    """One run of a job. ``run`` it, once; ``trouble`` is for its client to say what it tries again.
+    """One run of a job. ``run`` it once; ``trouble`` takes its client's notices of retries.
 
-    Threads prepare bodies (read and shrink pictures), others send them, as many at once as the pace allows;
-    ``run`` itself watches over them. All that they share is behind one lock.
+    Some threads prepare bodies (read and shrink pictures), others send as many at once as the limiter allows;
+    ``run`` supervises them. One lock guards all that they share.
     """
 
     def __init__(self, job: Job, ledger: Ledger, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._job, self._ledger, self._clock = job, ledger, clock
-        self._pace = Pace(job.concurrency)
+        self._limiter = Limiter(job.concurrency)
         self.tally = Tally()
         self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)  # for one more to be prepared
-        self._work = threading.Condition(self._lock)  # ready to be sent
-        self._walking = threading.Lock()  # of the iterator below, which may wait for a disk
+        self._room = threading.Condition(self._lock)  # one more can be prepared
+        self._work = threading.Condition(self._lock)  # one more can be sent
+        self._walking = threading.Lock()  # for the iterator below, which may wait for a disk
         self._items = job.left(ledger)
         self._exhausted = False
         self._again: deque[_Work] = deque()
         self._ready: deque[_Work] = deque()
         self._preparing = 0
-        self._held = 0  # bytes of bodies that wait or are on their way
-        self._gone = self._refused = 0  # one after the other
+        self._held = 0  # bytes of bodies that wait or are in flight
+        self._gone = self._refused = 0  # in a row
         self._stopping = False  # nothing more is begun
-        self._is_left = False  # what is on its way is of no interest any longer
+        self._is_left = False  # the run has ended, and what is in flight no longer matters
         self._fatal: BaseException | None = None
         self._signals: list[int] = []
 
     def run(self, client: Client, watch: Callable[[Tally], None] = lambda _: None) -> Tally:
-        """Do it, calling ``watch`` ten times a second. Call it in the main thread, which gets the signals.
+        """Do the job, and call ``watch`` ten times a second. For the main thread, which gets the signals.
 
-        SIGINT or SIGTERM ends it, when what is on its way is done, within GRACE_SECONDS; the second, at once.
+        SIGINT or SIGTERM ends it once what is in flight is done, within GRACE_SECONDS; a second one, at once.
 
         Raises PixtralSkyError when it cannot go on: the ledger cannot be written, the key is refused, the
-        endpoint is gone or refuses everything. All that was done until then is in the ledger.
+        endpoint is gone or refuses everything. All that is done until then is in the ledger.
         """
         for _ in range(PREPARERS):
             self._thread(self._prepare_all)
@@ -179,31 +166,28 @@ class Batch:
         return self.tally
 
     def _watch_over(self, client: Client, watch: Callable[[Tally], None]) -> None:
-        senders = 0
-        deadline = float("inf")
+        senders, deadline = 0, float("inf")
         while not (self._fatal or self._is_over()):
             if self._signals and not self._stopping:
                 deadline = self._clock() + GRACE_SECONDS
                 self._stop()
-            on_their_way = self.tally.on_their_way
+            in_flight = self.tally.in_flight
             impatient = len(self._signals) > 1 or self._clock() > deadline
-            if self._stopping and (impatient or not on_their_way):
+            if self._stopping and (impatient or not in_flight):
                 return
-            while senders < self._pace.limit and not self._stopping:
+            while senders < self._limiter.limit and not self._stopping:
                 senders += 1
                 self._thread(self._send_all, client)
             self._ledger.tick()
-            with self._lock:
-                self.tally.limit = self._pace.limit
-                # A limit that has risen wakes those who sleep for its sake.
-                self._work.notify(max(self._pace.limit - on_their_way, 0))
+            with self._lock:  # the limit may have risen
+                self._work.notify(max(self._limiter.limit - in_flight, 0))
             watch(self.tally)
             time.sleep(TICK_SECONDS)
 
     def trouble(self, notice: str) -> None:
-        """The client tries something again."""
+        """Take the client's notice of a retry."""
         with self._lock:
-            self._pace.busy(self._clock())
+            self._limiter.busy(self._clock())
             self.tally.trouble = notice
 
     def _thread(self, target: Callable[..., None], *arguments: Any) -> None:
@@ -213,12 +197,12 @@ class Batch:
             except BaseException as error:
                 self._end(error)
 
-        # Daemons: when the run ends, nobody waits for those that wait for an answer.
+        # Daemons: the end of the run does not wait for their answers.
         threading.Thread(target=guarded, daemon=True).start()
 
     @contextlib.contextmanager
     def _handlers(self) -> Iterator[None]:
-        """Signals are noted, no more: no line is written by half."""
+        """Only note the signals, so that no line is cut."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = [signal.signal(number, lambda number, _: self._signals.append(number)) for number in numbers]
         try:
@@ -232,7 +216,7 @@ class Batch:
             return self._nothing_left()
 
     def _nothing_left(self) -> bool:
-        waiting = self._again or self._ready or self._preparing or self.tally.on_their_way
+        waiting = self._again or self._ready or self._preparing or self.tally.in_flight
         return self._exhausted and not waiting
 
     def _stop(self) -> None:
@@ -271,7 +255,7 @@ class Batch:
                     self._room.notify_all()
 
     def _next(self) -> _Work | None:
-        """The next one, prepared; None when it has failed, or is none any more."""
+        """The next item, prepared; None when it has failed, or none is left."""
         with self._lock:
             work = self._again.popleft() if self._again else None
         if not work:
@@ -280,14 +264,13 @@ class Batch:
             if each is None:
                 self._exhausted = True
                 return None
-            if isinstance(each, Bad):
+            if isinstance(each, BadInput):
                 self._fail(each, each.reason)
                 return None
             work = _Work(each)
         try:
             self._prepare(work)
-        # It is this item's own trouble whatever it is, and the others' bodies are good.
-        except Exception as error:
+        except Exception as error:  # whatever it is, other items may be good
             self._fail(work.item, error)
             return None
         return work
@@ -300,7 +283,7 @@ class Batch:
         work.body = work.item.body(self._job.defaults)
         work.size = _size(work.body)
         schema, length = self._job.schema, self._job.max_model_len
-        work.fits = schema is not None and work.body.get("response_format") == schema.response_format
+        work.has_schema = schema is not None and work.body.get("response_format") == schema.response_format
         tokens = work.item.tokens(work.body)
         needed = tokens + (work.body.get("max_tokens") or 0)
         if length and tokens and needed > length:
@@ -315,7 +298,7 @@ class Batch:
         while work := self._take():
             self._send(client, work)
             with self._lock:
-                self.tally.on_their_way -= 1
+                self.tally.in_flight -= 1
                 self._held -= work.size
                 self._room.notify()
                 if self._nothing_left():
@@ -323,31 +306,31 @@ class Batch:
                     self._work.notify_all()
 
     def _take(self) -> _Work | None:
-        """What to send next, when the pace allows it; None at the end."""
+        """Wait for the next request that the limiter allows; None at the end."""
         with self._work:
             while not self._stopping and not self._nothing_left():
                 seconds = None
-                if self._ready and self.tally.on_their_way < self._pace.limit:
-                    seconds = self._pace.wait(self._clock())
+                if self._ready and self.tally.in_flight < self._limiter.limit:
+                    seconds = self._limiter.wait(self._clock())
                     if not seconds:
-                        self.tally.on_their_way += 1
+                        self.tally.in_flight += 1
                         self._room.notify()
                         return self._ready.popleft()
                 self._work.wait(seconds)
         return None
 
     def _send(self, client: Client, work: _Work) -> None:
-        body, work.body = work.body, {}  # an item that is asked again is prepared again
+        body, work.body = work.body, {}  # a retry prepares the item again
         begun = self._clock()
         try:
             document = client.send(body)
             seconds = self._clock() - begun
-            if self._job.schema and work.fits:
+            if self._job.schema and work.has_schema:
                 choice = document["choices"][0]
                 text, reason = choice["message"].get("content") or "", choice.get("finish_reason") or ""
                 self._job.schema.check(text, reason, self._job.defaults.max_tokens)
         except PixtralSkyError as error:
-            if not self._is_left:  # else the client was closed, which says nothing of the item
+            if not self._is_left:  # after that, an error is of the closed client
                 self._was_not_answered(work, error)
             return
         self._ledger.out.append(result(work.item, document, seconds, self._job.defaults))
@@ -368,7 +351,7 @@ class Batch:
     def _was_answered(self, item: Item, document: dict[str, Any], seconds: float) -> None:
         usage = document.get("usage") or {}
         with self._lock:
-            self._pace.answered(self._clock(), seconds)
+            self._limiter.answered(self._clock(), seconds)
             self._gone = self._refused = 0
             self.tally.done += 1
             self.tally.images += item.images
@@ -378,9 +361,9 @@ class Batch:
             self.tally.trouble = ""
 
     def _never_began(self, work: _Work, error: Busy | Unreachable) -> None:
-        """The client has tried for as long as it may."""
+        """The client has used up its retries."""
         with self._lock:
-            self._pace.busy(self._clock(), error.retry_after if isinstance(error, Busy) else 0.0)
+            self._limiter.busy(self._clock(), error.retry_after if isinstance(error, Busy) else 0.0)
             self._gone += 1
             self._again.append(work)
             if self._gone < GONE:
@@ -393,7 +376,7 @@ class Batch:
         with self._lock:
             self._gone = 0
             if kind is not SchemaError:
-                self._pace.lost(self._clock())
+                self._limiter.lost(self._clock())
             if work.tries[kind] < TRIES[kind]:
                 self.tally.again += 1
                 self._again.append(work)
@@ -413,24 +396,24 @@ class Batch:
             "When that is mended: the same command with --retry-errors",
         )
 
-    def _fail(self, item: Item | Bad, error: Exception | str) -> None:
-        """It has failed for good."""
+    def _fail(self, item: Item | BadInput, error: Exception | str) -> None:
+        """Record a failure that is not retried."""
         self._ledger.errors.append(failure(item, error))
         with self._lock:
             self.tally.failed += 1
 
 
 def _size(value: Any) -> int:
-    """Characters of all the strings in a body: what it weighs."""
+    """Characters of all the strings in a body."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
-        return sum(map(_size, value.values()))
+        value = list(value.values())
     return sum(map(_size, value)) if isinstance(value, list) else 0
 
 
 def shard(text: str) -> tuple[int, int]:
-    """``I/N`` in numbers. Raises UsageError.
+    """``I/N`` as numbers. Raises UsageError.
 
     >>> shard("2/8")
     (2, 8)

@@ -1,4 +1,4 @@
-"""What a batch is given, checked before a picture is read or the endpoint is asked."""
+"""The options of a batch, checked before a picture is read or the endpoint is asked."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pixtral_sky.errors import UsageError
 
 
 def paths(out: Path, errors: Path | None) -> Paths:
-    """The files of a batch: failures go to ``errors``, else to out.errors.jsonl beside out.jsonl.
+    """The files of a batch; ``errors`` is out.errors.jsonl beside out.jsonl by default.
 
-    Raises UsageError when two are one.
+    Raises UsageError when both are the same.
     """
     found = Paths(out, errors or Path(f"{_stem(out)}.errors.jsonl"))
     if found.errors.absolute() == out.absolute():
@@ -27,7 +27,7 @@ def paths(out: Path, errors: Path | None) -> Paths:
 
 
 def table(out: Path, inputs: Sequence[str], schema: Schema | None) -> Path:
-    """The CSV file beside ``out``. Raises UsageError when these answers can have no columns."""
+    """The CSV file beside ``out``. Raises UsageError when the answers have no columns."""
     if not schema or is_openai(inputs):
         raise UsageError("--csv makes columns of the properties in --schema.", "Give both, or neither.")
     next(csv_export.csv_rows(out, schema.schema))  # the header
@@ -39,7 +39,7 @@ def _stem(out: Path) -> Path:
 
 
 def concurrency(text: str) -> int | None:
-    """How many requests at once; None for ``auto``. Raises UsageError."""
+    """The number of requests at once; None for ``auto``. Raises UsageError."""
     if text == "auto":
         return None
     if text.isdecimal() and 1 <= int(text) <= MOST:
@@ -48,7 +48,7 @@ def concurrency(text: str) -> int | None:
 
 
 def record(job: Job, per_request: int, model: str) -> dict[str, Any]:
-    """The options that change an answer or an id, as the ledger keeps them."""
+    """The options that change an answer or an id, for the ledger."""
     return {
         "--prompt": job.defaults.prompt,
         "--system": job.defaults.system,

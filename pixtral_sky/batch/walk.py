@@ -1,7 +1,7 @@
 """Every item of the inputs of a batch: folders, globs, pictures, PDFs and manifests.
 
-All of it is lazy. In memory are the names of the files of one folder, the matches of the globs, and of each
-id its digest, so that none is given out twice: about 100 bytes an item.
+It is lazy. Memory holds the names of one folder, the matches of the globs, and a digest of each id to find
+duplicates: about 100 bytes an item.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from pixtral_sky.batch import inputs, jsonl, manifest, openai_format
 from pixtral_sky.batch.inputs import Input, id_of, relative
-from pixtral_sky.batch.items import Bad, Item, Question, Request
+from pixtral_sky.batch.items import BadInput, Item, Question, Request
 from pixtral_sky.errors import PictureError, UsageError
 from pixtral_sky.pictures import pdf
 from pixtral_sky.pictures.source import Source
@@ -23,10 +23,10 @@ from pixtral_sky.text import is_unicode, os_reason, shown
 
 
 def is_openai(arguments: Sequence[str]) -> bool:
-    """Whether they are one file in the format of OpenAI's Batch API, or that on standard input.
+    """Whether they are one file, or standard input, in the format of OpenAI's Batch API.
 
     Its first line that is a JSON object decides. What is read of standard input is kept for ``walk``. Raises
-    UsageError, as ``walk`` does.
+    UsageError as ``walk`` does.
     """
     if len(arguments) != 1 or not (arguments[0] == "-" or inputs.is_manifest(arguments[0])):
         return False
@@ -34,29 +34,29 @@ def is_openai(arguments: Sequence[str]) -> bool:
     return len(given) == 1 and given[0].kind == "manifest" and manifest.speaks_openai(given[0])
 
 
-def walk(arguments: Sequence[str], *, per_request: int = 1) -> Iterator[Item | Bad]:
-    """All items that the arguments lead to, in an order and with ids that are the same each time.
+def walk(arguments: Sequence[str], *, per_request: int = 1) -> Iterator[Item | BadInput]:
+    """All items that the arguments lead to, in the same order and with the same ids each time.
 
     An argument is a folder (see ``files_in``), a picture, a PDF (each page is a picture), a glob of these, a
-    manifest (MANIFESTS, or "-": standard input) or, alone, a file in OpenAI's format. Of a folder or a glob
-    those files are taken that are pictures or PDFs by their extension. Folders that a glob matches are
-    walked, unless it has "**"; a glob that ends as manifests do takes those.
+    manifest (MANIFESTS, or "-": standard input) or, alone, a file in OpenAI's format. Folders and globs give
+    pictures and PDFs, by their extension. Folders that a glob matches are walked, unless it has "**"; a glob
+    that ends as manifests do gives manifests.
 
-    ``per_request`` pictures become one item when they come one after the other from the same folder, from
-    the same PDF, or from files and globs that are given: the shell makes files of globs.
+    ``per_request`` pictures become one item when they follow each other in one folder, one PDF, or the given
+    files and globs (the shell makes files of globs).
 
-    **Ids.** A file has its path relative to what its argument is in: ``photos/a.jpg`` for both ``photos`` and
-    ``data/photos``. For a glob, and for ``.``, it is relative to the folder that these begin in. Where two
-    files could get one id in that way (``2023/photos 2024/photos``, or a glob beside anything), all are
-    relative to the deepest folder that all arguments are in. One id is then one file, and a file that comes
-    twice is a Bad, ``photos/a.jpg#again=2``. Page 3 of a PDF is ``paper.pdf#page=3``. A name that is not
-    UTF-8 becomes ``file:`` and the path with its odd bytes in percent-encoding. With ``per_request`` the
-    first picture and the count name an item, ``photos/a.jpg#count=4`` or ``paper.pdf#page=1&count=4``: when
-    files come or go between two runs, it may stand for others.
+    **Ids.** A file has its path relative to the parent of its argument: ``photos/a.jpg`` for both ``photos``
+    and ``data/photos``. For a glob, and for ``.``, it is relative to the folder in which these begin. Where
+    two files could get the same id (``2023/photos 2024/photos``, or a glob beside anything), all paths are
+    relative to the deepest folder that holds all arguments. A file that comes twice is a BadInput,
+    ``photos/a.jpg#again=2``. Page 3 of a PDF is ``paper.pdf#page=3``. A name that is not UTF-8 becomes
+    ``file:`` and the path with its other bytes percent-encoded. With ``per_request`` an item has the name of
+    its first picture and the count, ``photos/a.jpg#count=4`` or ``paper.pdf#page=1&count=4``; it may mean
+    other pictures once files come or go.
 
-    A line of a manifest has its ``id``; without one its first picture as it is given there, a URL without
-    what may be secret in it; and for a data: URL the line, ``list.jsonl#line=17``. The line is also the id of
-    what is Bad, where it has none of its own that is still free.
+    A line of a manifest has its ``id``; without one, its first picture as given there, a URL without its
+    secrets; for a data: URL, the line, ``list.jsonl#line=17``. A BadInput whose own id is missing or taken
+    has the line, too.
 
     Raises UsageError, at once, for an argument that leads to nothing, and for a file in OpenAI's format
     beside other inputs.
@@ -77,11 +77,11 @@ def walk(arguments: Sequence[str], *, per_request: int = 1) -> Iterator[Item | B
     return _unique(_grouped(found, per_request))
 
 
-# A picture, and the group that it is from, such as its folder: those of one group may share a request.
+# A group, such as a folder, whose pictures may share a request; and a picture.
 _Found = tuple[str, Source]
 
 
-def _found(given: Input, openai: bool) -> Iterator[_Found | Item | Bad]:
+def _found(given: Input, openai: bool) -> Iterator[_Found | Item | BadInput]:
     if given.kind == "manifest":
         yield from _lines_of(given, openai)
     elif given.kind == "folder":
@@ -89,7 +89,7 @@ def _found(given: Input, openai: bool) -> Iterator[_Found | Item | Bad]:
         for inner, error in inputs.files_in(given.path):
             path, name = f"{given.path}/{inner}", id_of(f"{start}/{inner}".strip("/"))
             if error:
-                yield Bad(name or ".", f"{shown(path)} cannot be read: {os_reason(error)}.")
+                yield BadInput(name or ".", f"{shown(path)} cannot be read: {os_reason(error)}.")
             else:
                 yield from _pictures(path, name, path.rpartition("/")[0])
     else:
@@ -100,7 +100,7 @@ def _found(given: Input, openai: bool) -> Iterator[_Found | Item | Bad]:
                 yield from _found(Input("folder", path, given.base), openai)
 
 
-def _pictures(path: str, name: str, group: str) -> Iterator[_Found | Bad]:
+def _pictures(path: str, name: str, group: str) -> Iterator[_Found | BadInput]:
     """The picture, or the pages of the PDF."""
     if not inputs.is_pdf(path):
         yield group, Source(path, name=name)
@@ -108,14 +108,14 @@ def _pictures(path: str, name: str, group: str) -> Iterator[_Found | Bad]:
     try:
         pages = pdf.pages(path)
     except PictureError as error:
-        yield Bad(name, str(error))
+        yield BadInput(name, str(error))
         return
     for page in range(1, pages + 1):
         yield path, Source(path, page, f"{name}#page={page}")
 
 
-def _grouped(found: Iterable[_Found | Item | Bad], most: int) -> Iterator[Item | Bad]:
-    """Make one item of up to ``most`` pictures that follow each other and are of one group."""
+def _grouped(found: Iterable[_Found | Item | BadInput], most: int) -> Iterator[Item | BadInput]:
+    """Make one item of up to ``most`` pictures that follow each other in one group."""
     for group, entries in groupby(found, lambda entry: entry[0] if isinstance(entry, tuple) else None):
         if group is None:
             yield from (entry for entry in entries if not isinstance(entry, tuple))
@@ -127,8 +127,8 @@ def _grouped(found: Iterable[_Found | Item | Bad], most: int) -> Iterator[Item |
             yield Question(f"{first.name}{many}", len(some), some)
 
 
-def _unique(entries: Iterable[Item | Bad]) -> Iterator[Item | Bad]:
-    """Replace an entry whose id was given before by a Bad with another id."""
+def _unique(entries: Iterable[Item | BadInput]) -> Iterator[Item | BadInput]:
+    """Replace duplicates of an id by a BadInput with another id."""
     seen: set[int] = set()
 
     def is_new(name: str) -> bool:
@@ -142,16 +142,16 @@ def _unique(entries: Iterable[Item | Bad]) -> Iterator[Item | Bad]:
             continue
         others = (f"{entry.id}#again={number}" for number in count(2))
         other = next(name for name in chain([entry.line] if entry.line else [], others) if is_new(name))
-        if isinstance(entry, Bad):
+        if isinstance(entry, BadInput):
             yield replace(entry, id=other)
         elif entry.line:
             what = f'the id "{shown(entry.id)}" is given twice'
-            yield Bad(other, f"{shown(entry.line)}: {what}.", isinstance(entry, Request))
+            yield BadInput(other, f"{shown(entry.line)}: {what}.", isinstance(entry, Request))
         else:
-            yield Bad(other, f"{shown(entry.id)} is given twice.")
+            yield BadInput(other, f"{shown(entry.id)} is given twice.")
 
 
-def _lines_of(given: Input, openai: bool) -> Iterator[Item | Bad]:
+def _lines_of(given: Input, openai: bool) -> Iterator[Item | BadInput]:
     called = manifest.called(given)
     name = "-" if given.path == "-" else id_of(relative(given.path, given.base))
     folder = "." if given.path == "-" else str(Path(given.path).parent)
@@ -159,25 +159,25 @@ def _lines_of(given: Input, openai: bool) -> Iterator[Item | Bad]:
         for number, entry in jsonl.objects(manifest.lines(given)):
             line, said = f"{name}#line={number}", f"{called}, line {number}"
             if isinstance(entry, str):
-                yield Bad(line, f"{said}: {entry}.", openai)
+                yield BadInput(line, f"{said}: {entry}.", openai)
             elif openai:
                 yield _request(entry, line, said)
             else:
                 yield _question(entry, line, said, folder)
     except OSError as error:
-        yield Bad(name, f"{called} cannot be read to its end: {os_reason(error)}.", openai)
+        yield BadInput(name, f"{called} cannot be read to its end: {os_reason(error)}.", openai)
 
 
-def _request(entry: dict[str, Any], line: str, said: str) -> Item | Bad:
+def _request(entry: dict[str, Any], line: str, said: str) -> Item | BadInput:
     if problem := openai_format.problem(entry):
-        return Bad(_id(entry.get("custom_id")) or line, f"{said}: {problem}.", openai=True, line=line)
+        return BadInput(_id(entry.get("custom_id")) or line, f"{said}: {problem}.", openai=True, line=line)
     body = entry["body"]
-    return Request(entry["custom_id"], len(list(openai_format.picture_urls(body))), body, line=line)
+    return Request(entry["custom_id"], len(list(openai_format.pictures(body))), body, line=line)
 
 
-def _question(entry: dict[str, Any], line: str, said: str, folder: str) -> Item | Bad:
+def _question(entry: dict[str, Any], line: str, said: str, folder: str) -> Item | BadInput:
     if problem := manifest.problem(entry):
-        return Bad(_id(entry.get("id")) or line, f"{said}: {problem}.", line=line)
+        return BadInput(_id(entry.get("id")) or line, f"{said}: {problem}.", line=line)
     pictures = tuple(inputs.source(picture, folder) for picture in entry["images"])
     return Question(
         entry.get("id") or pictures[0].name or line,
@@ -191,5 +191,5 @@ def _question(entry: dict[str, Any], line: str, said: str, folder: str) -> Item 
 
 
 def _id(given: object) -> str:
-    """The id that a faulty line of a manifest has itself, if it can be used; else ""."""
+    """The id that an invalid line of a manifest has, if it can be used; else ""."""
     return given if isinstance(given, str) and is_unicode(given) else ""

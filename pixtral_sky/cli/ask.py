@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -52,7 +51,7 @@ def ask(
     api_key: options.ApiKey = None,
     name: options.Asked = None,
 ) -> None:
-    """Ask about pictures. Words and pictures go up in the order given, and the answer is printed as it comes.
+    """Ask about pictures. Words and pictures are sent in the order given; the answer is printed as it comes.
 
     \b
     Examples:
@@ -87,9 +86,9 @@ def ask(
 
 
 def _print(answer: Answer, schema: Schema | None, max_tokens: int, as_json: bool, no_stream: bool) -> None:
-    """Print the answer: as it comes, unless something else is asked for or it has to fit a schema."""
+    """Print the answer: as it comes, or whole where an option or a schema needs that."""
     if as_json:
-        output.data(json.dumps(answer.whole()))
+        output.document(answer.whole(), indent=None)
     elif no_stream or schema:
         answer.whole()
     else:
@@ -108,10 +107,10 @@ def _show(texts: Iterable[str]) -> None:
     """Print the texts as they come, and a newline after them unless they end in one."""
     from pixtral_sky.text import printable
 
-    # A model may be led to say what a terminal would take for a command.
+    # A picture may make a model answer with control characters, which a terminal obeys.
     terminal = sys.stdout is not None and sys.stdout.isatty()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # any character can come, whatever the locale has
+        sys.stdout.reconfigure(errors="replace")  # the locale may lack a character
     last = "\n"
     try:
         for text in texts:
@@ -126,7 +125,7 @@ def _say_usage(answer: Answer, streamed: bool) -> None:
     prompt, tokens = (answer.usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens"))
     seconds, first = answer.seconds, answer.seconds_to_first if streamed else 0.0
     begin = f"the first after {first:.2f} s, " if first else ""
-    # The first token waits for the pictures: the rate is that of the others.
+    # The first token waits for the pictures, so the rate is that of the others.
     rate = (tokens - 1) / (seconds - first) if first and seconds > first else tokens / seconds
     output.say(
         f"{prompt} tokens in the prompt, {tokens} in the answer: "

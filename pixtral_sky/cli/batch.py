@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,14 +33,14 @@ Prompt = Annotated[
     str, typer.Option("--prompt", "-p", help="What to ask about each picture.", show_default=False)
 ]
 AsCsv = Annotated[
-    bool, typer.Option("--csv", help="At the end, write the answers to a CSV file beside: by --schema.")
+    bool, typer.Option("--csv", help="At the end, write a CSV file beside, with the columns of --schema.")
 ]
 PerRequest = Annotated[int, typer.Option(min=1, metavar="K", help="Pictures in one request.")]
 Limit = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Do the first N of what is left.", show_default=False)
 ]
 Shard = Annotated[
-    str, typer.Option(metavar="I/N", help="Do the share I of N; together they are all.", show_default=False)
+    str, typer.Option(metavar="I/N", help="Do share I of N; the N shares are everything.", show_default=False)
 ]
 Concurrency = Annotated[
     str, typer.Option(metavar="N|auto", help="Requests at once. auto: as many as make it faster.")
@@ -51,13 +50,13 @@ Errors = Annotated[
     typer.Option(metavar="FILE", help="Where failures go, with reasons. [default: OUT.errors.jsonl]"),
 ]
 RetryErrors = Annotated[
-    bool, typer.Option("--retry-errors", help="Ask what failed again; the file of it is set aside.")
+    bool, typer.Option("--retry-errors", help="Ask again what failed, and set its file aside.")
 ]
 Resume = Annotated[
     bool | None,
     typer.Option(
         "--resume/--fresh",
-        help="Go on with FILE though the options are others, or begin anew, with FILE set aside.",
+        help="Go on with FILE although options have changed, or set FILE aside and begin anew.",
         show_default=False,
     ),
 ]
@@ -90,7 +89,7 @@ def batch(
     api_key: options.ApiKey = None,
     name: options.Asked = None,
 ) -> None:
-    """Ask about many pictures. Whatever ends it, the same command goes on with the rest.
+    """Ask about many pictures. Whatever ends a run, the same command goes on with the rest.
 
     \b
     Examples:
@@ -113,7 +112,7 @@ def batch(
     defaults = Defaults(prompt or DEFAULT_QUESTION, system, max_tokens, temperature, response_format)
     csv = setup.table(out, inputs, wanted) if as_csv else None
     items = partial(walk, inputs, per_request=per_request)
-    items()  # an input that leads to nothing is said now
+    items()  # fails now if an input leads to nothing
     job = runner.Job(items, defaults, wanted, limit, share, at_once, is_read_once="-" in inputs)
     mode = {"resume": resume is True, "fresh": resume is False, "retry_errors": retry_errors}
     _run(job, per_request, paths, csv, mode, find(url, api_key, name), price_per_hour, as_json)
@@ -163,18 +162,18 @@ def _run(
         before = {"done_before": ledger.done_before, "failed_before": ledger.failed_before}
         found = {"out": str(paths.out), "errors": str(paths.errors) if failed else None}
         found["csv"] = str(csv) if csv else None
-        output.data(json.dumps({"complete": complete, **progress.summary(), **before, **found}))
-    going_on = f"The same command{' without --fresh' if mode['fresh'] else ''} goes on."
-    _end(run.tally, stopped, failed, paths.errors, going_on)
+        output.document({"complete": complete, **progress.summary(), **before, **found}, indent=None)
+    resume = f"The same command{' without --fresh' if mode['fresh'] else ''} goes on."
+    _end(run.tally, stopped, failed, paths.errors, resume)
 
 
-def _end(tally: Tally, stopped: PixtralSkyError | None, failed: int, errors: Path, going_on: str) -> None:
-    """The exit code: raises what stopped the run, and an error for failures."""
+def _end(tally: Tally, stopped: PixtralSkyError | None, failed: int, errors: Path, resume: str) -> None:
+    """Raise what stopped the run, the exit code of a signal, or an error for failures."""
     if stopped:
-        hint = stopped.hint if "same command" in stopped.hint else f"{stopped.hint} {going_on}".strip()
+        hint = stopped.hint if "same command" in stopped.hint else f"{stopped.hint} {resume}".strip()
         raise PixtralSkyError(f"{stopped.what} {tally.done:,} are done in this run.", hint) from stopped
     if tally.stopped_by:
-        output.say(f"Stopped: {tally.done:,} are done in this run. {going_on}")
+        output.say(f"Stopped: {tally.done:,} are done in this run. {resume}")
         raise typer.Exit(128 + tally.stopped_by)
     if failed:
         raise PixtralSkyError(f"{failed:,} failed: {errors} says why.", "To ask them again: --retry-errors")

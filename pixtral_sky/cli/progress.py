@@ -20,7 +20,7 @@ SAMPLE_SECONDS = 1.0
 
 
 class Progress:
-    """Shows ``tally``. ``price`` is that of the endpoint in USD an hour; None: unknown."""
+    """Shows ``tally``. ``price`` is the endpoint's, in USD an hour; None when it is unknown."""
 
     def __init__(
         self, tally: Tally, price: float | None, *, clock: Callable[[], float] = time.monotonic
@@ -36,11 +36,11 @@ class Progress:
 
     @property
     def cost(self) -> float | None:
-        """USD until now."""
+        """USD so far."""
         return None if self._price is None else self._price * self.seconds / 3600
 
     def sample(self) -> None:
-        """Record the counts of now. Call it often."""
+        """Record the current counts. Call it often."""
         now, tally = self._clock(), self._tally
         if now - self._samples[-1][0] >= SAMPLE_SECONDS:
             tokens = tally.prompt_tokens + tally.answer_tokens
@@ -49,18 +49,16 @@ class Progress:
             self._samples.popleft()
 
     def text(self) -> str:
-        """One line on the progress."""
+        """The progress in one line."""
         tally = self._tally
         (begin, ended, images, tokens), (end, *last) = self._samples[0], self._samples[-1]
         span = end - begin
         words = [f"{tally.done:,}{f' of {tally.to_do:,}' if tally.to_do is not None else ''} done"]
         words += [f"{tally.failed:,} failed"] if tally.failed else []
-        words += [f"{tally.on_their_way} on their way"]
+        words += [f"{tally.in_flight} in flight"]
         if span and last[0] > ended:
-            words += [
-                f"{(last[1] - images) / span:,.1f} pictures/s",
-                f"{(last[2] - tokens) / span:,.0f} tokens/s",
-            ]
+            words += [f"{(last[1] - images) / span:,.1f} pictures/s"]
+            words += [f"{(last[2] - tokens) / span:,.0f} tokens/s"]
             if tally.to_do is not None:
                 left = tally.to_do - tally.done - tally.failed
                 words += [f"{common.minutes(left * span / (last[0] - ended))} left"]
@@ -98,29 +96,23 @@ class Progress:
 
     def summary(self) -> dict[str, Any]:
         """The counts, for programs."""
-        tally, seconds = self._tally, self.seconds
+        tally, seconds, cost = self._tally, self.seconds, self.cost
         tokens = tally.prompt_tokens + tally.answer_tokens
-        counted = {
-            "done": tally.done,
-            "failed": tally.failed,
-            "images": tally.images,
-            "prompt_tokens": tally.prompt_tokens,
-            "answer_tokens": tally.answer_tokens,
-            "cut_off": tally.cut_off,
+        names = ("done", "failed", "images", "prompt_tokens", "answer_tokens", "cut_off")
+        counted = {name: getattr(tally, name) for name in names} | {
             "asked_again": tally.again,
             "seconds": round(seconds, 3),
             "images_per_second": round(tally.images / seconds, 3),
             "tokens_per_second": round(tokens / seconds, 3),
         }
-        return counted if self.cost is None else {**counted, "cost_usd": round(self.cost, 4)}
+        return counted if cost is None else {**counted, "cost_usd": round(cost, 4)}
 
     def say_the_end(self) -> None:
         """Say the counts in a line or two."""
         tally, seconds = self._tally, self.seconds
         if tally.done:
-            pictures = (
-                f"{tally.images:,} pictures in {common.minutes(seconds)} ({tally.images / seconds:,.1f}/s)"
-            )
+            rate = f"{tally.images / seconds:,.1f}/s"
+            pictures = f"{tally.images:,} pictures in {common.minutes(seconds)} ({rate})"
             tokens = f"{tally.prompt_tokens:,} tokens in the prompts, {tally.answer_tokens:,} in the answers"
             cost = f", {self.cost:,.2f} USD" if self.cost is not None else ""
             output.say(f"{tally.done:,} answers about {pictures}: {tokens}{cost}.")

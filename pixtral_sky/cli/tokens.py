@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +18,7 @@ def tokens(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
-    """Show what pictures cost in a prompt. No endpoint is asked, and none is needed.
+    """Show what pictures cost in a prompt. It needs no endpoint.
 
     \b
     TOKENS      of the prompt, exactly
@@ -52,7 +51,7 @@ def tokens(
             file = f"{row['bytes'] / 1000:,.1f} kB"
             output.data(_line(f"{row['tokens']:,}", fit, size, file, str(row["per_prompt"]), row["picture"]))
     if as_json:
-        output.data(json.dumps(rows, indent=1))
+        output.document(rows)
     elif len(rows) > 1:
         output.say(f"{len(rows)} pictures, {sum(row['tokens'] for row in rows):,} tokens in all")
 
@@ -74,6 +73,6 @@ def _row(picture: Picture, max_images: int, context: int) -> dict[str, Any]:
 
 
 def _line(*cells: str) -> str:
-    # The name is last: how wide it is would not be known before the last picture.
+    # The name comes last: rows are printed before the widest name is known.
     tokens, fit, size, file, per_prompt, picture = cells
     return f"{tokens:>6}  {fit:>9}  {size:>9}  {file:>10}  {per_prompt:>10}  {picture}"

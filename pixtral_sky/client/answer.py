@@ -9,7 +9,7 @@ from typing import Any
 
 from pixtral_sky.errors import BrokenAnswer, Refused
 
-# Fields that grow from chunk to chunk: the text, a model's thoughts, and what a tool is called with.
+# Fields whose text grows from chunk to chunk: the answer, its reasoning, and the arguments of a tool call.
 _GROWING = ("content", "refusal", "reasoning", "reasoning_content", "arguments")
 
 
@@ -17,10 +17,10 @@ class Answer:
     """A streamed answer. Iterate it, once, for its text as it arrives, or take it ``whole``.
 
     ``text`` is what has arrived so far; ``usage`` (the API's counts of tokens) and ``finish_reason`` are
-    known at the end. ``seconds`` count from ``asked``, which is one of ``time.monotonic()``. ``events`` are
-    the stream's, and raise ConnectionError when it is cut; ``reason`` makes one line of an error in it.
+    known at the end. ``seconds`` count from ``asked``, a ``time.monotonic()``. ``events`` are the stream's,
+    and raise ConnectionError when it is cut; ``reason`` makes one line of an error in it.
 
-    Raises Refused when an error comes in place of an answer, and BrokenAnswer when it ends before its end.
+    Raises Refused when an error comes instead of an answer, and BrokenAnswer when the answer is incomplete.
     """
 
     def __init__(self, events: Iterator[str], asked: float, reason: Callable[[object], str]) -> None:
@@ -28,16 +28,9 @@ class Answer:
         self._asked = asked
         self._reason = reason
         # All chunks so far, merged. There is one choice even if no chunk has any.
-        self._whole: dict[str, Any] = {
-            "choices": [
-                {
-                    "index": 0,
-                    "delta": {"role": "assistant", "content": ""},
-                    "logprobs": None,
-                    "finish_reason": None,
-                }
-            ]
-        }
+        delta = {"role": "assistant", "content": ""}
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+        self._whole: dict[str, Any] = {"choices": [choice]}
         self._texts: list[str] = []
         self.seconds_to_first = 0.0
         self.seconds = 0.0
@@ -70,7 +63,7 @@ class Answer:
         done = False
         try:
             for event in self._events:
-                # Read on to the end: only then can the connection be used again.
+                # Read to the end of the stream, so that the connection can be used again.
                 done = done or event == "[DONE]"
                 if not done and (text := self._read(event)):
                     self.seconds_to_first = self.seconds_to_first or time.monotonic() - self._asked
@@ -92,7 +85,7 @@ class Answer:
                 reason = self._reason(error) or "no reason is given."
                 raise self._broken("was given up", f": {reason}") if self._texts else Refused(reason)
             text = ""
-            for choice in chunk["choices"]:  # none in the last one, which has the usage alone
+            for choice in chunk["choices"]:  # empty in the last chunk, which has the usage
                 choice["index"] = int(choice.get("index") or 0)
                 if not choice["index"]:
                     text += choice["delta"].get("content") or ""
@@ -106,10 +99,10 @@ class Answer:
 
 
 def _merge(whole: dict[str, Any], chunk: dict[str, Any]) -> None:
-    """Add a chunk to the ``whole``.
+    """Add a chunk to the ``whole``: https://platform.openai.com/docs/api-reference/chat-streaming
 
-    Texts in _GROWING are appended, items of lists are merged with that of the same ``index`` or appended, and
-    all else is replaced. As in https://platform.openai.com/docs/api-reference/chat-streaming
+    Texts in _GROWING are appended. Items of lists are merged with the one of the same ``index``, or appended.
+    All else is replaced.
     """
     for name, new in chunk.items():
         old = whole.get(name)
@@ -122,10 +115,8 @@ def _merge(whole: dict[str, Any], chunk: dict[str, Any]) -> None:
             whole[name] = old or []
             for item in new:
                 index = item.get("index") if isinstance(item, dict) else None
-                known = index is not None and next(
-                    (each for each in whole[name] if each.get("index") == index), None
-                )
-                if known:
+                same = (each for each in whole[name] if each.get("index") == index)
+                if index is not None and (known := next(same, None)):
                     _merge(known, item)
                 else:
                     whole[name].append(item)

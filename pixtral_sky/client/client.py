@@ -1,4 +1,4 @@
-"""Talks to an endpoint: asks, streams, tries again, and makes one of errors.py's errors of all that fails."""
+"""The client of an endpoint: it asks, streams, retries, and maps failures to the errors of errors.py."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from pixtral_sky.errors import (
 )
 from pixtral_sky.text import printable
 
-# For all attempts of a request together. SkyServe sends requests to a replica that has died until a probe
-# of it fails (10 s) and its balancer has asked for news (20 s).
+# For all attempts of a request. SkyServe sends requests to a dead replica until a probe of it fails (10 s)
+# and its balancer has asked for news (20 s).
 RETRY_SECONDS = 45.0
-READ_SECONDS = 600.0  # for the first piece of an answer, which waits for the queue, and between any two
-# For an answer to begin, where the request may be lost: SkyServe's balancer (0.14.1) never answers one that
-# came while no replica was ready, if one is before it has said so.
+READ_SECONDS = 600.0  # until an answer begins, after the queue, and between two chunks of it
+# Until an answer begins to a request that may be lost: SkyServe's balancer (0.14.1) never answers one that
+# came while no replica was ready, if one becomes ready before the balancer has refused.
 LOST_SECONDS = 20.0
 REASON_CHARACTERS = 300  # of a server's own words
 
-BACKOFF_SECONDS = 8.0  # the longest pause, but for the part that is left to chance
-SILENT_SECONDS = 10.0  # until a request to Baseten that waits is said to do so
+BACKOFF_SECONDS = 8.0  # the longest pause, without its random part
+SILENT_SECONDS = 10.0  # until the user is told that a request to Baseten waits
 
 
-class _PassingError(Exception):
-    """A failure worth another attempt: ``error`` if it stays, and the seconds that it asks to ``wait``.
+class _TransientError(Exception):
+    """A failure worth a retry: ``error`` if it lasts, and the seconds that the server asks to ``wait``.
 
-    ``is_start``: it lasts as long as a start does.
+    ``is_start``: it may last as long as the start of a deployment.
     """
 
     def __init__(self, notice: str, error: Exception, wait: float = 0, is_start: bool = False) -> None:
@@ -77,12 +77,11 @@ class _Request:
 class Client:
     """The client of one endpoint, for any number of threads. Closed by ``with`` or ``close()``.
 
-    ``endpoint`` is a URL in any form that a user has at hand, with its ``key``, or an Endpoint.
-    For ``budget`` seconds a request that fails may be tried again (0: never). Without it these are
-    RETRY_SECONDS, and BASETEN_SECONDS for a deployment on Baseten that has to be started. ``notify`` gets a
-    line before each such attempt, in the thread that asks, and one, from a thread of its own, when such a
-    start is waited for. ``connections`` are kept open between requests: as many as there are threads.
-    ``sleep`` makes the pauses; without it, ``close()`` ends them.
+    ``endpoint`` is an Endpoint, or a URL in any form that ``base_url`` takes, with its ``key``. A failed
+    request is retried for ``budget`` seconds (0: never; None: RETRY_SECONDS, and BASETEN_SECONDS while a
+    deployment on Baseten starts). ``notify`` gets a line before each retry, in the thread that asks, and one
+    when such a start is waited for, in a thread of its own. ``connections`` are kept open between requests:
+    as many as there are threads. ``sleep`` makes the pauses; without it, ``close()`` ends them.
 
     Raises UsageError when the URL, the key or the proxy settings cannot be used.
     """
@@ -107,9 +106,9 @@ class Client:
         self._closed = threading.Event()
         self._sleep = sleep or self._closed.wait
         headers = {"User-Agent": f"pixtral-sky/{__version__}", "Content-Type": "application/json"}
-        headers["Accept-Encoding"] = "identity"  # answers are short, and a compressed one has no known size
+        headers["Accept-Encoding"] = "identity"  # answers are short; a compressed one can be of any size
         if endpoint.key:
-            # Checked here, as the errors of the libraries below would quote it.
+            # Checked here, as the libraries' errors would quote the key.
             if not re.fullmatch(r"[!-~]+", endpoint.key):
                 raise UsageError("The key has characters that no key can have.", "Look at PIXTRAL_API_KEY.")
             headers["Authorization"] = endpoint.authorization
@@ -130,14 +129,14 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Hang up, whatever other threads do. An answer that is still coming ends at the endpoint as well."""
+        """Close all connections. Answers in other threads end, here and at the endpoint."""
         self._closed.set()
         self._transport.close()
 
     def ask(self, question: Question, *, system: str = "", **fields: Any) -> Answer:
         """Send a ``question``: words and pictures in their order, or OpenAI messages.
 
-        Returns when the answer begins: iterate it for its text. ``fields`` are further ones of the request,
+        Returns when the answer begins: iterate it for its text. ``fields`` are further fields of the request:
         max_tokens (512), temperature (0.7), response_format...; None is not sent. Raises EndpointError.
         """
         body = {"model": self.endpoint.model, "max_tokens": MAX_TOKENS, "temperature": TEMPERATURE, **fields}
@@ -145,22 +144,23 @@ class Client:
         return self._stream({name: value for name, value in body.items() if value is not None})
 
     def complete(self, question: Question, *, system: str = "", **fields: Any) -> dict[str, Any]:
-        """The whole ``chat.completion``. The rest is as for ``ask``.
+        """Ask as ``ask`` does, and return the whole ``chat.completion``.
 
-        It is streamed underneath: a balancer takes a long silence for a dead replica, and asks another one.
+        The answer is streamed all the same: a balancer takes a long silence for a dead replica, and asks
+        another one.
         """
         return self.ask(question, system=system, **fields).whole()
 
     def send(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The whole ``chat.completion`` for the ``body`` of a request, which is sent as it is.
+        """Send the ``body`` of a request, and return the whole ``chat.completion``.
 
-        But for being streamed underneath, as ``complete`` is, and for the model, if it names none. Raises
+        The model is filled in where ``body`` has none. The answer is streamed as for ``complete``. Raises
         EndpointError.
         """
         return self._stream({"model": self.endpoint.model, **body}).whole()
 
     def models(self) -> list[dict[str, Any]]:
-        """What is served (``GET /v1/models``); each has an ``id``. Raises EndpointError."""
+        """The served models (``GET /v1/models``), each with an ``id``. Raises EndpointError."""
         document = self._document(self.endpoint.models_path)
         try:
             return [dict(model) for model in document["data"] if isinstance(model["id"], str)]
@@ -168,9 +168,9 @@ class Client:
             raise self._not_an_api() from None
 
     def learn(self) -> Endpoint:
-        """The endpoint with its model and ``max_model_len`` as it reports them; used from now on.
+        """Take the model and ``max_model_len`` that the endpoint reports into ``endpoint``, and return that.
 
-        The model is the endpoint's own if that is served, else the first. Raises EndpointError.
+        The model stays if it is served, else it becomes the first. Raises EndpointError.
         """
         models = self.models()
         if not models:
@@ -188,12 +188,7 @@ class Client:
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             response.close()
             raise self._not_an_api(response.status)
-        return Answer(self._events(response), asked, self._reason)
-
-    def _events(self, response: Response) -> Iterator[str]:
-        """The data of each event of a stream. Raises ConnectionError, which says what the stream did."""
-        with contextlib.closing(response):
-            yield from transport.events(response.pieces())
+        return Answer(transport.events(response.chunks()), asked, self._reason)
 
     def _document(self, path: str) -> Any:
         response = self._open(_Request("GET", path, may_be_lost=True))
@@ -206,15 +201,15 @@ class Client:
             raise self._not_an_api() from None
 
     def _open(self, request: _Request) -> Response:
-        """The head of a 2xx answer; its body is not read yet. The one place where anything is tried again."""
+        """Return a 2xx answer whose body is not read yet. The only place that retries."""
         began, paused, attempt = time.monotonic(), 0.0, 0
         while True:
             try:
                 return self._attempt(request)
-            except _PassingError as failure:
-                by_chance = random.random()  # noqa: S311 (so that all who wait do not come back at once)
-                pause = max(min(2**attempt, BACKOFF_SECONDS) + by_chance, failure.wait)
-                # The pauses are counted too: where ``sleep`` is a test's, the clock stands still.
+            except _TransientError as failure:
+                jitter = random.random()  # noqa: S311 (clients must not come back all at once)
+                pause = max(min(2**attempt, BACKOFF_SECONDS) + jitter, failure.wait)
+                # The pauses count by themselves, for a ``sleep`` that takes no time.
                 spent = max(time.monotonic() - began, paused)
                 if spent + pause > (BASETEN_SECONDS if failure.is_start else self._budget):
                     raise failure.error from failure.__cause__
@@ -224,21 +219,21 @@ class Client:
                 attempt += 1
 
     def _attempt(self, request: _Request) -> Response:
-        if self._closed.is_set():  # in a pause, which that has ended
+        if self._closed.is_set():  # close() has ended the pause
             raise _hung_up()
         if self.endpoint.tunnel:
             try:
-                # Each time: its port may have become another program's, who would be sent the key.
+                # For each attempt: its port may have become another program's, which would get the key.
                 self.endpoint.tunnel.open()
             except NoTunnel:
                 raise
             except Unreachable as error:
-                raise _PassingError(f"{self.endpoint.tunnel.name} cannot be reached", error) from None
+                raise _TransientError(f"{self.endpoint.tunnel.name} cannot be reached", error) from None
         patience = min(LOST_SECONDS, self._read_timeout) if request.may_be_lost else self._read_timeout
-        if self._may_start:  # Baseten holds it meanwhile
+        if self._may_start:  # Baseten holds the request while it starts
             patience = BASETEN_SECONDS
         try:
-            with self._said_to_wait() if self._may_start else contextlib.nullcontext():
+            with self._notice_of_silence() if self._may_start else contextlib.nullcontext():
                 response = self._transport.request(
                     request.method, request.path, request.body, timeout=self._read_timeout, patience=patience
                 )
@@ -250,20 +245,20 @@ class Client:
             raise self._refusal(response, request)
 
     @contextlib.contextmanager
-    def _said_to_wait(self) -> Iterator[None]:
-        """Give notice of it after SILENT_SECONDS."""
+    def _notice_of_silence(self) -> Iterator[None]:
+        """Notify once after SILENT_SECONDS."""
         what = f"{self.endpoint.url} is silent; a deployment that had scaled to zero takes minutes to start"
-        clock = threading.Timer(SILENT_SECONDS, self._notify, [what])
-        clock.daemon = True
-        clock.start()
+        timer = threading.Timer(SILENT_SECONDS, self._notify, [what])
+        timer.daemon = True
+        timer.start()
         try:
             yield
         finally:
-            clock.cancel()
+            timer.cancel()
 
     def _unanswered(self, error: Exception, request: _Request) -> Exception:
-        """What it means that no answer began."""
-        import ssl  # takes longer than all else here, and plain HTTP has no use for it
+        """The error for a request to which no answer began."""
+        import ssl  # slow to import, and plain HTTP does without it
 
         url, cause = self.endpoint.url, error.__cause__
         if self._closed.is_set():
@@ -281,47 +276,47 @@ class Client:
             return Unreachable(f"No host has the name in {url}.", "Is it spelled right?")
         if isinstance(error, transport.NoConnection):
             silent = f"othing answers at {url}"
-            return _PassingError(f"n{silent}", Unreachable(f"N{silent}.", self.endpoint.hint))
+            return _TransientError(f"n{silent}", Unreachable(f"N{silent}.", self.endpoint.hint))
         if isinstance(error, TimeoutError):
             slow = self._too_slow()
-            return _PassingError("no answer begins", slow) if request.may_be_lost else slow
+            return _TransientError("no answer begins", slow) if request.may_be_lost else slow
         if isinstance(error, transport.ProxyRefused):
             return Unreachable(f"The proxy does not lead to {url}.", "Look at HTTPS_PROXY and NO_PROXY.")
         if isinstance(error, transport.NotHTTP):
             return NotAnAPI(f"{url} does not speak HTTP.", "Try https:// in place of http://.")
         what = f"{url} hangs up without an answer to a request of {request.size}."
         dropped = Unreachable(what, self.endpoint.hint)
-        return _PassingError("the connection was dropped before an answer began", dropped)
+        return _TransientError("the connection was dropped before an answer began", dropped)
 
     def _refusal(self, response: Response, request: _Request) -> Exception:
-        """What an answer that is not 2xx means."""
+        """The error for an answer that is not 2xx."""
         url, status = self.endpoint.url, response.status
         try:
             document = json.loads(response.read())
         except (ConnectionError, ValueError, RecursionError):
-            document = None  # the status says enough
+            document = None  # the status remains
         error, detail = (document.get(k) if isinstance(document, dict) else None for k in ("error", "detail"))
         reason = self._reason(error or detail)
         because = f" ({status}): {reason}" if reason else f" ({status})."
-        # With `detail` it is SkyServe's balancer, which has asked nobody or everybody; vLLM says `error`.
+        # SkyServe's balancer answers with `detail` when it has asked no replica or all; vLLM with `error`.
         no_replica = not error and isinstance(detail, str) and detail.startswith(("No ready", "Max retries"))
-        # Its gateway, or nothing that says more: vLLM's own error is an object, or a `detail`.
+        # An error of vLLM is an object or a `detail`; others are of Baseten's own gateway.
         if self.endpoint.is_baseten and not isinstance(error, dict) and not detail:
             if status in (502, 503):
                 cold = Busy(f"{url} is not up{because}", "What it does: https://app.baseten.co")
-                return _PassingError(f"{url} is starting ({status})", cold, is_start=self._may_start)
+                return _TransientError(f"{url} is starting ({status})", cold, is_start=self._may_start)
             if status == 404:
                 return Refused(f"Baseten has no deployment at {url}{because}", self.endpoint.hint)
         if status in (429, 502, 503, 504) or (status == 500 and no_replica):
             wait = _retry_after(response)
             hint = f"It asks to wait {wait:.0f} s." if wait else "Try again later."
             if no_replica and "ReadTimeout" in reason:
-                return self._too_slow()  # it was worked on three times, and would be three times more
+                return self._too_slow()  # three replicas have worked on it; a retry would ask three more
             if no_replica:
                 request.may_be_lost = True
-                return _PassingError("no replica is ready", Busy("No replica is ready.", hint, wait), wait)
+                return _TransientError("no replica is ready", Busy("No replica is ready.", hint, wait), wait)
             busy = Busy(f"{url} is busy{because}", hint, wait)
-            return _PassingError(f"{url} is busy ({status})", busy, wait)
+            return _TransientError(f"{url} is busy ({status})", busy, wait)
         if status in (401, 403):
             what = "does not take this key" if self.endpoint.key else "asks for a key, and none was given"
             return Unauthorized(f"{url} {what} ({status}).", self.endpoint.hint)
@@ -329,10 +324,9 @@ class Client:
             what = f"The request is {request.size}, more than {url} takes."
             return Refused(what, "Send fewer pictures at a time.")
         if 300 <= status < 400 and "location" in response.headers:
-            place = self._reason(response.headers["location"]).rstrip(".")
-            return Refused(
-                f"{url} redirects to {place}, where no key is sent.", "Is it yours? --endpoint URL"
-            )
+            target = self._reason(response.headers["location"]).rstrip(".")
+            what = f"{url} redirects to {target}, where no key is sent."
+            return Refused(what, "Is it yours? --endpoint URL")
         if status >= 500:
             return Failed(f"{url} failed{because}", "Its log tells more.")
         if status == 404 and reason == "There is no such route here.":  # our gateway
@@ -349,7 +343,7 @@ class Client:
         return NotAnAPI(what, self.endpoint.hint)
 
     def _reason(self, said: object) -> str:
-        """A server's own words as one short sentence to print, with no control character, key or picture."""
+        """A server's words as one short sentence, without control characters, the key and pictures."""
         said = said.get("message") if isinstance(said, dict) else said
         text = " ".join(printable(said).split()) if isinstance(said, str) else ""
         if self.endpoint.key:
@@ -361,22 +355,22 @@ class Client:
 
 
 def _hung_up() -> BrokenAnswer:
-    return BrokenAnswer("It was hung up on here, before an answer began.", "Ask again.")
+    return BrokenAnswer("The client was closed before an answer began.", "Ask again.")
 
 
 def _encode(body: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(body)  # of a request with a picture: 50 times as fast as json
-    except TypeError:  # a number beyond 64 bits, or half of a character, as "\\ud83d" in a user's JSON is
+        return orjson.dumps(body)  # 50 times as fast as json for a request with a picture
+    except TypeError:  # a number beyond 64 bits, or half a surrogate pair
         return json.dumps(body, separators=(",", ":")).encode()
 
 
 def _retry_after(response: Response) -> float:
-    """Seconds to wait, from a header that has them or a date; 0 when it is missing or makes no sense."""
+    """The seconds to wait by the header, which has seconds or a date; 0 when it is missing or malformed."""
     value = response.headers.get("retry-after", "")
     if re.fullmatch(r"[0-9]{1,9}", value):
         return float(value)
-    from email.utils import parsedate_to_datetime  # rarely needed, and slow to come
+    from email.utils import parsedate_to_datetime  # slow to import, and rarely needed
 
     try:
         return max(parsedate_to_datetime(value).timestamp() - time.time(), 0)

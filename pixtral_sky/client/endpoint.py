@@ -1,4 +1,4 @@
-"""A running Pixtral as seen from here: its URL, its key, and the way there."""
+"""An endpoint: its URL, its key, its limits, and the tunnel to it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ DEFAULT_MAX_IMAGES = 4  # what pixtral.yaml and service.yaml ship
 
 
 class Tunnel(Protocol):
-    """What has to be open before an endpoint's URL leads anywhere."""
+    """What has to be open before an endpoint's URL works."""
 
     @property
     def name(self) -> str:
         """What it leads to."""
 
     def open(self) -> None:
-        """Return when it is open. Raises Unreachable; NoTunnel where another attempt is of no use."""
+        """Return when it is open. Raises Unreachable; NoTunnel where a retry is of no use."""
 
 
 @dataclass(frozen=True)
@@ -32,35 +32,34 @@ class Endpoint:
     url: str
     key: str = field(default="", repr=False)
     model: str = SERVED_NAME
-    # Tokens of prompt and answer together; None when only the endpoint itself knows.
+    # Tokens of prompt and answer together; None until ``Client.learn`` has asked.
     max_model_len: int | None = None
     max_images: int = DEFAULT_MAX_IMAGES
-    # The name of the remembered deployment that it is, or the variable that names it; empty: it was given.
+    # The name of its remembered deployment, or the variable that names it; empty: the URL was given.
     origin: str = ""
     tunnel: Tunnel | None = None
-    # Chat goes by Baseten's `predict`, as it was given, and not by `sync/`, which ``url`` is.
+    # Chat uses Baseten's `predict` route, as it was given, instead of `sync/`, which ``url`` has.
     predict: bool = False
 
     @classmethod
     def at(cls, text: str, key: str = "", origin: str = "") -> Endpoint:
-        """The endpoint at a URL in whatever form a user has at hand. Raises UsageError as `base_url` does."""
+        """The endpoint at a URL in any form that ``base_url`` takes. Raises UsageError."""
         url, predict = _read(text)
         return cls(url, key, origin=origin, predict=predict)
 
     @property
     def is_baseten(self) -> bool:
-        """Whether Baseten is before it: the key has another header there, and it may have to be started."""
+        """Whether Baseten runs it: the key's header is another one there, and it may have to be started."""
         return baseten.is_baseten(self.url)
 
     @property
     def authorization(self) -> str:
-        """The header that carries the key; empty without one."""
+        """The Authorization header; empty without a key."""
         return f"{'Api-Key' if self.is_baseten else 'Bearer'} {self.key}" if self.key else ""
-
-    # Where requests go: ``base``, and a path after it.
 
     @property
     def base(self) -> str:
+        """The URL before the paths below."""
         return self.url.removesuffix("/sync") if self.predict else self.url
 
     @property
@@ -77,7 +76,7 @@ class Endpoint:
 
     @property
     def hint(self) -> str:
-        """What to do when it does not do what was asked of it."""
+        """What to look at when it fails."""
         if self.origin == "PIXTRAL_ENDPOINT":
             return "PIXTRAL_ENDPOINT and PIXTRAL_API_KEY are set here: correct them, or unset both."
         if self.origin:
@@ -86,7 +85,7 @@ class Endpoint:
 
 
 def base_url(text: str) -> str:
-    """The URL before ``/v1``, from whatever form of it a user has at hand.
+    """The URL before ``/v1``, from any form that a user may have. Raises UsageError.
 
     >>> base_url("10.0.0.7:8081")
     'http://10.0.0.7:8081'
@@ -99,9 +98,9 @@ def base_url(text: str) -> str:
 
 
 def _read(text: str) -> tuple[str, bool]:
-    """The URL before ``/v1``, and whether it was given as Baseten's `predict`."""
+    """``base_url``, and whether ``text`` leads to Baseten's `predict`."""
     url = text.strip()
-    if "@" in url:  # before anything of it is printed
+    if "@" in url:  # checked first, as later errors print the URL
         raise UsageError(
             "An endpoint's URL holds no user and no password.", "Give the key with PIXTRAL_API_KEY."
         )

@@ -1,4 +1,4 @@
-"""A question about pictures: its messages, and whether the endpoint takes so much."""
+"""The messages of a question about pictures, and whether they are within the endpoint's limits."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from pixtral_sky.pictures.picture import Picture
 from pixtral_sky.pictures.source import Source
 from pixtral_sky.pixtral import MAX_IMAGE_TOKENS
 
-# Tokens of a prompt beside pictures and words: its beginning, and the two that frame the question.
-FRAME_TOKENS = 3
-# Of an answer, where nothing else is said.
-MAX_TOKENS, TEMPERATURE = 512, 0.7
+FRAME_TOKENS = 3  # of a prompt besides pictures and words: its beginning, and two around the question
+MAX_TOKENS, TEMPERATURE = 512, 0.7  # the defaults of an answer
 
-
-# Words and pictures in their order, or OpenAI messages. A Source, a URL, is left to the endpoint to fetch.
+# Words and pictures in their order, or OpenAI messages. A Source is a URL that the endpoint fetches.
 Question: TypeAlias = Sequence[str | Picture | Source | dict[str, Any]]
 
 
@@ -41,7 +38,7 @@ def _part(part: object) -> dict[str, Any]:
 def check_pictures(endpoint: Endpoint, pictures: int) -> None:
     """Raises LimitError when they are more than the endpoint takes in one prompt."""
     if pictures > endpoint.max_images:
-        # Where it is not known, the script chooses it by MAX_IMAGES.
+        # An unknown max_model_len follows from MAX_IMAGES by itself.
         short = endpoint.max_model_len is not None and pictures * MAX_IMAGE_TOKENS >= endpoint.max_model_len
         wanted = f" --env MAX_MODEL_LEN={pictures * MAX_IMAGE_TOKENS + 16384}" if short else ""
         raise LimitError(
@@ -52,9 +49,9 @@ def check_pictures(endpoint: Endpoint, pictures: int) -> None:
 
 
 def check_tokens(endpoint: Endpoint, parts: Sequence[str | Picture | Source], max_tokens: int) -> None:
-    """Raises LimitError when the pictures and an answer of ``max_tokens`` cannot be within its context.
+    """Raises LimitError when the pictures and an answer of ``max_tokens`` do not fit its context.
 
-    Words count for nothing here, as do pictures that the endpoint fetches: it alone knows their tokens.
+    Words and pictures that the endpoint fetches are not counted: it alone knows their tokens.
     """
     tokens = sum(part.tokens for part in parts if not isinstance(part, (str, Source)))
     needed = tokens + max_tokens + FRAME_TOKENS
@@ -70,9 +67,9 @@ def check_tokens(endpoint: Endpoint, parts: Sequence[str | Picture | Source], ma
 
 
 def fitting(tokens: int, max_images: int, max_model_len: int) -> int:
-    """How many pictures of so many ``tokens`` go into one prompt, with an answer of MAX_TOKENS.
+    """How many pictures of ``tokens`` each go into one prompt, with an answer of MAX_TOKENS.
 
-    A ``max_model_len`` of -1 is what the GPUs have room for, which is not known here.
+    A ``max_model_len`` of -1 is as much as the GPUs have room for, which is not known here.
     """
     if max_model_len == -1:
         return max_images

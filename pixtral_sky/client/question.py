@@ -24,8 +24,8 @@ def send(
 ) -> Answer:
     """Read the pictures and send the question; returns when the answer begins.
 
-    With ``remote_urls`` the endpoint fetches http(s) pictures itself. Without ``check``, a question
-    of more than the endpoint is known to take is sent as well. ``fields`` are those of ``Client.ask``.
+    With ``remote_urls`` the endpoint fetches http(s) pictures itself. ``check`` refuses a question beyond the
+    endpoint's known limits. ``fields`` are those of ``Client.ask``.
 
     Raises LimitError, PictureError, EndpointError.
     """

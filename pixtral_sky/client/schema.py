@@ -31,7 +31,7 @@ class Schema:
         if not isinstance(self.schema, dict):
             raise UsageError(f"The schema {str(path)!r} is no JSON object.")
         for ref in _refs(self.schema):
-            # The server's grammar follows no other, and to fetch one here would be a surprise.
+            # The server's grammar follows no other document, and nobody expects a download here.
             if not ref.startswith("#"):
                 raise UsageError(f"The schema {str(path)!r} refers to {ref!r}, which is outside of it.")
         kind = jsonschema.validators.validator_for(self.schema, default=jsonschema.Draft202012Validator)
@@ -41,17 +41,17 @@ class Schema:
             raise UsageError(
                 f"The schema {str(path)!r} is no JSON Schema: {_where_and_what(error)}"
             ) from error
-        self._validator = kind(self.schema, registry=EMPTY_REGISTRY)  # its default one downloads
+        self._validator = kind(self.schema, registry=EMPTY_REGISTRY)  # the default downloads
         self._name = re.sub(r"[^a-zA-Z0-9_-]", "_", path.stem)[:64] or "answer"
 
     @property
     def response_format(self) -> dict[str, Any]:
-        """The field of a request that makes the answer fit."""
+        """The field of a request that makes the server keep to the schema."""
         json_schema = {"name": self._name, "schema": self.schema, "strict": True}
         return {"type": "json_schema", "json_schema": json_schema}
 
     def check(self, text: str, finish_reason: str, max_tokens: int) -> None:
-        """Raises SchemaError when the answer ``text``, which ended for ``finish_reason``, does not fit."""
+        """Raises SchemaError when an answer does not fit; ``finish_reason`` tells whether it was cut off."""
         from jsonschema.exceptions import best_match
         from referencing.exceptions import Unresolvable
 
@@ -83,6 +83,6 @@ def _refs(schema: Any) -> Iterator[str]:
 
 
 def _where_and_what(error: Any) -> str:
-    """A validation error in one line: the path in the document, and what is wrong there."""
+    """A validation error in one line: where in the document, and what is wrong."""
     text = " ".join(printable(f"{error.json_path}: {error.message}").split())
     return f"{text[:297]}..." if len(text) > 300 else f"{text}."

@@ -1,9 +1,8 @@
 """HTTP/1.1 to one server, for any number of threads.
 
-By httpcore, the engine of httpx: it connects, and HTTP is h11's. Not by httpx itself, which takes longer to
-import than all that ``ask`` does before its question is on the wire (docs/performance.md), and lets nobody
-hang up on a thread that waits. And not by httpcore's pool, which looks through all connections for each
-request, and whose locks an answer would need that is closed wherever the garbage is collected.
+It uses httpcore, the engine of httpx, which leaves HTTP to h11. httpx itself takes longer to import than all
+that ``ask`` does before it sends (docs/performance.md), and cannot hang up on a thread that waits. httpcore's
+pool searches all connections for each request, and the garbage collector could deadlock on its locks.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ import httpcore
 if TYPE_CHECKING:
     import ssl
 
-CONNECT_SECONDS = 10.0  # to each address of the server, and for each step of TLS with it
-SLOW_SECONDS = 1.0  # to connect for longer is to have waited for an address that is silent
-MAX_HEAD = 2**17  # bytes until the head of an answer is there
-SEND_BYTES = 2**20  # at once: the timeout is for each of them, and not for all on a slow line
-_ORIGIN = httpcore.Origin(b"http", b"", 80)  # which httpcore wants to be the same in all requests, no more
+CONNECT_SECONDS = 10.0  # for each address of the server, and for each step of its TLS
+SLOW_SECONDS = 1.0  # a connection that takes longer has waited for a silent address
+MAX_HEAD = 2**17  # bytes until the head of an answer is complete
+SEND_BYTES = 2**20  # at a time: each has the timeout of its own, for slow lines
+_ORIGIN = httpcore.Origin(b"http", b"", 80)  # a constant: httpcore only compares it
 
 
 class TransportError(Exception):
@@ -38,63 +37,63 @@ class TransportError(Exception):
 
 
 class NoConnection(TransportError):
-    """There is none to the server; its cause, an OSError, says why."""
+    """The server cannot be connected to; the cause, an OSError, says why."""
 
 
 class ProxyRefused(TransportError):
-    """The proxy is there, and does not lead to the server."""
+    """The proxy answers, and does not connect to the server."""
 
 
 class NotHTTP(TransportError):
-    """Something answers, and it is not HTTP."""
+    """The answer is not HTTP."""
 
 
 class Transport:
-    """All connections to the server of ``url``. Every request has ``headers``.
+    """A connection pool for the server of ``url``. Every request has ``headers``.
 
-    ``connections`` are kept open between requests; more requests at once open more. HTTPS_PROXY, HTTP_PROXY,
-    ALL_PROXY and NO_PROXY of the environment are minded, but for what stays on this machine.
+    Up to ``connections`` stay open between requests; more requests at once open more. HTTPS_PROXY,
+    HTTP_PROXY, ALL_PROXY and NO_PROXY of the environment are obeyed, except for loopback addresses.
 
-    Raises ValueError when the URL is none, and OSError when the environment names a proxy or certificate
+    Raises ValueError for a malformed URL, and OSError when the environment names a proxy or certificate
     authorities (SSL_CERT_FILE, SSL_CERT_DIR) that cannot be used.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str], *, connections: int) -> None:
         parts = urlsplit(url)
         is_tls = parts.scheme == "https"
-        self._host = host_of(parts)
+        self._host = _host(parts)
         name = f"[{self._host}]" if ":" in self._host else self._host
-        place = f"{name}:{parts.port}" if parts.port else name
+        authority = f"{name}:{parts.port}" if parts.port else name
         port = parts.port or (443 if is_tls else 80)
         self._tls = _authorities(is_tls)
         self._target = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
-        self._headers = {"Host": place, **headers}
-        self._peer = self._host, port  # who is connected to
-        self._connect: httpcore.Request | None = None  # what a proxy is asked that passes all on unread
+        self._headers = {"Host": authority, **headers}
+        self._peer = self._host, port  # the server, or its proxy
+        self._connect: httpcore.Request | None = None  # asks the proxy for a tunnel
         if proxy := _proxy(parts, self._host):
             self._peer, credentials = proxy
             if is_tls:
-                fields = {"Host": place, **credentials}
+                fields = {"Host": authority, **credentials}
                 self._connect = self._request("CONNECT", f"{name}:{port}", fields, timeout=CONNECT_SECONDS)
             else:
-                self._target = f"http://{place}{self._target}"
+                self._target = f"http://{authority}{self._target}"
                 self._headers |= credentials
-        self._address = ""  # the one that answers, where another one of the peer is silent
+        self._address = ""  # the peer's address that answered, when another one was silent
         self._connections = connections
-        # For what follows. One that its thread can take again: an answer that nobody wants any more is closed
-        # wherever the garbage is collected, in here too.
+        # Guards what follows. Reentrant: the garbage collector may close an abandoned answer in a thread
+        # that holds it.
         self._lock = threading.RLock()
-        self._idle: list[httpcore.HTTP11Connection] = []  # the last one was used last
+        self._idle: list[httpcore.HTTP11Connection] = []  # the most recently used comes last
         self._streams: set[_Stream] = set()  # of all connections
         self._is_closed = False
 
     def request(
         self, method: str, path: str, body: bytes = b"", *, timeout: float, patience: float
     ) -> Response:
-        """Send it once, and return the answer when its head is there.
+        """Send a request once, and return the answer when its head has come.
 
-        It may take ``patience`` seconds to begin, then ``timeout`` between any two pieces of it. Raises
-        NoConnection, ProxyRefused, NotHTTP, TimeoutError, and ConnectionError when it is dropped before.
+        It may take ``patience`` seconds to begin, and then ``timeout`` between two chunks. Raises
+        NoConnection, ProxyRefused, NotHTTP, TimeoutError, and ConnectionError when the server hangs up.
         """
         headers = {**self._headers, "Content-Length": str(len(body))} if body else self._headers
         request = self._request(method, self._target + path, headers, body, timeout=timeout)
@@ -111,11 +110,11 @@ class Transport:
         return response
 
     def close(self) -> None:
-        """Hang up, wherever other threads are. Their requests and answers end with an error."""
+        """Close all connections. Requests and answers of other threads end with an error."""
         with self._lock:
             self._is_closed = True
             streams = list(self._streams)
-            for stream in streams:  # none is closed meanwhile, and its number given to another
+            for stream in streams:  # locked: a closed socket's number could be another one's by now
                 stream.hang_up()
         for stream in streams:
             stream.close()
@@ -129,7 +128,7 @@ class Transport:
         return httpcore.Request(method, url, headers=fields, content=body, extensions=timeouts)
 
     def _take(self) -> httpcore.HTTP11Connection:
-        """An idle connection, skipping any that the server has closed, or else a new one."""
+        """Return an idle connection, skipping any that the server has closed, or a new one."""
         while True:
             with self._lock:
                 if not self._idle:
@@ -147,8 +146,8 @@ class Transport:
         raise ConnectionError
 
     def _release(self, connection: httpcore.HTTP11Connection) -> None:
-        """Keep it for the next request if it is good for one, else close it."""
-        # h11 would take what has come behind an answer for the next one, and httpcore does not look.
+        """Keep a connection for the next request if it can take one, else close it."""
+        # h11 would take bytes behind an answer for the next answer, and httpcore does not check.
         is_good = connection.is_idle() and not connection._h11_state.trailing_data[0]
         with self._lock:
             if is_good and len(self._idle) < self._connections:
@@ -161,7 +160,7 @@ class Transport:
             self._streams.discard(stream)
 
     def _open(self) -> httpcore.NetworkStream:
-        """A connection to the server, by the proxy where there is one."""
+        """Connect to the server, through the proxy if there is one."""
         host, port = self._peer
         began = time.monotonic()
         with _errors(), contextlib.ExitStack() as if_failed:
@@ -178,7 +177,7 @@ class Transport:
         return stream
 
     def _pass_proxy(self, stream: httpcore.NetworkStream, connect: httpcore.Request) -> None:
-        """Have the proxy connect to the server."""
+        """Ask the proxy for a tunnel to the server."""
         try:
             answer = httpcore.HTTP11Connection(_ORIGIN, stream).handle_request(connect)
         except httpcore.RemoteProtocolError as error:
@@ -188,21 +187,21 @@ class Transport:
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection that one thread uses, and another one may close."""
+    """A connection that one thread uses and another one may close."""
 
     def __init__(self, inner: httpcore.NetworkStream, forget: Callable[[_Stream], None]) -> None:
         self._inner = inner
         self._forget = forget
-        # Held in every call: a socket that is closed under one may be another one by the time it is used.
-        self._lock = threading.RLock()  # see Transport's
-        self._before_body: int | None = 0  # bytes that have come; None: the head is there
+        # Held in every call: the number of a socket that is closed meanwhile may become another one's.
+        self._lock = threading.RLock()  # reentrant, as Transport's
+        self._before_body: int | None = 0  # bytes that have come; None once the head is complete
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         with self._lock:
             data = self._inner.read(max_bytes, timeout)
         if self._before_body is not None:
             self._before_body += len(data)
-            if self._before_body > MAX_HEAD:  # such as "100 Continue" without an end, which httpcore reads
+            if self._before_body > MAX_HEAD:  # httpcore would read endless "100 Continue"
                 raise NotHTTP
         return data
 
@@ -211,7 +210,7 @@ class _Stream(httpcore.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._before_body = 0
-        view = memoryview(buffer)  # whose rest, when a part of it is sent, is no copy
+        view = memoryview(buffer)  # its slices copy nothing
         with self._lock:
             for start in range(0, len(view), SEND_BYTES):
                 self._inner.write(view[start : start + SEND_BYTES], timeout)  # type: ignore[arg-type]
@@ -220,9 +219,9 @@ class _Stream(httpcore.NetworkStream):
         return self._inner.get_extra_info(info)
 
     def hang_up(self) -> None:
-        """Wake up whoever waits in a call; they and the server see the end of it."""
-        with contextlib.suppress(OSError):  # the server was faster
-            # And not TLS's, which is not for threads.
+        """End the connection for the server, and for a thread that waits in a call."""
+        with contextlib.suppress(OSError):  # the server has hung up first
+            # The socket's own shutdown: that of TLS is not thread-safe.
             socket.socket.shutdown(self._inner.get_extra_info("socket"), socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -232,9 +231,9 @@ class _Stream(httpcore.NetworkStream):
 
 
 class Response:
-    """An answer. Its body is there to take once, by ``pieces`` or ``read``; ``close`` it without that.
+    """An answer whose body is taken once, by ``chunks`` or ``read``; otherwise ``close`` it.
 
-    ``headers`` have lower-case names. ``arrived`` are the bytes of the body so far.
+    ``headers`` have lower-case names. ``arrived`` counts the bytes of the body so far.
     """
 
     def __init__(self, response: httpcore.Response, release: Callable[[], None]) -> None:
@@ -246,15 +245,15 @@ class Response:
         self._is_closed = False
         response.extensions["network_stream"].has_head()
         if self.headers.keys() >= {"content-length", "transfer-encoding"}:
-            raise NotHTTP  # two lengths: how an answer is smuggled into another (RFC 9112, 6.3)
+            raise NotHTTP  # two lengths can smuggle one answer into another (RFC 9112, 6.3)
 
-    def pieces(self) -> Iterator[bytes]:
-        """The body, as it comes. Raises ConnectionError, which says what it did: "stalled" or "broke off"."""
+    def chunks(self) -> Iterator[bytes]:
+        """The body as it comes. Raises ConnectionError with the text "stalled" or "broke off"."""
         try:
             with _errors():
-                for piece in self._response.iter_stream():
-                    self.arrived += len(piece)
-                    yield piece
+                for chunk in self._response.iter_stream():
+                    self.arrived += len(chunk)
+                    yield chunk
         except TimeoutError as error:
             raise ConnectionError("stalled") from error
         except (ConnectionError, NotHTTP) as error:
@@ -263,11 +262,11 @@ class Response:
             self.close()
 
     def read(self) -> bytes:
-        """The whole body. Raises as ``pieces``."""
-        return b"".join(self.pieces())
+        """The whole body. Raises as ``chunks``."""
+        return b"".join(self.chunks())
 
     def close(self) -> None:
-        """Hang up, unless all of it was taken."""
+        """Give the connection back if the whole body was taken, else close it."""
         if not self._is_closed:
             self._is_closed = True
             self._response.close()
@@ -276,7 +275,7 @@ class Response:
 
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
-    """httpcore's errors as those of this module: the one place that knows them."""
+    """Map httpcore's errors to those of this module."""
     try:
         yield
     except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
@@ -284,21 +283,21 @@ def _errors() -> Iterator[None]:
     except httpcore.TimeoutException as error:
         raise TimeoutError from error
     except httpcore.RemoteProtocolError as error:
-        # h11 says what is no HTTP; without it, the server has hung up.
+        # h11 is the cause when it is not HTTP; without a cause the server has hung up.
         raise (NotHTTP if error.__cause__ else ConnectionError) from error
     except httpcore.NetworkError as error:
         raise ConnectionError from error
 
 
-def events(pieces: Iterator[bytes]) -> Iterator[str]:
+def events(chunks: Iterator[bytes]) -> Iterator[str]:
     """The data of each event of a ``text/event-stream``, whose lines end with LF or CR LF.
 
     https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
-    (httpx-sse takes answers of httpx alone.)
+    (httpx-sse takes only answers of httpx.)
     """
     rest, data = b"", []
-    for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             name, _, value = line.removesuffix(b"\r").partition(b":")
             if name == b"data":
@@ -308,8 +307,8 @@ def events(pieces: Iterator[bytes]) -> Iterator[str]:
                 data = []
 
 
-def host_of(parts: SplitResult) -> str:
-    """The host of a URL as DNS has it. Raises ValueError when it has none that can be."""
+def _host(parts: SplitResult) -> str:
+    """The host of a URL as DNS spells it. Raises ValueError for a name that no host can have."""
     host = (parts.hostname or "").encode("idna").decode()
     if not re.fullmatch(r"[\w.:%-]+", host):
         raise ValueError("no host can have this name")
@@ -317,10 +316,10 @@ def host_of(parts: SplitResult) -> str:
 
 
 def _proxy(parts: SplitResult, host: str) -> tuple[tuple[str, int], dict[str, str]] | None:
-    """The environment's proxy for a URL, and the headers for it. Raises OSError when it cannot be used."""
+    """The environment's proxy for a URL, and its headers. Raises OSError when it cannot be used."""
     if _is_loopback(host) or not any(name.lower().endswith("_proxy") for name in os.environ):
         return None
-    from urllib.request import getproxies, proxy_bypass  # not without need: 30 ms
+    from urllib.request import getproxies, proxy_bypass  # imported here: 30 ms
 
     proxies = getproxies()
     url = proxies.get(parts.scheme) or proxies.get("all")
@@ -328,11 +327,11 @@ def _proxy(parts: SplitResult, host: str) -> tuple[tuple[str, int], dict[str, st
         return None
     try:
         proxy = urlsplit(url if "://" in url else f"http://{url}")
-        peer = host_of(proxy), proxy.port or 80
+        peer = _host(proxy), proxy.port or 80
     except ValueError:
         proxy, peer = urlsplit(""), ("", 0)
     if proxy.scheme != "http":
-        raise OSError("not the URL of an HTTP proxy")  # without the URL, which may hold a password
+        raise OSError("not the URL of an HTTP proxy")  # the URL may hold a password
     if not proxy.username:
         return peer, {}
     pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
@@ -347,10 +346,13 @@ def _is_loopback(host: str) -> bool:
 
 
 def _authorities(is_tls: bool) -> ssl.SSLContext | None:
-    """TLS, where it is wanted, that trusts whom the environment names, or else Mozilla. Raises OSError."""
+    """The context for TLS, with the environment's authorities, or Mozilla's and the system's; else None.
+
+    Raises OSError.
+    """
     file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if file:
-        Path(file).stat()  # a wrong one is said before the first https:// needs it
+        Path(file).stat()  # a wrong path fails for http:// too
     if not is_tls:
         return None
     import ssl
@@ -360,5 +362,5 @@ def _authorities(is_tls: bool) -> ssl.SSLContext | None:
     import certifi
 
     context = ssl.create_default_context(cafile=certifi.where())
-    context.load_default_certs()  # and the system, which may know a company's own authority
+    context.load_default_certs()  # the system may know a company's own authority
     return context

@@ -1,4 +1,4 @@
-"""The arguments of ``ask`` and ``tokens``, in the order given: words, and where pictures are."""
+"""The arguments of ``ask`` and ``tokens`` in their order: words, and sources of pictures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str]) -> list[str | Source]:
 
 
 def sources(arguments: Sequence[str]) -> list[Source]:
-    """Where the pictures are, in arguments that are nothing else. Raises as ``parse``, and for words."""
+    """The same for arguments that may only be pictures. Raises as ``parse``, and UsageError for words."""
     found: list[Source] = []
     for argument in arguments:
         for part in _parse(argument, may_be_words=False):
@@ -67,12 +67,12 @@ def _parse(argument: str, may_be_words: bool = True) -> Sequence[str | Source]:
     if argument == "-" or re.match(r"data:\S", argument, re.IGNORECASE) or (one_word and is_url(argument)):
         return [Source(argument)]
 
-    # A line break, and more than any path holds, is text for sure.
+    # No path has a line break, or is this long.
     may_be_path = not re.search(r"[\0\n]", argument) and len(argument) <= 4096
     looks_like_path = may_be_path and (
         _is_picture(argument) or (one_word and ("/" in argument or argument.startswith(("~", "."))))
     )
-    # Not Path.expanduser: that one fails for a user who does not exist.
+    # Path.expanduser would fail for a user who does not exist.
     path = os.path.expanduser(argument) if may_be_path else argument  # noqa: PTH111
 
     reason = "no such file"
@@ -88,16 +88,16 @@ def _parse(argument: str, may_be_words: bool = True) -> Sequence[str | Source]:
         return [Source(path)]
 
     if may_be_path and glob.has_magic(path):
-        # `**` in a sentence must not search the whole disk.
+        # "**" in a sentence must not search the whole disk.
         found = glob.glob(path, recursive=looks_like_path)  # noqa: PTH207 (Path.glob takes no absolute path)
-        # The words "Why?" are no pattern for a file that happens to be called Why1; for Why1.jpg, they are.
+        # The words "Why?" match a picture Why1.jpg, but not a file that happens to be called Why1.
         files = [f for f in found if Path(f).is_file() and (looks_like_path or _is_picture(f))]
         if files:
             return [Source(file) for file in sorted(files, key=natural)]
         reason = "nothing matches"
 
     if looks_like_path:
-        # Nobody asks in one word that ends like a picture.
+        # One word that ends as pictures do is never a question.
         may_be_words = may_be_words and not (one_word and _is_picture(argument))
         hint = "If these are words, add a space at the end." if may_be_words else ""
         raise PictureError(f"{shown(argument)}: {reason}.", hint)

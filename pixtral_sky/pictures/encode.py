@@ -1,8 +1,8 @@
-"""Encodes pictures with a bounded loss: the mean square of the errors in levels of 0 to 255.
+"""Encode pictures with a bounded loss: a mean square error in levels of 0 to 255.
 
 A JPEG rounds each of 8 x 8 frequencies to a multiple of a step. The usual tables have a step for each
-frequency, to hide the loss from people. A model sees all frequencies: with one step for all, the loss is
-predictable, and at the same loss the file is smaller.
+frequency, to hide the loss from people. A model sees all frequencies: one step for all makes the loss
+predictable, and the file smaller at the same loss.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from PIL import Image, ImageChops
 # 40 dB (PSNR) are 255^2 / 10^4 = 6.5; the rest is a margin for rows that are not sampled.
 LOSS = 6.2
 
-# The square of what a difference of 1 in Cb and in Cr makes in R, G and B together (JFIF).
+# The squared change of R, G and B together for a change of 1 in Cb and in Cr (JFIF).
 BLUE, RED = 0.344**2 + 1.772**2, 1.402**2 + 0.714**2
-# Rounding to a step of 1 loses 1/12 in each of Y, Cb and Cr; this is its share in R, G and B. It happens
-# twice in any case, in both color conversions, and R, G and B are rounded once at the end.
+# Rounding to a step of 1 loses 1/12 in each of Y, Cb and Cr; this is the loss in R, G and B.
 ROUNDED = (3 + BLUE + RED) / 3 / 12
-LEVELS = 2 * ROUNDED + 1 / 12
+LEVELS = 2 * ROUNDED + 1 / 12  # lost at any step: by both color conversions, and by rounding R, G and B
 
 FINEST, COARSEST = 2.0, 16.0
 
-# A drawing, page or screen has few colors, one of which fills an eighth. Lossless, it is often smaller than a
-# JPEG.
+# A drawing, page or screen has few colors, and one fills an eighth. Lossless, it is often smaller than
+# as a JPEG.
 COLORS, FILLED = 2**14, 1 / 8
 WEBP_SIDE = 16_383  # pixels, the format's limit
 
@@ -33,10 +32,10 @@ WEBP_SIDE = 16_383  # pixels, the format's limit
 def step(image: Image.Image, loss: float) -> float | None:
     """The largest step, a multiple of 1/2, that loses at most ``loss`` of ``image`` (mode L or RGB).
 
-    None when even the finest loses more. ``image`` may be a sample of a larger one, as of ``resize.sample``.
+    None when even the finest loses more. ``image`` may be a ``resize.sample`` of a larger one.
 
-    On noise a step loses what ``ROUNDED`` says, and elsewhere less. Larger ones are tried from there: twice
-    the step loses, most often, at most four times as much.
+    The first step is the right one for noise. Other pictures lose less, so larger steps are tried: twice the
+    step usually loses at most four times as much.
     """
     best = tried = _halves(math.sqrt(max(loss - LEVELS, 0) / ROUNDED))
     if best < FINEST:
@@ -60,7 +59,7 @@ def _halves(step: float) -> float:
 def jpeg(image: Image.Image, step: float) -> bytes:
     """``image`` (mode L or RGB) with one ``step`` for all frequencies, and no chroma subsampling.
 
-    A step of n + 1/2 is n and n + 1 by turns.
+    A step of n + 1/2 alternates n and n + 1.
     """
     table = [int(step), int(step + 0.5)] * 32
     return _saved(image, "JPEG", qtables=[table, table], subsampling=0)

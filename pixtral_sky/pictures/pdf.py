@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 EXTENSION = ".pdf"
 
-# PDFium is not thread-safe. All that is done with a document, its end as well, is done under this lock: what
-# is left to the garbage collector would be closed by whichever thread that runs in.
+# PDFium is not thread-safe: a document is opened, used and closed under this lock. Left to the garbage
+# collector, it would be closed in any thread.
 _LOCK = threading.Lock()
 
 
 def pages(path: str) -> int:
-    """How many pages the PDF has. Raises PictureError when it cannot be read, is broken or is encrypted."""
+    """The number of pages. Raises PictureError when the PDF cannot be read, is broken or is encrypted."""
     with _document(path) as document:
         return len(document)
 
 
 def page(path: str, number: int) -> Picture:
-    """Page ``number``, from 1, at the size at which the model sees it: 1024 pixels on its longer side.
+    """Page ``number``, from 1, drawn in whole patches, 1024 pixels on its longer side.
 
-    It is drawn at that size, in whole patches: nothing has to scale it, and text is as sharp as it can be.
-    A larger one would be shrunk by the server's filter, whose lack of antialiasing tears thin strokes.
+    The server does not scale this size, so text stays sharp. Its filter, without antialiasing, tears the thin
+    strokes of a larger picture.
 
-    Raises PictureError, as ``pages`` does, and when there is no such page.
+    Raises PictureError as ``pages`` does, and when there is no such page.
     """
     name = f"{shown(path)}#page={number}"
     with _document(path) as document:
@@ -45,10 +45,10 @@ def page(path: str, number: int) -> Picture:
             raise PictureError(f"{name}: it has {len(document)} pages.")
         try:
             image = _drawn(document, number - 1)
-        except Exception as error:  # PDFium's own, and whatever a size that makes no sense leads to
+        except Exception as error:  # PDFium's own, and any that a senseless size leads to
             raise PictureError(f"{name} is damaged: {shown(str(error))}.") from error
     file = BytesIO()
-    image.save(file, "JPEG", quality=95, subsampling=0)  # as a photo that is shrunk
+    image.save(file, "JPEG", quality=95, subsampling=0)
     return Picture(name, *image.size, "image/jpeg", file.getvalue())
 
 
@@ -56,7 +56,7 @@ def _drawn(document: Any, index: int) -> Image.Image:
     import pypdfium2  # type: ignore[import-untyped]
     from pypdfium2 import raw
 
-    document.init_forms()  # what was filled in is drawn with them
+    document.init_forms()  # to draw what was filled in
     page = document[index]
     try:
         width, height = page.get_size()
@@ -78,17 +78,16 @@ def _drawn(document: Any, index: int) -> Image.Image:
 
 @contextmanager
 def _document(path: str) -> Iterator[Any]:
-    """The open document, for this thread alone."""
+    """The open document, locked for this thread."""
     name = shown(path)
     try:
         import pypdfium2
     except ImportError as error:
         raise PictureError(f"{name} is a PDF.", install("pdf")) from error
-    # It logs forms that it cannot draw.
-    logging.getLogger("pypdfium2").setLevel(logging.ERROR)
+    logging.getLogger("pypdfium2").setLevel(logging.ERROR)  # below: forms that it cannot draw
     with open_file(path) as file, _LOCK:
         try:
-            # As a file, not as a path: PDFium takes no name that is not UTF-8.
+            # An open file, as PDFium takes only paths in UTF-8.
             document = pypdfium2.PdfDocument(file)
         except pypdfium2.PdfiumError as error:
             if error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD:

@@ -12,8 +12,8 @@ from pixtral_sky import pixtral
 from pixtral_sky.errors import PictureError
 from pixtral_sky.text import os_reason, shown
 
-# What Pillow may try. Not EPS and the like: those run a program, or are a bug away from it. An MPO is a
-# JPEG to this list. Those that Pillow has loaded from the start come first: the rest take it 20 ms.
+# What Pillow may try. EPS and the like are left out: they run a program, or are a bug away from it. "JPEG"
+# takes an MPO too. Those that Pillow loads at its start come first: the others take 20 ms.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF")
 EXTENSIONS = frozenset(
     (
@@ -28,7 +28,7 @@ class Picture:
     """A picture as it is sent: ``width`` x ``height`` pixels, upright, at most 1024 a side as a rule.
 
     ``data`` is a file of the type ``media_type`` (image/jpeg, image/png or image/webp); ``name`` is what
-    messages call it. ``read_picture`` makes one of anything that is a picture.
+    messages call it. ``read_picture`` makes one.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Picture:
 
     @property
     def tokens(self) -> int:
-        """Prompt tokens that it costs. The same as for the original: the server shrinks by the same rule."""
+        """Prompt tokens: as many as for the original, which the server would shrink by the same rule."""
         return pixtral.image_tokens(self.width, self.height)
 
     def data_url(self) -> str:
@@ -60,7 +60,7 @@ def open_file(path: str) -> BinaryIO:
         mode = Path(path).stat().st_mode
         if stat.S_ISDIR(mode):
             raise directory_error(path)
-        if not stat.S_ISREG(mode):  # to open a pipe or a device may wait forever
+        if not stat.S_ISREG(mode):  # opening a pipe or a device may wait forever
             raise PictureError(f"{name} is not a regular file.", "Copy it into a file first.")
         return open(path, "rb")
     except FileNotFoundError as error:

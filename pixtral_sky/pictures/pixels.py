@@ -20,15 +20,15 @@ TURNS = {
 
 
 def turn_of(image: Image.Image) -> Transpose | None:
-    """What turns ``image`` upright. Call it after load(), which itself turns a TIFF."""
+    """What turns ``image`` upright. Call it after load(), which turns a TIFF by itself."""
     try:
         return TURNS.get(image.getexif().get(0x0112, 1))
-    except Exception:  # damaged EXIF data is common, and no reason to refuse a picture
+    except Exception:  # damaged EXIF data is common, and the picture is still good
         return None
 
 
 def turned(image: Image.Image, turn: Transpose | None) -> Image.Image:
-    """``image`` upright, and nothing but pixels: Pillow writes a comment or a color profile."""
+    """``image`` upright, without the comment and color profile that Pillow would write into a file."""
     if turn is not None:
         image = image.transpose(turn)
     image.info = {}
@@ -55,21 +55,16 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """A function that brings gray of 16 or 32 bits, or of floats, to mode L.
-
-    Pillow's own conversion makes all above 255 white.
-    """
+    """A function that scales gray of 16 or 32 bits, or of floats, to mode L; Pillow's clips at 255."""
     low, white = 0.0, 65535.0
     if not image.mode.startswith("I;16"):
         least, most = image.getextrema()
         assert isinstance(least, (int, float))
         assert isinstance(most, (int, float))
-        if least < 0 or most > 65535:
-            # Nothing says what is black and what is white.
+        if least < 0 or most > 65535:  # no usual range: the darkest is black, the brightest white
             low, white = least, most
-        else:
-            # The least of the usual ranges that holds all values.
+        else:  # the smallest usual range that holds all values
             white = 65535 if most > 255 else 255 if image.mode == "I" or most > 1 else 1
     scale = 255 / (white - low or 1)
-    offset = 0.5 - low * scale  # half, as the conversion cuts
+    offset = 0.5 - low * scale  # 0.5: the conversion truncates
     return lambda part: part.convert("F").point(lambda value: value * scale + offset).convert("L")

@@ -1,8 +1,8 @@
-"""The file of a picture -> what is sent: 8 bits a channel, as few bytes as will do.
+"""The file of a picture -> what is sent: 8 bits a channel, in few bytes.
 
-The server would shrink a large picture itself, by the same rule and with the same filter. It is done
-here so that less is uploaded, and so that what is sent is known to be a whole picture. What the model
-sees of it is within 40 dB (PSNR) of what it would see of the original.
+The server shrinks a large picture by the same rule and with the same filter. To shrink it here uploads less,
+and finds a damaged file before it is sent. What the model sees is within 40 dB (PSNR) of what it would see of
+the original.
 """
 
 from __future__ import annotations
@@ -24,26 +24,24 @@ from pixtral_sky.pictures.turbo import Turbo
 from pixtral_sky.text import shown
 
 KINDS = "Pictures are JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF and HEIC files."
-# The first bytes of what people take for pictures, and what to do about each.
+# The first bytes of files that are mistaken for pictures, and what to do about each.
 LOOKALIKES = (
     (b"%PDF", "It is a PDF; make pictures of its pages: pdftoppm -r 100 -png FILE page"),
     (b"<", "It is HTML or SVG; save it as a PNG or JPEG."),
 )
 
-# Pixels of 1024 x 1024 are 3 MiB. A file larger than this carries something else, such as the film of a
-# "motion photo", and is not sent as it is.
+# 1024 x 1024 pixels are 3 MiB. A larger file carries something else, such as the film of a "motion photo".
 MAX_AS_IS = 4 * 2**20
 AS_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 
-# Pixels of a picture that goes up at its own size. A lossless encoder takes a second for so many.
+# Pixels of a picture that is sent at its own size: the lossless encoder takes a second for so many.
 MAX_FULL_SIZE = 16_000_000
 
-# Blocks of 16 MiB that Pillow keeps for the next picture: a photo of 12 megapixels has three. To get fresh
-# ones from the system takes longer than a third of decoding it.
+# Blocks of 16 MiB that Pillow keeps for the next picture; a photo of 12 megapixels has three. Fresh ones from
+# the system take longer than a third of decoding it.
 BLOCKS = 8
 
-# The modules whose warnings are not shown.
-QUIET = r"(PIL|pillow_heif)\b"
+QUIET = r"(PIL|pillow_heif)\b"  # the modules whose warnings are not shown
 
 TURBO = Turbo()
 _SET_UP = threading.Lock()
@@ -54,23 +52,23 @@ Upload = tuple[int, int, str, bytes]  # width, height, media type, file
 def prepare(data: bytes, name: str) -> Picture:
     """What to send for the picture file ``data``; ``name`` is what messages call it.
 
-    A JPEG, PNG or WebP that the model can see as it is goes up byte for byte, with whatever its file says
-    besides the pixels: EXIF, and in it the location where it was taken. All others are turned upright, laid
-    on white where they are transparent, and stored anew, which leaves nothing but pixels: those over 1024
-    a side are shrunk to ``pixtral.fit`` (JPEG; WebP where that is smaller), the rest keep their size (PNG).
-    Of an animation or a document it is the first frame.
+    A JPEG, PNG or WebP that the model can see unchanged is sent byte for byte, with all that its file says
+    besides the pixels: EXIF, and in it the location where it was taken. Any other is turned upright, laid on
+    white where it is transparent, and stored anew without such data: over 1024 a side it is shrunk to
+    ``pixtral.fit`` (JPEG, or WebP where that is smaller), else it keeps its size (PNG). Of an animation or a
+    document the first frame is taken.
 
-    Black on white with sharp edges cannot be shrunk here: the server's filter makes what is whiter than
-    white of it, which no file holds. Up to 16 megapixels of it go up at their own size (as it is, or WebP).
+    Black on white with sharp edges cannot be shrunk here: the server's filter makes values whiter than white
+    of it, which no file holds. Up to 16 megapixels, it is sent at its own size (as it is, or WebP).
 
     Thread-safe; Pillow releases the interpreter most of the time. From the first picture on, this process
     shows no warnings of Pillow.
 
-    Memory, at its highest, besides ``data``: 6 bytes a pixel, 7 to 10 for a progressive JPEG, 13 for what
-    goes up at its own size as WebP. 12 megapixels need 70 MB, the largest picture 1.1 GB. 128 MiB stay with
-    Pillow for the next picture, and with the ``fast`` extra two of the largest JPEGs (3 bytes a pixel).
+    Peak memory besides ``data``: 6 bytes a pixel, 7 to 10 for a progressive JPEG, 13 for a WebP at full size.
+    12 megapixels need 70 MB, the largest picture 1.1 GB. Pillow keeps 128 MiB for the next picture, and the
+    ``fast`` extra two of the largest JPEGs (3 bytes a pixel).
 
-    Raises PictureError when ``data`` is no picture, is damaged, or is larger than 178,956,970 pixels.
+    Raises PictureError when ``data`` is no picture, is damaged, or has more than 178,956,970 pixels.
     """
     name = shown(name)
     if not data:
@@ -87,13 +85,13 @@ def prepare(data: bytes, name: str) -> Picture:
         raise PictureError(f"{name} has more than 178,956,970 pixels.", "Make it smaller first.") from error
     except MemoryError as error:
         raise PictureError(f"{name} needs more memory than there is.", "Make it smaller first.") from error
-    except Exception as error:  # decoders that are fed with anything raise anything
+    except Exception as error:  # decoders raise anything on damaged input
         raise PictureError(f"{name} is damaged: {shown(str(error)) or type(error).__name__}.") from error
 
 
 def _formats(data: bytes, name: str) -> tuple[str, ...]:
-    """The formats that Pillow may try on ``data``: HEIF, which takes a plugin, only when it is one."""
-    # An ISO media file says what it is in its first box: b"ftyp", the main brand, a version, and all brands.
+    """The formats that Pillow may try on ``data``; HEIF takes a plugin, which is loaded for it alone."""
+    # The first box of an ISO media file: its size, b"ftyp", the main brand, a version, and all brands.
     if data[4:8] != b"ftyp":
         return FORMATS
     box = data[8 : min(int.from_bytes(data[:4], "big"), 1024)]
@@ -109,28 +107,27 @@ def _formats(data: bytes, name: str) -> tuple[str, ...]:
 
 
 def _set_up_pillow() -> None:
-    """Set Pillow up for large pictures, and mute its warnings: of damage that does not matter, and of size.
+    """Set Pillow up for large pictures, and mute its warnings of harmless damage and of size.
 
-    ``warnings.catch_warnings`` is not thread-safe, so the filter stays. It is put back when someone has put
-    another one before it.
+    The filter stays, as ``warnings.catch_warnings`` is not thread-safe. It is put first again where another
+    one was put before it.
     """
     with _SET_UP:
         first = warnings.filters[0] if warnings.filters else None
         if first is None or first[0] != "ignore" or getattr(first[3], "pattern", "") != QUIET:
             warnings.filterwarnings("ignore", module=QUIET)
         arena = Image.core  # type: ignore[attr-defined]
-        if arena.get_blocks_max() == 0:  # else PILLOW_BLOCKS_MAX has set it
+        if arena.get_blocks_max() == 0:  # PILLOW_BLOCKS_MAX has not set it
             arena.set_blocks_max(BLOCKS)
 
 
 def _upload(image: Image.Image, data: bytes) -> Upload:
-    """What goes up for ``image``, opened from the file ``data``."""
+    """What is sent for ``image``, opened from the file ``data``."""
     if max(image.size) > pixtral.BOX:
         return _large(image, data)
     image.load()
     turn = turn_of(image)
-    media_type = _as_is(image, data, turn)
-    if media_type:
+    if media_type := _as_is(image, data, turn):
         return *image.size, media_type, data
     image = turned(plain(image)(image), turn)
     return *image.size, "image/png", encode.png(image)
@@ -141,12 +138,10 @@ def _large(image: Image.Image, data: bytes) -> Upload:
     turn = turn_of(image)
     left = encode.LOSS - lost
     drawn = encode.drawn(small)
-    # A photo is much the same all over; of a page, some rows tell little of the others.
+    # A few rows of a photo stand for the others; those of a page do not.
     step = encode.step(small if drawn else resize.sample(small), left)
-    if step is None and (left < 0 or not drawn):
-        full = _full_size(image, data, turn)
-        if full:
-            return full
+    if step is None and (left < 0 or not drawn) and (full := _full_size(image, data, turn)):
+        return full
     small = turned(small, turn)
     files = []
     if drawn:
@@ -157,7 +152,7 @@ def _large(image: Image.Image, data: bytes) -> Upload:
 
 
 def _shrunk(image: Image.Image, data: bytes) -> tuple[Image.Image, float]:
-    """``image`` at the size ``pixtral.fit``, where the server leaves it alone, and what that has lost."""
+    """``image`` at the size ``pixtral.fit``, which the server keeps, and what that has lost."""
     width, height = image.size
     if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") and TURBO.pays(width * height):
         found = TURBO.shrink(data, image.mode, image.size, pixtral.fit(width, height))
@@ -179,14 +174,13 @@ def _shrunk(image: Image.Image, data: bytes) -> tuple[Image.Image, float]:
 
 
 def _full_size(image: Image.Image, data: bytes, turn: Transpose | None) -> Upload | None:
-    """``image`` at its own size, without any loss; None when that is too much."""
+    """``image`` at its own size, lossless; None when that is too large."""
     if image.width * image.height > MAX_FULL_SIZE or max(image.size) > encode.WEBP_SIDE:
         return None
     files = []
-    media_type = _as_is(image, data, turn)
-    if media_type:
+    if media_type := _as_is(image, data, turn):
         files.append((media_type, data))
-    if media_type != "image/jpeg":  # which is smaller than what keeps all of its noise
+    if media_type != "image/jpeg":  # a lossless file of a JPEG is larger, as it keeps all the noise
         image = turned(plain(image)(image), turn)
         file = encode.webp(image)
         if len(file) <= MAX_AS_IS:
@@ -199,7 +193,7 @@ def _smallest(files: list[tuple[str, bytes]]) -> tuple[str, bytes]:
 
 
 def _as_is(image: Image.Image, data: bytes, turn: Transpose | None) -> str | None:
-    """The media type of ``data`` when it can go up byte for byte."""
+    """The media type of ``data`` when it can be sent byte for byte."""
     is_plain = image.mode in ("RGB", "L") and turn is None and not image.has_transparency_data
     if is_plain and getattr(image, "n_frames", 1) == 1 and len(data) <= MAX_AS_IS:
         return AS_IS.get(image.format or "")

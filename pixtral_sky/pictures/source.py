@@ -1,4 +1,4 @@
-"""Where a picture is, and what is read from there: a file, a page of a PDF, a URL, or standard input."""
+"""Where a picture is, and how it is read: a file, a page of a PDF, a URL, or standard input."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ DOWNLOAD_SECONDS = 300  # for all of it
 class Source:
     """Where one picture is.
 
-    ``location`` is a path, ``-`` (standard input), a data: or an http(s) URL; ``page``, from 1, is that of a
-    PDF. ``name`` is what the output of a batch calls it.
+    ``location`` is a path, ``-`` (standard input), a data: or an http(s) URL; ``page``, from 1, is for a PDF.
+    ``name`` is what the output of a batch calls it.
     """
 
     location: str = field(repr=False)  # a URL may hold a password
@@ -42,7 +42,7 @@ class Source:
     def read(self) -> Picture:
         """Load and prepare it. Raises PictureError.
 
-        A URL is downloaded here, not by the server: what this machine can reach, and nothing else, is sent.
+        A URL is downloaded on this machine, never by the server.
         """
         if self.page:
             from pixtral_sky.pictures import pdf
@@ -50,12 +50,12 @@ class Source:
             return pdf.page(self.location, self.page)
 
         data, name = self._load()
-        from pixtral_sky.pictures.prepare import prepare  # Pillow takes its time, and a path may be mistyped
+        from pixtral_sky.pictures.prepare import prepare  # slow: Pillow; a mistyped path fails before it
 
         return prepare(data, name)
 
     def _load(self) -> tuple[bytes, str]:
-        """The content, and what messages call it."""
+        """The content, and its name in messages."""
         if self.location == "-":
             return _read_stdin(), "standard input"
         if is_data_url(self.location):
@@ -100,7 +100,7 @@ def bare(url: str) -> str:
 
 
 def _read_stdin() -> bytes:
-    if sys.stdin is None:  # closed by whoever started us
+    if sys.stdin is None:  # the caller closed it
         raise PictureError("Standard input is closed, and '-' is the picture on it.")
     return sys.stdin.buffer.read()
 
@@ -138,7 +138,7 @@ def _download(url: str) -> bytes:
 
     name = shown(bare(url) or "the URL")
     hint = "Download it yourself, and give the file."
-    # Not compressed: pictures are already, and it keeps the sizes honest.
+    # Uncompressed: pictures are compressed already, and MAX_DOWNLOAD then counts true bytes.
     headers = {"User-Agent": f"pixtral-sky/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"}
     deadline = time.monotonic() + DOWNLOAD_SECONDS
     try:
@@ -147,7 +147,7 @@ def _download(url: str) -> bytes:
                 reason = shown(f"{answer.status_code} {answer.reason_phrase}".strip())
                 raise PictureError(f"{name} answers {reason}.", hint)
             if answer.headers.get("content-encoding", "identity") != "identity":
-                # It was not asked for, and a few bytes of it can be gigabytes.
+                # Nobody asked for it, and a few bytes can become gigabytes.
                 raise PictureError(f"{name} sends a compressed answer.", hint)
             content = bytearray()
             for chunk in answer.iter_raw():

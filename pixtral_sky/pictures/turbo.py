@@ -1,6 +1,6 @@
-"""Large JPEGs with the ``fast`` extra: simplejpeg and OpenCV, in half the time of Pillow alone.
+"""Shrink large JPEGs with the ``fast`` extra, simplejpeg and OpenCV, in half the time of Pillow alone.
 
-Where they are not installed, and for every file that they find fault with, there is Pillow.
+Pillow does it where they are not installed, and for every file that they find fault with.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from pixtral_sky.pictures import resize
 if TYPE_CHECKING:
     import numpy as np
 
-# Importing them takes 0.3 s, and each megapixel is then 4 ms faster. They are imported when Pillow has lost
-# about as much time: one picture, or a few, never wait for them.
+# To import them takes 0.3 s, and saves 4 ms a megapixel. They are imported once Pillow has lost about as much
+# time, so that a few pictures never wait for them.
 WORTH = 64_000_000  # pixels
 
 
 class Turbo:
-    """Decides when to use them, and keeps two buffers: fresh memory would take a quarter of the time."""
+    """When to use them, and two buffers to reuse: fresh memory would take a quarter of the time."""
 
     def __init__(self, worth: int = WORTH) -> None:
         self.installed = all(find_spec(name) is not None for name in ("numpy", "cv2", "simplejpeg"))
         self.worth = worth
-        self.pixels = 0  # shrunk so far; threads may lose some of it, which does no harm
+        self.pixels = 0  # shrunk so far; threads may miss some of each other's, which does no harm
         self._buffers: deque[np.ndarray] = deque(maxlen=2)
 
     def pays(self, pixels: int) -> bool:
-        """Count the ``pixels`` of a picture; whether to use it for that."""
+        """Count the ``pixels`` of a picture, and say whether to use it for that picture."""
         self.pixels += pixels
         return self.installed and self.pixels > self.worth
 
     def shrink(
         self, data: bytes, mode: str, size: tuple[int, int], box: tuple[int, int]
     ) -> tuple[Image.Image, float] | None:
-        """The JPEG ``data``, of ``mode`` L or RGB and of ``size``, shrunk to ``box``, and what that has lost.
+        """Shrink the JPEG ``data``, of ``mode`` L or RGB and of ``size``, to ``box``; with ``resize.lost``.
 
-        None for a file with a fault. Needs 3 bytes a pixel in RGB, and as much in each spare buffer.
+        None for a file with a fault. Needs a byte a pixel and channel, and as much for each spare buffer.
         """
         import cv2
         import numpy as np
@@ -50,7 +50,7 @@ class Turbo:
         needed = size[0] * size[1] * channels
         try:
             buffer = self._buffers.pop()
-        except IndexError:
+        except IndexError:  # another thread has the last one
             buffer = np.empty(0, np.uint8)
         if buffer.size < needed:
             buffer = np.empty(needed, np.uint8)

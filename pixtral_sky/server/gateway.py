@@ -1,14 +1,14 @@
-"""The gateway: an ASGI guard that stands before vLLM (`vllm serve --middleware gateway.Gateway`).
+"""The gateway: ASGI middleware before vLLM (`vllm serve --middleware gateway.Gateway`).
 
-vLLM's own API key leaves much open, full inference at POST /invocations included. Here a route is
-named below, or it does not exist. Standard library only: this file is all that a machine needs.
+vLLM's own API key leaves routes open, among them full inference at POST /invocations. The gateway opens
+only the routes below. It needs the standard library only.
 
-PIXTRAL_API_KEY  asked for on every route but GET /health; empty: on none, but then the request has to be
-                 for localhost (and the script that starts vLLM listens on 127.0.0.1 only)
+PIXTRAL_API_KEY  required on every route but GET /health; if empty, the host has to be localhost instead
+                 (and the script that starts vLLM listens on 127.0.0.1 only)
 IDLE_MINUTES     ends the server after that long without a request; 0 or empty: never
 MAX_BODY_MIB     the largest request body (32)
-GATEWAY_STATE    a folder for a server that is started again: its file "last_request" is as old as the last
-                 request; "idle" is there when the idle clock has ended the server
+GATEWAY_STATE    a folder that outlives the server: its file "last_request" is as old as the last request;
+                 the idle clock writes "idle" when it ends the server
 """
 
 import asyncio
@@ -30,13 +30,13 @@ WORK = {
     ("POST", "/tokenize"),
 }
 ROUTES = OPEN | PROBES | WORK
-# Seconds without a byte in or out after which a request in flight no longer keeps an idle server alive:
-# longer than any answer that is not streamed, and shorter than a laptop that was shut in the middle of one.
+# Seconds without a byte in or out after which a request in flight no longer keeps the server alive: longer
+# than any answer that is not streamed, shorter than the night of a laptop that was shut during one.
 STALLED = 3600
 
 
 class TooLarge(BaseException):
-    """Ends the app that reads a body: no `except Exception` of it holds this up, or what it has read."""
+    """A body beyond the limit. A BaseException, which no `except Exception` of the app catches."""
 
 
 class Gateway:
@@ -52,11 +52,11 @@ class Gateway:
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
             return await self.lifespan(scope, receive, send)
-        if scope["type"] != "http":  # a websocket: closed before it is open
+        if scope["type"] != "http":  # a websocket is refused
             return await send({"type": "websocket.close", "code": 1008})
 
         route = (scope["method"], scope["path"])
-        # One spelling a route: not percent-encoded, and nothing mounted before it.
+        # A route has one spelling: not percent-encoded, without a mount path.
         plain = scope.get("raw_path") in (None, scope["path"].encode())
         if route not in ROUTES or not plain or scope.get("root_path"):
             return await refuse(send, 404, "not_found", "There is no such route here.")
@@ -77,18 +77,18 @@ class Gateway:
     def has_key(self, scope):
         headers = [(name.lower(), value) for name, value in scope["headers"]]
         if not self.key:
-            # It listens on 127.0.0.1 only; this keeps out a web page in the user's browser, whose own name
-            # has been made to lead here.
+            # The server listens on 127.0.0.1 only. This keeps out web pages in the user's browser whose
+            # host name resolves to it (DNS rebinding).
             hosts = [value.partition(b":")[0] for name, value in headers if name == b"host"]
             return hosts in ([b"localhost"], [b"127.0.0.1"])
         given = [value for name, value in headers if name == b"authorization"]
-        if len(given) != 1:  # two could be read in two ways
+        if len(given) != 1:  # two are ambiguous
             return False
         scheme, _, key = given[0].partition(b" ")
         return hmac.compare_digest(key, self.key) and scheme.lower() == b"bearer"
 
     async def limited(self, scope, receive, send):
-        """The app, with a body that is counted as it comes and cut off at the limit. Nothing is kept."""
+        """Run the app; count the body as it comes, and cut it off at the limit."""
         for name, value in scope["headers"]:
             if name.lower() == b"content-length" and (not value.isdigit() or int(value) > self.max_body):
                 return await self.too_large(send)
@@ -130,13 +130,13 @@ class Gateway:
                 clock.cancel()
 
     def write(self, name):
-        """Write a file for the script, and for the next server. A full disk is no reason to fail."""
+        """Touch a file for the script and the next server. A full disk does not matter."""
         if self.state:
             with contextlib.suppress(OSError):
                 Path(self.state, name).touch()
 
     def seconds_since_last_request(self):
-        """Those of the server before this one, too; 0 where there was none."""
+        """Across restarts of the server; 0 without a request before."""
         if self.state:
             with contextlib.suppress(OSError):
                 return max(time.time() - Path(self.state, "last_request").stat().st_mtime, 0)
@@ -154,11 +154,11 @@ class Gateway:
                 break
         print(f"gateway: no request for {self.idle_seconds / 60:g} minutes: ending the server", flush=True)
         self.write("idle")
-        os.kill(os.getpid(), signal.SIGTERM)  # vLLM's own way to end: answers are finished, the GPU is freed
+        os.kill(os.getpid(), signal.SIGTERM)  # vLLM finishes its answers and frees the GPU
 
 
 async def refuse(send, status, code, message):
-    """An error as OpenAI's clients read it."""
+    """Answer with an error in OpenAI's format."""
     body = json.dumps(
         {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
     )

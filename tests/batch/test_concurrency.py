@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pixtral_sky.batch.concurrency import CUT, MOST, PER_SECOND, START, Pace
+from pixtral_sky.batch.concurrency import CUT, MOST, PER_SECOND, START, Limiter
 
 
 @dataclass
@@ -25,10 +25,10 @@ class Server:
 
 
 class World:
-    """A pace, the requests that it lets go, and the time."""
+    """A limiter, the requests that it lets go, and the time."""
 
-    def __init__(self, pace: Pace | None = None, spread: float = 0.5) -> None:
-        self.pace, self.now = pace or Pace(), 0.0
+    def __init__(self, limiter: Limiter | None = None, spread: float = 0.5) -> None:
+        self.limiter, self.now = limiter or Limiter(), 0.0
         self._spread, self._random = spread, random.Random(4)
         self._on_their_way: list[tuple[float, float, bool]] = []  # ends, begun, is worked on
         self.starts: list[float] = []
@@ -38,16 +38,16 @@ class World:
         until, answered = self.now + seconds, 0
         while self.now < until:
             pause = 0.0
-            while len(self._on_their_way) < self.pace.limit and not (pause := self.pace.wait(self.now)):
+            while len(self._on_their_way) < self.limiter.limit and not (pause := self.limiter.wait(self.now)):
                 self._start(server)
             ends = self._on_their_way[0][0] if self._on_their_way else until
-            if len(self._on_their_way) < self.pace.limit:
+            if len(self._on_their_way) < self.limiter.limit:
                 ends = min(ends, self.now + pause)
             self.now = ends
             while self._on_their_way and self._on_their_way[0][0] <= self.now:
                 _, begun, worked_on = heapq.heappop(self._on_their_way)
                 if worked_on:
-                    self.pace.answered(self.now, self.now - begun)
+                    self.limiter.answered(self.now, self.now - begun)
                     answered += 1
         return answered / seconds
 
@@ -56,7 +56,7 @@ class World:
         working = sum(worked_on for _, _, worked_on in self._on_their_way)
         if working >= server.most:
             server.refused += 1
-            self.pace.busy(self.now)
+            self.limiter.busy(self.now)
             heapq.heappush(self._on_their_way, (self.now + 1, self.now, False))
             return
         chance = self._random.uniform(1 - self._spread, 1 + self._spread)
@@ -71,38 +71,38 @@ def test_it_finds_what_a_server_can_do(capacity: int, seconds: float) -> None:
     best = capacity / seconds
     assert world.run(server, 100 * seconds) > 0.9 * best
     # And it does not pile up in the server's queue what brings nothing.
-    assert world.pace.limit <= max(4 * capacity, START)
+    assert world.limiter.limit <= max(4 * capacity, START)
 
 
 def test_it_grows_fast_where_that_pays() -> None:
     world = World()
     world.run(Server(64, 5), 90)
-    assert world.pace.limit >= 64
+    assert world.limiter.limit >= 64
 
 
 def test_one_at_a_time() -> None:
     world = World()
     assert world.run(Server(1, 1), 2000) > 0.95
-    assert world.pace.limit <= START
+    assert world.limiter.limit <= START
 
 
 @pytest.mark.parametrize("fixed", [None, MOST])
 def test_it_stays_below_what_a_balancer_passes_on(fixed: int | None) -> None:
-    world, server = World(Pace(fixed)), Server(10_000, 0.5)
+    world, server = World(Limiter(fixed)), Server(10_000, 0.5)
     world.run(server, 60)
     assert world.run(server, 60) > 0.9 * PER_SECOND
     for begin in range(120):
         assert sum(begin <= start < begin + 1 for start in world.starts) <= PER_SECOND * 1.15
-    assert world.pace.limit <= MOST
+    assert world.limiter.limit <= MOST
 
 
 def test_it_follows_a_server_that_gets_slower_and_recovers() -> None:
     world = World()
     fast, slow = Server(64, 5), Server(16, 5)
     world.run(fast, 600)
-    assert world.pace.limit >= 48
+    assert world.limiter.limit >= 48
     assert world.run(slow, 1200) > 0.85 * 16 / 5
-    assert world.pace.limit <= 40
+    assert world.limiter.limit <= 40
     world.run(fast, 900)
     assert world.run(fast, 300) > 0.85 * 64 / 5
 
@@ -119,7 +119,7 @@ def test_it_backs_off_from_a_server_that_refuses_and_comes_back() -> None:
     world.run(strict, 600)
     strict.refused = 0
     rate = world.run(strict, 600)
-    assert world.pace.limit <= 45
+    assert world.limiter.limit <= 45
     assert rate > 0.7 * 40 / 5
     assert strict.refused < 0.1 * rate * 600
     world.run(Server(64, 5), 600)
@@ -127,53 +127,53 @@ def test_it_backs_off_from_a_server_that_refuses_and_comes_back() -> None:
 
 
 def test_all_that_is_refused_for_one_reason_cuts_once() -> None:
-    pace = Pace()
-    pace.limit = 100
+    limiter = Limiter()
+    limiter.limit = 100
     for _ in range(100):
-        pace.busy(1.0)
-        pace.lost(1.0)
-    assert pace.limit == int(100 * CUT)
+        limiter.busy(1.0)
+        limiter.lost(1.0)
+    assert limiter.limit == int(100 * CUT)
     for number in range(200):
-        pace.answered(2 + number / 100, 1.0)
-    pace.lost(5.0)
-    pace.lost(5.1)
-    assert pace.limit == int(int(100 * CUT) * CUT)
+        limiter.answered(2 + number / 100, 1.0)
+    limiter.lost(5.0)
+    limiter.lost(5.1)
+    assert limiter.limit == int(int(100 * CUT) * CUT)
 
 
 def test_nothing_is_left_of_it_but_one() -> None:
-    pace = Pace()
+    limiter = Limiter()
     for number in range(50):
-        pace.busy(float(number))
-        pace.busy(float(number))
+        limiter.busy(float(number))
+        limiter.busy(float(number))
         for _ in range(2 * START):
-            pace.answered(float(number), 1.0)
-    assert pace.limit == 1
+            limiter.answered(float(number), 1.0)
+    assert limiter.limit == 1
 
 
 def test_what_fails_now_and_then_is_no_reason_for_fewer() -> None:
     world, server = World(), Server(64, 5)
     world.run(server, 300)
     for _ in range(60):
-        world.pace.lost(world.now)
+        world.limiter.lost(world.now)
         world.run(server, 10)
-    assert world.pace.limit >= 48
+    assert world.limiter.limit >= 48
 
 
 def test_what_a_server_asks_to_wait_is_waited() -> None:
-    pace = Pace()
-    assert pace.wait(10.0) == 0
-    pace.busy(10.0, wait=5.0)
-    assert pace.wait(11.0) == 4
-    assert pace.wait(15.0) == 0
+    limiter = Limiter()
+    assert limiter.wait(10.0) == 0
+    limiter.busy(10.0, wait=5.0)
+    assert limiter.wait(11.0) == 4
+    assert limiter.wait(15.0) == 0
 
 
 def test_where_answers_take_minutes_no_more_are_asked_for() -> None:
     world = World()
     world.run(Server(1000, 150), 20_000)
-    assert world.pace.limit <= START
+    assert world.limiter.limit <= START
 
 
 def test_a_fixed_number_stays() -> None:
-    world = World(Pace(12))
+    world = World(Limiter(12))
     world.run(Server(4, 1, most=6), 100)
-    assert world.pace.limit == 12
+    assert world.limiter.limit == 12

@@ -27,7 +27,7 @@ from PIL import Image
 
 from pixtral_sky import pixtral
 from pixtral_sky.batch import jsonl
-from pixtral_sky.batch.items import Bad, Defaults, Item, failure, result
+from pixtral_sky.batch.items import BadInput, Defaults, Item, failure, result
 from pixtral_sky.batch.walk import is_openai, walk
 from pixtral_sky.errors import PictureError, UsageError
 from pixtral_sky.extras import install
@@ -64,9 +64,9 @@ def make(*names: str, data: bytes = PNG) -> None:
 
 
 def ids(*inputs: str, per_request: int = 1) -> list[str]:
-    """Of all items, and none of them Bad."""
+    """Of all items, and none of them bad."""
     found = list(walk(inputs, per_request=per_request))
-    assert not [each for each in found if isinstance(each, Bad)]
+    assert not [each for each in found if isinstance(each, BadInput)]
     return [each.id for each in found]
 
 
@@ -76,8 +76,8 @@ def item(*inputs: str, per_request: int = 1) -> Item:
     return found
 
 
-def bad(*inputs: str) -> list[Bad]:
-    found = [each for each in walk(inputs) if isinstance(each, Bad)]
+def bad(*inputs: str) -> list[BadInput]:
+    found = [each for each in walk(inputs) if isinstance(each, BadInput)]
     assert not [each for each in found if "\n" in each.reason or not each.reason.isprintable()]
     return found
 
@@ -144,7 +144,7 @@ def test_a_file_given_twice():
     assert [each.id for each in found] == [
         "p/a.jpg", "p/b.jpg", "p/a.jpg#again=2", "p/b.jpg#again=2", "p/a.jpg#again=3", "p/b.jpg#again=3"
     ]  # fmt: skip
-    assert found[2] == Bad("p/a.jpg#again=2", "p/a.jpg is given twice.")
+    assert found[2] == BadInput("p/a.jpg#again=2", "p/a.jpg is given twice.")
 
 
 def test_loops_of_links_end(here):
@@ -194,7 +194,7 @@ def test_a_folder_that_cannot_be_read(monkeypatch):
 
     monkeypatch.setattr(os, "scandir", denied)
     assert [each.id for each in walk(["p"])] == ["p/a/1.jpg", "p/b", "p/c/3.jpg"]
-    assert bad("p") == [Bad("p/b", "p/b cannot be read: Permission denied.")]
+    assert bad("p") == [BadInput("p/b", "p/b cannot be read: Permission denied.")]
 
 
 def test_a_folder_that_vanishes_meanwhile():
@@ -202,7 +202,7 @@ def test_a_folder_that_vanishes_meanwhile():
     found = walk(["p"])
     assert next(found).id == "p/a/1.jpg"
     shutil.rmtree("p/b")
-    assert next(found) == Bad("p/b", "p/b cannot be read: No such file or directory.")
+    assert next(found) == BadInput("p/b", "p/b cannot be read: No such file or directory.")
 
 
 def test_odd_names_give_plain_ids():
@@ -401,7 +401,7 @@ def test_twenty_kinds_good_and_bad_in_one_folder():
     good += 1
     done, failed = [], {}
     for each in walk(["p"]):
-        if isinstance(each, Bad):
+        if isinstance(each, BadInput):
             failed[each.id] = each.reason
             continue
         try:
@@ -476,7 +476,7 @@ def test_pdfs_without_what_reads_them(monkeypatch):
     make("p/a.pdf", data=pdfs.made(b""))
     make("p/b.png")
     monkeypatch.setitem(sys.modules, "pypdfium2", None)
-    assert bad("p") == [Bad("p/a.pdf", f"p/a.pdf is a PDF. {install('pdf')}")]
+    assert bad("p") == [BadInput("p/a.pdf", f"p/a.pdf is a PDF. {install('pdf')}")]
 
 
 def test_several_pictures_in_a_request():
@@ -570,7 +570,7 @@ def test_a_bad_line_says_its_number_and_field(line, says):
         said = 'list.jsonl#line=2: the id "good" is given twice.'
     else:
         said = f"list.jsonl, line 2: {says}."
-    assert bad(name) == [Bad("list.jsonl#line=2", said, line=bad(name)[0].line)]
+    assert bad(name) == [BadInput("list.jsonl#line=2", said, line=bad(name)[0].line)]
     assert [each.id for each in walk([name])] == ["good", "list.jsonl#line=2", "as good"]
 
 
@@ -591,7 +591,7 @@ def test_a_bad_line_keeps_its_id():
     name = manifest({"id": "mine", "images": 1}, {"id": "mine", "images": ["a.png"]})
     first, second = walk([name])
     assert (first.id, second.id) == ("mine", "list.jsonl#line=2")
-    assert isinstance(second, Bad)
+    assert isinstance(second, BadInput)
 
 
 def test_ids_that_look_like_lines():
@@ -615,7 +615,7 @@ def test_standard_input(monkeypatch):
     assert isinstance(first, Item)
     assert first.id == "a.png"
     assert first.body(DEFAULTS)["messages"][0]["content"][1]["image_url"]["url"] == DATA_URL
-    assert isinstance(second, Bad)
+    assert isinstance(second, BadInput)
     assert (second.id, second.reason[:24]) == ("-#line=3", "standard input, line 3: ")
 
 
@@ -624,7 +624,7 @@ def test_a_manifest_that_vanishes(monkeypatch):
     found = walk([name])
     Path(name).unlink()
     assert list(found) == [
-        Bad("list.jsonl", "list.jsonl cannot be read to its end: No such file or directory.")
+        BadInput("list.jsonl", "list.jsonl cannot be read to its end: No such file or directory.")
     ]
 
 
@@ -799,7 +799,7 @@ def test_a_url_that_the_server_alone_can_make_sense_of():
 def test_bad_lines_of_openai(line, name, says):
     good, wrong = walk([manifest(request("good", messages=[1]), line)])
     assert isinstance(good, Item)
-    assert isinstance(wrong, Bad)
+    assert isinstance(wrong, BadInput)
     assert (wrong.id, wrong.reason) == (name or "list.jsonl#line=2", f"list.jsonl, line 2: {says}.")
     line = failure(wrong, wrong.reason)
     assert (line["custom_id"], line["error"]) == (wrong.id, {"code": "bad_input", "message": wrong.reason})
@@ -808,7 +808,9 @@ def test_bad_lines_of_openai(line, name, says):
 def test_a_custom_id_given_twice():
     name = manifest(request(messages=[1]), request(messages=[2]), request(messages=[]))
     _, second, third = walk([name])
-    assert second == Bad("list.jsonl#line=2", 'list.jsonl#line=2: the id "request-1" is given twice.', True)
+    assert second == BadInput(
+        "list.jsonl#line=2", 'list.jsonl#line=2: the id "request-1" is given twice.', True
+    )
     assert third.id == "list.jsonl#line=3"
 
 
@@ -863,7 +865,7 @@ def test_the_line_of_a_failure():
         "id": "p/a.png",
         "error": {"type": "PictureError", "message": "caf? is empty. Look at it."},
     }
-    assert failure(Bad("x", "It is bad."), "It is bad.") == {
+    assert failure(BadInput("x", "It is bad."), "It is bad.") == {
         "id": "x",
         "error": {"type": "BadInput", "message": "It is bad."},
     }

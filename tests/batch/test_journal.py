@@ -132,7 +132,7 @@ def test_damage_in_the_last_group_is_cut_off_and_elsewhere_refused(tmp_path: Pat
 
     before = b"".join([*lines, damage, *lines])
     path.write_bytes(before)
-    with pytest.raises(UsageError, match=r"out\.jsonl, line 1,001, is none of a batch\. .* --fresh"):
+    with pytest.raises(UsageError, match=r"out\.jsonl, line 1,001, is not a line of a batch\. .* --fresh"):
         ids(path)
     assert path.read_bytes() == before
 

@@ -17,7 +17,7 @@ import pytest
 
 from pixtral_sky import errors
 from pixtral_sky.batch import runner
-from pixtral_sky.batch.items import Bad, Defaults, Item, Question
+from pixtral_sky.batch.items import BadInput, Defaults, Item, Question
 from pixtral_sky.batch.journal import Ledger, Paths
 from pixtral_sky.batch.runner import (
     GONE,
@@ -38,7 +38,7 @@ DEFAULTS = Defaults("What is it?")
 USAGE = {"prompt_tokens": 100, "completion_tokens": 10}
 
 
-def questions(count: int, begin: int = 0) -> list[Item | Bad]:
+def questions(count: int, begin: int = 0) -> list[Item | BadInput]:
     return [Question(f"i{number}", 0, (), prompt=f"i{number}") for number in range(begin, begin + count)]
 
 
@@ -83,7 +83,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.paths = Paths(path / "out.jsonl", path / "out.errors.jsonl")
 
-    def run(self, endpoint: Endpoint, items: list[Item | Bad], **job: Any) -> Tally:
+    def run(self, endpoint: Endpoint, items: list[Item | BadInput], **job: Any) -> Tally:
         with self.ledger() as ledger:
             job = {"defaults": DEFAULTS, **job}
             return Batch(Job(lambda: iter(items), **job), ledger).run(endpoint)
@@ -123,7 +123,7 @@ def test_every_item_is_answered_once(folder: Folder) -> None:
     assert set(endpoint.counts.values()) == {1}
     assert (tally.done, tally.failed, tally.to_do) == (300, 0, 300)
     assert (tally.prompt_tokens, tally.answer_tokens) == (30_000, 3_000)
-    assert tally.on_their_way == 0
+    assert tally.in_flight == 0
     assert not folder.paths.errors.exists()
 
 
@@ -186,11 +186,11 @@ def test_what_is_no_share(text: str) -> None:
 
 
 def test_what_is_bad_goes_to_the_errors(folder: Folder) -> None:
-    tally = folder.run(Endpoint(), [*questions(3), Bad("bad.jpg", "bad.jpg is empty.")])
+    tally = folder.run(Endpoint(), [*questions(3), BadInput("bad.jpg", "bad.jpg is empty.")])
     assert len(folder.out()) == 3
     assert folder.errors() == {"bad.jpg": {"type": "BadInput", "message": "bad.jpg is empty."}}
     assert (tally.done, tally.failed) == (3, 1)
-    assert folder.run(Endpoint(), [Bad("bad.jpg", "bad.jpg is empty.")]).failed == 0
+    assert folder.run(Endpoint(), [BadInput("bad.jpg", "bad.jpg is empty.")]).failed == 0
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def test_a_key_that_is_refused_ends_the_run(folder: Folder, error: Exception) ->
     endpoint = Endpoint(raises(error))
     with pytest.raises(type(error)):
         folder.run(endpoint, questions(1000))
-    assert sum(endpoint.counts.values()) <= runner.Pace().limit
+    assert sum(endpoint.counts.values()) <= runner.Limiter().limit
     assert (folder.out(), folder.errors()) == ({}, {})
     assert folder.run(Endpoint(), questions(10)).done == 10
 
@@ -395,7 +395,7 @@ def test_few_are_prepared_ahead(folder: Folder, monkeypatch: pytest.MonkeyPatch)
             at_once[0] -= 1
         return body(self, defaults)
 
-    def walk() -> Iterator[Item | Bad]:
+    def walk() -> Iterator[Item | BadInput]:
         for item in questions(200):
             walked[0] += 1
             yield item
@@ -430,7 +430,7 @@ def test_the_first_signal_lets_what_is_on_its_way_end(folder: Folder) -> None:
     stops(folder, endpoint, signals=1)
     tally = folder.run(endpoint, questions(1000), concurrency=4)
     assert tally.stopped_by == signal.SIGINT
-    assert tally.on_their_way == 0
+    assert tally.in_flight == 0
     assert 4 <= tally.done == len(folder.out()) == sum(endpoint.counts.values()) <= 12
     assert signal.getsignal(signal.SIGINT) is before
     assert folder.run(Endpoint(), questions(20)).done == 20 - tally.done
@@ -486,5 +486,5 @@ def test_trouble_slows_it_down_and_is_shown(folder: Folder) -> None:
         for _ in range(2):
             run.trouble("no replica is ready; trying again in 2 s")
         assert run.tally.trouble == "no replica is ready; trying again in 2 s"
-        assert run._pace.limit < runner.Pace().limit
+        assert run._limiter.limit < runner.Limiter().limit
         assert run.run(Endpoint()).trouble == ""

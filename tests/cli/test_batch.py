@@ -472,7 +472,7 @@ def test_a_line_a_minute(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     said = result.err.splitlines()
     assert 2 <= len(said) <= 8
     assert re.fullmatch(
-        r"\d+ of 40 done, [12] on their way, \d+\.\d pictures/s, [\d,]+ tokens/s, \d+ s left, 0\.\d\d USD",
+        r"\d+ of 40 done, [12] in flight, \d+\.\d pictures/s, [\d,]+ tokens/s, \d+ s left, 0\.\d\d USD",
         said[1],
     )
 

@@ -133,7 +133,7 @@ def test_an_address(text: str, url: str, chat: str) -> None:
     "https://api.baseten.co.model-x.api.baseten.co/predict",
 ])  # fmt: skip
 def test_no_address(text: str) -> None:
-    with pytest.raises(UsageError, match="is no way to a deployment on Baseten") as caught:
+    with pytest.raises(UsageError, match="leads to no deployment on Baseten") as caught:
         base_url(text)
     assert "https://model-ID.api.baseten.co/environments/production/predict" in caught.value.hint
 
