@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.cli import common
+from pixtral_sky.cli import common, options
 
 if TYPE_CHECKING:
     from pixtral_sky.deploy.prices import Prices
-    from pixtral_sky.planning.measured import Rates
+    from pixtral_sky.memory import Workload
     from pixtral_sky.planning.plan import Ask, Plan
 
 ROWS = 20  # of the table; the rest with --all
@@ -52,7 +51,6 @@ Measured = Annotated[
     ),
 ]
 Everything = Annotated[bool, typer.Option("--all", help=f"All rows, not the best {ROWS}.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the best: a .png, .svg or .pdf.")]
 Write = Annotated[
     Path | None,
@@ -75,7 +73,7 @@ def plan(
     no_prices: NoPrices = False,
     measured: Measured = None,
     everything: Everything = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
     plot: Plot = None,
     write: Write = None,
 ) -> None:
@@ -95,29 +93,35 @@ def plan(
     \b
     Example: pixtral-sky plan --qps 5 --spot --clouds aws,gcp --write my-service.yaml
     """
+    from pixtral_sky.memory import Workload
+    from pixtral_sky.planning import measured as measurements
     from pixtral_sky.planning import plan as planning
     from pixtral_sky.planning import report
 
-    _check(plot, write, qps, prices_are_asked=bool(clouds or spot), no_prices=no_prices)
-    ask = _ask(images, size, prompt_tokens, answer_tokens, context, qps, total)
-    wanted, rates = planning.gpus(gpus), _measured(measured or [], ask)
+    _check(plot, write, qps, no_prices, needs_prices=bool(clouds or spot or plot or write))
+    workload = Workload(images, *planning.size(size), prompt_tokens, answer_tokens)
+    ask = _ask(workload, context, qps, total)
+    wanted = planning.gpus(gpus)
+    rates, warnings = measurements.read(measured or [], workload)
+    for warning in warnings:
+        output.warn(warning)
     machines, unfit = planning.machines(ask, wanted, rates, planning.precisions(precision))
     prices = None if no_prices else _prices(wanted, clouds, ports=qps is not None)
     found = planning.plan(ask, machines, unfit, prices.offers if prices else None, spot)
     if as_json:
-        output.data(json.dumps(report.document(found, prices.left_out if prices else {}), indent=1))
+        output.document(report.document(found, prices.left_out if prices else {}))
     else:
         _show(found, everything, next_too=not write)
     _draw_and_write(found, prices, plot, write)
 
 
 def _check(
-    plot: Path | None, write: Path | None, qps: float | None, prices_are_asked: bool, no_prices: bool
+    plot: Path | None, write: Path | None, qps: float | None, no_prices: bool, needs_prices: bool
 ) -> None:
-    """What can be refused before anything is read. Raises UsageError."""
+    """Raise UsageError for what can be refused before anything is read."""
     from pixtral_sky.errors import UsageError
 
-    if no_prices and (prices_are_asked or plot or write):
+    if no_prices and needs_prices:
         raise UsageError("--clouds, --spot, --plot and --write are about prices.", "Leave out --no-prices")
     if write and qps is None:
         raise UsageError("--write needs to know the requests a second.", "For example: --qps 5")
@@ -129,17 +133,8 @@ def _check(
         charts.check(plot)
 
 
-def _ask(
-    images: int,
-    size: str,
-    prompt_tokens: int,
-    answer_tokens: int,
-    context: int | None,
-    qps: float | None,
-    total: int | None,
-) -> Ask:
+def _ask(workload: Workload, context: int | None, qps: float | None, total: int | None) -> Ask:
     from pixtral_sky.deploy import task
-    from pixtral_sky.memory import Workload
     from pixtral_sky.planning import plan as planning
 
     envs, least = task.read()["envs"], 1
@@ -147,19 +142,7 @@ def _ask(
         least = task.read(task.shipped("service.yaml"))["service"]["replica_policy"]["min_replicas"]
     if context is None:
         context = task.number(envs, "MAX_MODEL_LEN", 0) or None
-    workload = Workload(images, *planning.size(size), prompt_tokens, answer_tokens)
     return planning.asked(workload, context, task.number(envs, "MAX_IMAGES", 1), qps, total, least)
-
-
-def _measured(files: Sequence[Path], ask: Ask) -> Rates:
-    if not files:
-        return {}
-    from pixtral_sky.planning import measured
-
-    rates, warnings = measured.read(files, ask.workload)
-    for warning in warnings:
-        output.warn(warning)
-    return rates
 
 
 def _prices(wanted: Sequence[tuple[str, int]], clouds: str | None, ports: bool) -> Prices:
@@ -167,7 +150,7 @@ def _prices(wanted: Sequence[tuple[str, int]], clouds: str | None, ports: bool) 
 
     resources = task.read()["resources"]
     named = [word.strip().lower() for word in clouds.split(",")] if clouds else []
-    # As launch wants them: 4+, 32+
+    # The sizes that a launch asks for: 4+, 32+
     cpus, memory = (float(str(resources[name]).rstrip("+")) for name in ("cpus", "memory"))
     kinds, counts = (list(dict.fromkeys(each)) for each in zip(*wanted, strict=True))
     with output.phase("prices, from SkyPilot's catalogs"):
