@@ -78,25 +78,24 @@ GPUS = {
 }
 
 BLOCK = 16  # tokens; vLLM 0.32's DEFAULT_BLOCK_SIZE, which its CUDA backends keep
-# What --max-model-len -1 and larger numbers come to: params.json names no limit, and then this is vLLM's.
+# vLLM's limit, as params.json names none: what --max-model-len -1 and larger numbers mean.
 MODEL_CONTEXT = 128_000
 
-# On every GPU in full, in vLLM 0.32's pixtral.py: the adapter, all norms, and the vision encoder's first
-# convolution. All else is shared out, the vision encoder and both vocabularies too.
+# vLLM 0.32's pixtral.py has the adapter, all norms and the vision encoder's first convolution on every GPU.
+# It splits the rest, with the vision encoder and both vocabularies.
 REPLICATED_BYTES = 2 * (31_467_520 + 81 * HIDDEN + 49 * 1_024 + 1_024 * 3 * PATCH * PATCH)
-# FP8: a scale of 32 bits for each output of a linear layer. Two of them have all outputs on every GPU.
+# FP8 has a scale of 32 bits for each output of a linear layer. Two layers have all outputs on every GPU.
 SCALES_SHARED = 4 * LAYERS * (HEAD_DIM * (HEADS + 2 * KV_HEADS) + 2 * MLP)
 SCALES_REPLICATED = 4 * LAYERS * 2 * HIDDEN
-ROPE_BYTES = MODEL_CONTEXT * HEAD_DIM * 2  # its table of cosines and sines, for each position
+ROPE_BYTES = MODEL_CONTEXT * HEAD_DIM * 2  # the table of cosines and sines for each position
 
-# What is not computed here, in GiB a GPU: CUDA graphs, kernels, cuBLAS, NCCL. Estimated; the low end is
-# below what vLLM 0.26 and 0.29 said of single L4 (0.07 + 0.78, and 0.33 + 0.24 with some buffers), and vLLM
-# 0.32 of one H200 (docs/measured.md); the high end leaves room for several GPUs. The margin of all tokens
-# comes from here.
+# Other memory, in GiB a GPU: CUDA graphs, kernels, cuBLAS, NCCL. Estimated. The low end is below what vLLM
+# 0.26 and 0.29 reported for one L4 (0.07 + 0.78, and 0.33 + 0.24 with some buffers), and vLLM 0.32 for one
+# H200 (docs/measured.md); the high end leaves room for several GPUs. The range of all tokens comes from here.
 OTHER_GIB = (0.3, 2.0)
 
-DEFAULT_CONTEXT = 32_768  # what the script takes where MAX_MODEL_LEN is empty, and ...
-DEFAULT_ROOM = 4_096  # ... no less than so many tokens beside all pictures
+DEFAULT_CONTEXT = 32_768  # the script's choice where MAX_MODEL_LEN is empty, but ...
+DEFAULT_ROOM = 4_096  # ... at least this many tokens more than all pictures take
 DEFAULT_IMAGES = 4  # MAX_IMAGES of pixtral.yaml
 
 
@@ -113,8 +112,8 @@ class Settings:
 def settings(gpu: str, count: int) -> Settings:
     """What the script chooses for GPUs (templates/run.sh)."""
     kind, several = GPUS[gpu], count > 1
-    # A step has room for a full picture, 4,160 tokens, at least. All other answers wait for it: on an H100
-    # 0.3 to 0.6 s for 8,192 tokens (roofline.py). vLLM's arg_utils.py gives the A100 smaller steps as well.
+    # A step has room for at least one full picture, 4,160 tokens. All other answers wait for it: on an H100
+    # 0.3 to 0.6 s for 8,192 tokens (planning/speed.py). vLLM's arg_utils.py gives the A100 smaller steps too.
     large = kind.memory >= 70 and not gpu.startswith("A100")
     # With CUDA and NCCL running, two L4 had 19.77 of 22.05 GiB free (pytorch/pytorch#175666): 0.8966.
     tight = several and kind.memory < 30
@@ -192,6 +191,8 @@ def fits(
     least, most = (available(gpu, count, other, precision) for other in reversed(OTHER_GIB))
     tokens = tokens_in(least, count)
     context = min(context_in(least, count), wanted_context(max_model_len, max_images))
+    request = (workload or Workload()).tokens
+    at_once = (tokens // BLOCK - 1) // -(-request // BLOCK) if request <= context else 0
     return Fit(
         gpu,
         count,
@@ -200,19 +201,8 @@ def fits(
         kv_tokens=tokens,
         kv_tokens_most=tokens_in(most, count),
         context=context,
-        requests=_at_once(settings(gpu, count).sequences, tokens, context, workload or Workload()),
+        requests=min(at_once, settings(gpu, count).sequences),
     )
-
-
-def why_not(
-    gpu: str,
-    count: int,
-    max_model_len: int | None = None,
-    max_images: int = DEFAULT_IMAGES,
-    precision: str = "bf16",
-) -> str:
-    """Why the model does not fit, in a line; empty when it fits. Raises ValueError as ``fits`` does."""
-    return fits(gpu, count, max_model_len, max_images, precision=precision).why_not
 
 
 def default_context(max_images: int) -> int:
@@ -308,10 +298,3 @@ def _refusal(gpu: str, count: int, max_model_len: int | None, max_images: int, p
 
 def _safe_context(gpu: str, count: int, precision: str) -> int:
     return context_in(available(gpu, count, max(OTHER_GIB), precision), count)
-
-
-def _at_once(sequences: int, tokens: int, context: int, workload: Workload) -> int:
-    if workload.tokens > context:
-        return 0
-    blocks = -(-workload.tokens // BLOCK)
-    return min((tokens // BLOCK - 1) // blocks, sequences)

@@ -45,7 +45,7 @@ Carries = Annotated[
     ),
 ]
 Price = Annotated[float | None, typer.Option(metavar="$", help="Of a replica, per hour.")]
-Goal = Annotated[str, typer.Option(metavar="PERCENT", help="So many requests may meet too few replicas.")]
+Goal = Annotated[str, typer.Option(metavar="PERCENT", help="Requests that may meet too few replicas.")]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as well: a .png, .svg or .pdf.")]
 
 

@@ -16,6 +16,7 @@ from pixtral_sky.cli import common, options
 if TYPE_CHECKING:
     from pixtral_sky.deploy.prices import Prices
     from pixtral_sky.memory import Workload
+    from pixtral_sky.planning.measured import Rates
     from pixtral_sky.planning.plan import Ask, Plan
 
 ROWS = 20  # of the table; the rest with --all
@@ -94,17 +95,13 @@ def plan(
     Example: pixtral-sky plan --qps 5 --spot --clouds aws,gcp --write my-service.yaml
     """
     from pixtral_sky.memory import Workload
-    from pixtral_sky.planning import measured as measurements
     from pixtral_sky.planning import plan as planning
     from pixtral_sky.planning import report
 
     _check(plot, write, qps, no_prices, needs_prices=bool(clouds or spot or plot or write))
     workload = Workload(images, *planning.size(size), prompt_tokens, answer_tokens)
     ask = _ask(workload, context, qps, total)
-    wanted = planning.gpus(gpus)
-    rates, warnings = measurements.read(measured or [], workload)
-    for warning in warnings:
-        output.warn(warning)
+    wanted, rates = planning.gpus(gpus), _rates(measured or [], workload)
     machines, unfit = planning.machines(ask, wanted, rates, planning.precisions(precision))
     prices = None if no_prices else _prices(wanted, clouds, ports=qps is not None)
     found = planning.plan(ask, machines, unfit, prices.offers if prices else None, spot)
@@ -143,6 +140,15 @@ def _ask(workload: Workload, context: int | None, qps: float | None, total: int 
     if context is None:
         context = task.number(envs, "MAX_MODEL_LEN", 0) or None
     return planning.asked(workload, context, task.number(envs, "MAX_IMAGES", 1), qps, total, least)
+
+
+def _rates(files: Sequence[Path], workload: Workload) -> Rates:
+    from pixtral_sky.planning import measured
+
+    rates, warnings = measured.read(files, workload)
+    for warning in warnings:
+        output.warn(warning)
+    return rates
 
 
 def _prices(wanted: Sequence[tuple[str, int]], clouds: str | None, ports: bool) -> Prices:

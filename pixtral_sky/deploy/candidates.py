@@ -80,7 +80,7 @@ def _check_fit(gpu: str, count: int, envs: Mapping[str, Any]) -> None:
     length = most if most > 0 else None  # None: the script's own choice
     precision = str(envs.get("PRECISION") or memory.PRECISIONS[0])
     try:
-        why = memory.why_not(gpu, count, length, images, precision)
+        why = memory.fits(gpu, count, length, images, precision=precision).why_not
     except ValueError as error:
         raise UsageError(f"MAX_IMAGES={images}, MAX_MODEL_LEN={length or ''}: {error}.") from error
     if why:

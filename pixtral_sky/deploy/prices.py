@@ -16,7 +16,12 @@ from typing import Any
 from pixtral_sky.deploy.skypilot import opens_ports, shown, sky_sdk
 from pixtral_sky.errors import PixtralSkyError, UsageError
 
-OWN = ("kubernetes", "slurm", "ssh", "vsphere")  # SkyPilot's clouds of one's own machines: without prices
+OWN = (
+    "kubernetes",
+    "slurm",
+    "ssh",
+    "vsphere",
+)  # SkyPilot's clouds of a user's own machines: no prices
 
 # The disk that SkyPilot 0.14.1 orders for a task without disk_tier ("medium"): list prices in USD a month, in
 # the cloud's first region in the US, as of:

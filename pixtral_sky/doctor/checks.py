@@ -301,19 +301,17 @@ class _Examination:
 
     def local_gateway(self) -> str:
         """Without a key, only this machine can use the endpoint, and no page in a browser can."""
-        for method, path, headers in (
-            ("GET", "/v1/models", {"Host": "pixtral.invalid"}),
-            ("POST", "/invocations", {}),
-        ):
-            status = self.status(method, path, headers)
-            if status not in (401, 404):
-                raise PixtralSkyError(
-                    f"{method} {path} answers {status} to a request that is not for localhost: a web page in "
-                    "a browser here can use it."
-                    if headers
-                    else f"{method} {path} answers {status}: the gateway is not before it.",
-                    "Launch it again with the pixtral.yaml of this version.",
-                )
+        hint = "Launch it again with the pixtral.yaml of this version."
+        status = self.status("GET", "/v1/models", {"Host": "pixtral.invalid"})
+        if status not in (401, 404):
+            raise PixtralSkyError(
+                f"GET /v1/models answers {status} to a request that is not for localhost: a web page in a "
+                "browser here can use it.",
+                hint,
+            )
+        status = self.status("POST", "/invocations")
+        if status not in (401, 404):
+            raise PixtralSkyError(f"POST /invocations answers {status}: the gateway is not before it.", hint)
         return "no key: it is closed only by listening on 127.0.0.1, to all but the users of its machine"
 
     def not_shut(self, what: str, status: int) -> PixtralSkyError:

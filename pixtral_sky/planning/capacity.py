@@ -148,13 +148,10 @@ def enough(arrivals: Sequence[float], seconds: float, carries: float, share: flo
         requests.advance(seconds, ready)
         return requests.too_few <= share * requests.counted
 
-    low, high = 0, 1  # the first are too few
+    high = 1
     while not are_enough(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if are_enough(middle) else (middle, high)
-    return high
+        high *= 2
+    return bisect_left(range(high), True, lo=high // 2 + 1, key=are_enough)
 
 
 @dataclass(eq=False)

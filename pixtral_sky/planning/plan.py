@@ -157,9 +157,9 @@ def gpus(text: str | None) -> list[tuple[str, int]]:
         name, sign, count = word.strip().partition(":")
         if not (gpu := known.get(name.lower())):
             close = closest(name, GPUS)
+            question = f"Did you mean {close}? " if close else ""
             raise UsageError(
-                f"The GPU {name!r} is not known here.",
-                (f"Did you mean {close}? " if close else "") + f"These are: {', '.join(GPUS)}",
+                f"The GPU {name!r} is not known here.", f"{question}These are: {', '.join(GPUS)}"
             )
         if sign and count not in map(str, TENSOR_PARALLEL):
             raise UsageError(f"Pixtral splits over 1, 2, 4 or 8 GPUs, not {count or 'none'}.")

@@ -54,7 +54,7 @@ class Policy:
         options = [] if self.replicas == own.replicas else ["--replicas", self.replicas]
         if self.target != own.target and not self.fixed:
             options += ["--target-qps", f"{self.target:g}"]
-        return dict(self.delays.items() - own.delays.items()), options
+        return {key: seconds for key, seconds in self.delays.items() if seconds != own.delays[key]}, options
 
     @property
     def delays(self) -> dict[str, float]:
@@ -144,7 +144,7 @@ def applied(config: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
 
 
 def warnings(config: Mapping[str, Any], policy: Policy) -> list[str]:
-    """What a person must know before a service file is launched with it."""
+    """Warnings about the service file with this policy."""
     said = replica_policy.check(applied(config, policy), key="-")
     if (config.get("resources") or {}).get("use_spot"):
         said.append("The simulation never takes spot replicas away, and all replicas have one price.")

@@ -12,7 +12,7 @@ Nothing here was measured on Pixtral. The assumptions:
   their data sheets have twice the FP8 operations of the bf16 ones. At worst they are no faster, as each
   layer's inputs have to be converted. Other GPUs compute in bf16.
 - GPUs share all work evenly. Without NVLink they may wait for each other as long as they compute.
-- Each step costs STEP_SECONDS besides, however fast the GPUs are.
+- Each step takes STEP_SECONDS more, however fast the GPUs are.
 
 Not in the estimate: the machine's CPUs, which decode some 10 pictures a second and core; the network; and
 the wait for other requests, where more come than the GPUs answer.
@@ -90,7 +90,7 @@ def picture_operations(width: int, height: int) -> int:
 
 
 def prompt_operations(tokens: int) -> int:
-    """Operations to compute a prompt of so many tokens, without the encoding of its pictures."""
+    """Operations to compute a prompt of ``tokens``, without the encoding of its pictures."""
     # A token attends to those before it only: half of all pairs.
     return 2 * (DECODER * tokens + OUTPUT) + 2 * LAYERS * HEADS * HEAD_DIM * tokens**2
 
