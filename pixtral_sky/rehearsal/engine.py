@@ -40,9 +40,7 @@ if not _has_ops():  # added by pixtral-sky: this build's operators do not load b
 def cache() -> Path:
     import platformdirs
 
-    path = Path(platformdirs.user_cache_dir("pixtral-sky"))
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return platformdirs.user_cache_path("pixtral-sky", ensure_exists=True)
 
 
 def ensure(version: str) -> Path:
@@ -184,13 +182,7 @@ def environment() -> dict[str, str]:
 
 
 def run(command: list[str], show: bool = False) -> None:
-    result = subprocess.run(
-        command,
-        env=environment(),
-        text=True,
-        stderr=None if show else subprocess.PIPE,
-        stdout=None if show else subprocess.DEVNULL,
-    )
+    result = subprocess.run(command, env=environment(), text=True, capture_output=not show)
     if result.returncode:
         reason = f": {_last_line(result.stderr)}" if result.stderr else ""
         raise RehearsalError(

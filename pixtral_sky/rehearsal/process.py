@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import psutil
 
+from pixtral_sky import files
 from pixtral_sky.deploy import rehearsals, store
 from pixtral_sky.deploy.resolve import new_key
 from pixtral_sky.deploy.store import Rehearsal
@@ -55,8 +56,8 @@ def start(
     store.check_name(name)
     of_a_request = limits(task.envs)
     script = store.home() / f"{name}.sh"
-    with _private(script) as file:
-        file.write(task.run.encode())
+    with files.whole(script) as file:
+        file.write(task.run)
     key = new_key()
     environ = {
         **_outside(),
@@ -72,7 +73,8 @@ def start(
         **machine,
     }
     log = store.home() / f"{name}.log"
-    with _private(log) as out:
+    log.unlink(missing_ok=True)
+    with open(log, "xb", opener=functools.partial(os.open, mode=0o600)) as out:
         # In its own session, so that a Ctrl-C reaches only this process, which then stops the session.
         process = subprocess.Popen(
             ["bash", str(script)],  # noqa: S607 (as SkyPilot does)
@@ -147,16 +149,10 @@ def _is_listening(deployment: Rehearsal) -> bool:
 
 
 def _outside() -> dict[str, str]:
-    """This process's environment without what would change the server or slow it down."""
+    """This process's environment without variables that would change the server or slow it down."""
     dropped = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     return {
         name: value
         for name, value in os.environ.items()
         if name not in dropped and not name.startswith(("VLLM_", "SKYPILOT_", "PIXTRAL_"))
     }
-
-
-def _private(path: Path) -> BinaryIO:
-    """A new file that only its owner can read, open for writing. An old one is removed first."""
-    path.unlink(missing_ok=True)
-    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
