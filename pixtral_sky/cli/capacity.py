@@ -26,17 +26,17 @@ Trace = Annotated[
     ),
 ]
 Pattern = Annotated[
-    str | None, typer.Option(metavar="steady|day-night|burst", help="A day of made-up requests instead.")
+    str | None, typer.Option(metavar="steady|day-night|burst", help="A synthetic day of requests instead.")
 ]
 Qps = Annotated[
     str | None, typer.Option(metavar="X, or LOW..HIGH", help="Queries per second of the pattern.")
 ]
-Seed = Annotated[int, typer.Option(help="Another number is another day of that pattern.")]
+Seed = Annotated[int, typer.Option(help="Another number makes another day of the pattern.")]
 File = Annotated[
     Path | None, typer.Option("--file", "-f", help="The service file; without it the shipped service.yaml.")
 ]
 StartMinutes = Annotated[
-    float, typer.Option(metavar="MINUTES", help="From the decision for a replica until it answers.")
+    float, typer.Option(metavar="MINUTES", help="From the decision to launch a replica until it answers.")
 ]
 Carries = Annotated[
     float | None,
@@ -44,9 +44,11 @@ Carries = Annotated[
         metavar="X", help="Queries per second that one replica carries; without it target_qps_per_replica."
     ),
 ]
-Price = Annotated[float | None, typer.Option(metavar="$", help="Of a replica, per hour.")]
-Goal = Annotated[str, typer.Option(metavar="PERCENT", help="Requests that may meet too few replicas.")]
-Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as well: a .png, .svg or .pdf.")]
+Price = Annotated[float | None, typer.Option(metavar="$", help="Price of a replica per hour.")]
+Goal = Annotated[
+    str, typer.Option(metavar="PERCENT", help="Share of requests that may meet too few replicas.")
+]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the table: a .png, .svg or .pdf.")]
 
 
 def capacity(

@@ -28,34 +28,34 @@ AnswerTokens = Annotated[int, typer.Option(help="Tokens of the answer.")]
 Context = Annotated[
     int | None, typer.Option(help="MAX_MODEL_LEN; -1: all that fits. Without it, that of pixtral.yaml.")
 ]
-Precision = Annotated[str, typer.Option(metavar="bf16|fp8|both", help="Of the decoder's weights.")]
+Precision = Annotated[str, typer.Option(metavar="bf16|fp8|both", help="Precision of the decoder's weights.")]
 Qps = Annotated[
     float | None, typer.Option(help="Requests a second at the busiest: how many replicas carry them?")
 ]
 Total = Annotated[int | None, typer.Option(help="Pictures in all: how long does one machine take?")]
 Clouds = Annotated[
-    str | None, typer.Option(metavar="CLOUD,...", help="At these. Without it, at all with prices.")
+    str | None, typer.Option(metavar="CLOUD,...", help="Only these clouds. Without it, all with prices.")
 ]
 Gpus = Annotated[
-    str | None, typer.Option(metavar="GPU[:COUNT],...", help="On these. Without it, on all known here.")
+    str | None, typer.Option(metavar="GPU[:COUNT],...", help="Only these GPUs. Without it, all known here.")
 ]
-Spot = Annotated[bool, typer.Option("--spot", help="By the price of spare capacity.")]
+Spot = Annotated[bool, typer.Option("--spot", help="Use spot prices.")]
 NoPrices = Annotated[
-    bool, typer.Option("--no-prices", help="What fits, and how fast: without SkyPilot, at once.")
+    bool, typer.Option("--no-prices", help="What fits and how fast, at once and without SkyPilot.")
 ]
 Measured = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE",
         help="A result of `vllm bench serve --save-result --metadata gpus=L4:2 images=2 precision=fp8`,"
-        " in place of the estimate; again for more.",
+        " to replace the estimate; repeat it for more.",
     ),
 ]
-Everything = Annotated[bool, typer.Option("--all", help=f"All rows, not the best {ROWS}.")]
+Everything = Annotated[bool, typer.Option("--all", help=f"All rows, not only the best {ROWS}.")]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the best: a .png, .svg or .pdf.")]
 Write = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Write a service.yaml for --qps, under a name that is new."),
+    typer.Option(metavar="FILE", help="Write a service file for --qps to a new FILE."),
 ]
 
 
@@ -85,11 +85,11 @@ def plan(
     answers was not measured: ask both with `pixtral-sky doctor --answers`.
 
     \b
-    $/H, SPOT $/H     of the machine, as SkyPilot has it; its disk is in what follows
+    $/H, SPOT $/H     SkyPilot's prices of the machine, without its disk
     CONTEXT, AT ONCE  tokens of the longest request, and requests that are computed at once
-    REPLICAS, $/H ALL that carry --qps, at least min_replicas of service.yaml, and their price together
-    TIME              one machine's, for --total pictures
-    $/1,000 IMAGES    on a machine that is always busy; with --qps, of the replicas for it
+    REPLICAS, $/H ALL that carry --qps, at least min_replicas of service.yaml, and their price with disks
+    TIME              that one machine takes for --total pictures
+    $/1,000 IMAGES    with disks, on a machine that is always busy; with --qps, on the replicas for it
 
     \b
     Example: pixtral-sky plan --qps 5 --spot --clouds aws,gcp --write my-service.yaml
