@@ -1,11 +1,11 @@
-"""What SkyServe's balancer costs: the same requests through it and straight to the replica, side by side.
+"""Measures what SkyServe's balancer costs: the same requests through it, and straight to the replica.
 
     python -m benchmarks.balancer             # prints the table
     python -m benchmarks.balancer --write     # and puts it into docs/performance.md
 
-The real balancer and control plane of SkyPilot, and one replica: the script of service.yaml with its
-gateway, before a stand-in for vLLM that answers at once. Both sides take turns in one run; medians, and in
-brackets the quartiles.
+SkyPilot's real balancer and control plane run with one replica: the script of service.yaml with its gateway,
+before a stand-in for vLLM that answers at once. Both sides take turns in one run. A figure is the median, and
+in brackets the quartiles.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Ask = Callable[[httpx.Client], list[float]]  # milliseconds of each thing that w
 
 
 def body(tokens: int = 1, pace: float = 0.0, stream: bool = False, padding: int = 0) -> bytes:
-    """A request of a chat; ``padding`` are further bytes, as a picture in it would be."""
+    """A chat request; ``padding`` bytes stand for a picture."""
     question = json.dumps({"id": "bench", "tokens": tokens, "pace": pace})
     content: list[dict[str, object]] = [{"type": "text", "text": question}]
     if padding:
@@ -41,7 +41,7 @@ def body(tokens: int = 1, pace: float = 0.0, stream: bool = False, padding: int 
 
 
 def answers(content: bytes, times: int) -> Ask:
-    """One request after the other, on one connection."""
+    """Times requests one after the other, on one connection."""
 
     def ask(http: httpx.Client) -> list[float]:
         taken = []
@@ -55,7 +55,7 @@ def answers(content: bytes, times: int) -> Ask:
 
 
 def first_pieces(content: bytes, times: int) -> Ask:
-    """Until the first token of a stream is there."""
+    """Times the first token of a stream."""
 
     def ask(http: httpx.Client) -> list[float]:
         taken = []
@@ -72,7 +72,7 @@ def first_pieces(content: bytes, times: int) -> Ask:
 
 
 def gaps(content: bytes) -> Ask:
-    """Between two tokens of one stream."""
+    """Times the gaps between the tokens of one stream."""
 
     def ask(http: httpx.Client) -> list[float]:
         at = []
@@ -86,7 +86,7 @@ def gaps(content: bytes) -> Ask:
 
 
 def per_second(url: str, clients: int, seconds: float = 4.0) -> float:
-    """Requests a second of so many clients at once, each on a connection of its own."""
+    """Requests a second of ``clients`` at once, each on its own connection."""
     content, counts, until = body(), [0] * clients, time.perf_counter() + seconds
 
     def work(index: int) -> None:
@@ -109,9 +109,7 @@ def client(url: str) -> httpx.Client:
 
 
 def spread(values: list[float]) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
-    digits = 0 if middle >= 100 else 1
-    return f"{middle:,.{digits}f} ({low:,.{digits}f}-{high:,.{digits}f})"
+    return page.spread(values, digits=0 if statistics.median(values) >= 100 else 1)
 
 
 def measure(direct: str, balanced: str) -> list[tuple[str, str, str, str]]:
@@ -137,14 +135,8 @@ def measure(direct: str, balanced: str) -> list[tuple[str, str, str, str]]:
             for url in (direct, balanced):
                 rates[url].append(per_second(url, clients))
         share = statistics.median(rates[balanced]) / statistics.median(rates[direct])
-        rows.append(
-            (
-                f"requests/s, {clients} at once",
-                spread(rates[direct]),
-                spread(rates[balanced]),
-                f"x{share:.2f}",
-            )
-        )
+        name = f"requests/s, {clients} at once"
+        rows.append((name, spread(rates[direct]), spread(rates[balanced]), f"x{share:.2f}"))
     return rows
 
 

@@ -1,9 +1,9 @@
-"""What the files of a batch cost: going on after a million lines, and lines that the disk keeps.
+"""Measures the files of a batch: a resume after a million lines, and lines that are synced to the disk.
 
     python -m benchmarks.batch             # prints the table
     python -m benchmarks.batch --write     # and puts it into docs/performance.md
 
-Both sides take turns in one run, each in a process of its own, on the same file or the same disk; medians,
+Both sides take turns in one run, each in its own process, on the same file or disk. A figure is the median,
 and in brackets the least and the most.
 """
 
@@ -42,7 +42,7 @@ def line(number: int) -> dict[str, object]:
 
 
 def resume(folder: Path) -> int:
-    """What a run does before its first request."""
+    """What a resumed run does before its first request."""
     with Ledger(Paths(folder / "out.jsonl", folder / "errors.jsonl"), {}, resume=True) as ledger:
         return ledger.done_before
 
@@ -126,7 +126,7 @@ def main() -> None:
         taken = time.perf_counter() - begin
         print(json.dumps([taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, lines]))
         return
-    # Not in /tmp, which may be memory: what the disk keeps is what is measured.
+    # Not in /tmp, which may be in memory: the disk is measured.
     with tempfile.TemporaryDirectory(prefix=".batch-", dir=Path.cwd()) as folder:
         lines = table(Path(folder))
     page.show("batch", lines, arguments.write)

@@ -1,10 +1,10 @@
-"""What our client and command line cost beside others, against a server that answers at once (stub.py).
+"""Measures our client and command line beside others, against a server that answers at once (stub.py).
 
     python -m benchmarks.client             # prints the tables
     python -m benchmarks.client --write     # and puts them into docs/performance.md
 
-All take turns in one run, each in a process of its own; medians, and in brackets the quartiles. The OpenAI
-SDK, `llm` and the other libraries are installed into .cache/benchmark, and are no dependencies of ours.
+All take turns in one run, each in its own process. A figure is the median, and in brackets the quartiles.
+The OpenAI SDK, `llm` and the other libraries are installed into .cache/benchmark; the package needs none.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MODEL = """
   vision: true
 """
 
-# What each is called in a table, and by contenders.py.
+# The name in a table, and the name in contenders.py.
 LIBRARIES = (
     ("OpenAI SDK, one client", "openai"),
     ("httpx, one client", "httpx, shared"),
@@ -81,7 +81,7 @@ def python_of(name: str) -> str:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of no user in particular: without a proxy, with nothing remembered."""
+    """An environment without a proxy and without remembered deployments."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
     return {**kept, "PYTHONPATH": str(ROOT), **more}
 
@@ -126,7 +126,7 @@ def latencies(url: str, rounds: int, seconds: float) -> dict[str, list[float]]:
 
 
 def commands(url: str, folder: Path) -> dict[str, list[str]]:
-    """What asks about a small picture, by the name in the table."""
+    """The commands that ask about a small picture, by the name in the table."""
     picture, body, script = folder / "small.jpg", folder / "body.json", folder / "script.py"
     Image.effect_noise((320, 240), 64).save(picture)
     data = base64.b64encode(picture.read_bytes()).decode()
@@ -175,19 +175,14 @@ def starts(url: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, lis
     return asked, helped
 
 
-def spread(values: list[float], digits: int) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:,.{digits}f} ({low:,.{digits}f}-{high:,.{digits}f})"
-
-
 def table(
     head: str, rows: Sequence[tuple[str, list[float]]], digits: int, one: list[float], name: str
 ) -> list[str]:
-    """Each with its share of ``one`` of them."""
+    """A row for each, with its ratio to ``one`` of them."""
     lines = [f"| {head} | | x {name} |", "|---|---|---|"]
     for label, values in rows:
         share = statistics.median(values) / statistics.median(one)
-        lines.append(f"| {label} | {spread(values, digits)} | {share:.2f} |")
+        lines.append(f"| {label} | {page.spread(values, digits)} | {share:.2f} |")
     return [*lines, ""]
 
 

@@ -1,10 +1,10 @@
-"""Ways to ask an OpenAI-compatible endpoint, each in a process of its own.
+"""Clients of an OpenAI-compatible endpoint, each run in its own process.
 
     python benchmarks/contenders.py NAME URL AT_ONCE SECONDS [RATE]
 
-It prints the requests a second, or with AT_ONCE 1 the milliseconds of one, or with RATE the percent of a core
-that so many requests a second take, as JSON, and imports nothing but what that one needs. The OpenAI SDK and
-pixtral-sky get messages, as their users have them; the others get the bytes of the body, made before.
+It prints as JSON the requests a second; with AT_ONCE 1 the milliseconds of a request; with RATE the percent
+of a core that so many requests a second take. It imports only what the client needs. The OpenAI SDK and
+pixtral-sky get messages, as their users have them; the others get a body that is already encoded.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ PATH = "/v1/chat/completions"
 STREAMED = json.dumps({"model": "pixtral", "messages": MESSAGES, "stream": True}).encode()
 WHOLE = json.dumps({"model": "pixtral", "messages": MESSAGES}).encode()
 HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer key"}
-PIECES = 16  # of the time of one request at once: a median each, so that a disturbance shows in few
+PIECES = 16  # parts of the measured time, with a median each, so that a disturbance affects few
 
 Ask = Callable[[], object]
-Make = Callable[[], Ask]  # for each thread its own
+Make = Callable[[], Ask]  # called once a thread
 
 
 def pixtral_sky(url: str, at_once: int) -> Make:
@@ -98,7 +98,7 @@ def http_client(url: str, _: int) -> Make:
 
 
 def raw_socket(url: str, _: int) -> Make:
-    """No HTTP at all: what no client can be better than."""
+    """No HTTP client: the lower bound."""
 
     def make() -> Ask:
         sock = socket.create_connection(("127.0.0.1", urlsplit(url).port or 0))
@@ -136,7 +136,7 @@ async def aiohttp(url: str, at_once: int, begin: Callable[[], Awaitable[float]])
 
 
 async def by_hand(url: str, at_once: int, begin: Callable[[], Awaitable[float]]) -> int:
-    """asyncio's streams, and as little of HTTP as this one answer needs."""
+    """asyncio's streams, with the little HTTP that this one answer needs."""
     count = 0
     fields = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
     head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\n{fields}Content-Length: {len(STREAMED)}\r\n\r\n"
@@ -248,7 +248,7 @@ if __name__ == "__main__":
         result: object = paced(THREADS[name](url, at_once), at_once, seconds, float(sys.argv[5]))
     elif at_once == 1 and name in THREADS:
         result = one_by_one(THREADS[name](url, 1)(), seconds)
-    elif at_once == 1:  # a loop has no single request to take the time of
+    elif at_once == 1:  # from the rate: the loops do not time single requests
         result = [1000 / in_a_loop(LOOPS[name], url, 1, seconds / PIECES) for _ in range(PIECES)]
     elif name in THREADS:
         result = in_threads(THREADS[name](url, at_once), at_once, seconds)

@@ -1,13 +1,13 @@
-"""The script of pixtral.yaml on this machine's GPUs: does it start, does it fit, how fast is it?
+"""Runs the script of pixtral.yaml on this machine's GPUs: does it start, does it fit, how fast is it?
 
     make gpu                              # needs a GPU, the network for vLLM, 60 GB of disk, and no licence
 
-Its `setup` installs vLLM as on any machine. Then its `run`, to the letter, serves a Pixtral of full size with
-random weights, in bf16 and in fp8, with nvcc on the PATH and without, and with other sizes of a step. It is
-asked about pictures. Each row has what was estimated (memory.py, planning/speed.py), and what was measured. A
-case that does not start is a row too, and the end of its log is shown. It takes some 3 minutes a case.
+Its `setup` installs vLLM. Then its unchanged `run` serves a Pixtral of full size with random weights, in bf16
+and in fp8, with nvcc on the PATH and without, and with other sizes of a step, and gets questions about
+pictures. Each row has the estimate (memory.py, planning/speed.py) and the measured figure. A case that does
+not start has a row too, and the end of its log is shown. A case takes some 3 minutes.
 
---tiny: the same with the tiny model on the CPU engine, where nothing is known of the memory.
+--tiny: the same with the tiny model on the CPU engine, without an estimate of the memory.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from pixtral_sky.rehearsal import checkpoint, engine, process
 START_SECONDS = 600
 ANSWER_SECONDS = 120
 
-# What vLLM 0.32 says on its way up: gpu/model_runner.py, kv_cache_utils.py, platforms/cuda.py, monitor.py.
+# Lines of vLLM 0.32's log: gpu/model_runner.py, kv_cache_utils.py, platforms/cuda.py, monitor.py.
 SAYS = {
     "weights": r"Model loading took ([\d.]+) GiB",
     "tokens": r"KV cache size: ([\d,]+) tokens",
@@ -58,7 +58,7 @@ SAYS = {
 
 @dataclass(frozen=True)
 class Gpus:
-    """Those of this machine: nvidia-smi's name for them, memory.py's, and how many are used."""
+    """This machine's GPUs: the names of nvidia-smi and of memory.py, and the number in use."""
 
     name: str
     known: str
@@ -87,8 +87,8 @@ def parse(text: str) -> Case:
     return Case(found[1], bool(found[2]), int(found[3] or 0))
 
 
-# What is asked first, so that a run that is cut short has the most. A step has room for one full picture and
-# some, for as many as the script chooses on large GPUs, or for a prompt of four.
+# The most important first, for a run that is cut short. A step has room for a full picture and some more, for
+# what the script chooses on large GPUs, or for a prompt of four pictures.
 CASES = ("bf16", "fp8", "bf16+nvcc", "bf16@4352", "bf16@16640")
 ALONE = (Load(1, 1, 4), Load(4, 1, 3))
 MANY = (Load(1, 16, 48), Load(1, 64, 160), Load(4, 16, 32))
@@ -98,7 +98,7 @@ TINY = (Load(1, 1, 2, answer=16), Load(4, 2, 2, answer=16))
 
 @dataclass
 class Row:
-    """What came of one case. ``said`` are the figures of vLLM's log, by the names of SAYS."""
+    """The result of one case. ``said`` are the figures of vLLM's log, by the names of SAYS."""
 
     precision: str
     nvcc: bool
@@ -118,7 +118,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Server:
-    """What is started: the environment with vLLM, the model, vLLM's further arguments and its environment."""
+    """What a case starts: vLLM's virtual environment, the model, more arguments and variables for vLLM."""
 
     venv: Path
     model: Path

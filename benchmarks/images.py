@@ -1,12 +1,12 @@
-"""What preparing a picture takes, what it saves, and what the model still sees of it.
+"""Measures what preparing a picture costs, what it saves, and how much of the picture the model still sees.
 
     python -m benchmarks.images             # prints the table
     python -m benchmarks.images --write     # and puts it into docs/performance.md
 
-The pictures are drawn from seeds (tests/support/pictures.py). Against naive Pillow: opened, made RGB, shrunk
-into 1024 x 1024 by its filter for quality, saved as a JPEG of 95. The sides take turns in one run; medians,
-and in brackets the quartiles. Of one thread it is the time of the processor that counts, and OpenCV has one
-thread, so that the figures are those of one core; two threads are compared with one by the clock.
+The pictures are drawn from seeds (tests/support/pictures.py). The naive side uses Pillow: open, convert to
+RGB, shrink into 1024 x 1024 by LANCZOS, save as a JPEG of quality 95. The sides take turns in one run. A
+figure is the median, and in brackets the quartiles. One thread is measured in CPU time, with OpenCV on one
+thread, so the figures are those of one core; two threads are compared with one by wall time.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def naive(data: bytes) -> bytes:
 
 
 def naive_fidelity(data: bytes) -> float:
-    """Of the naive way, in dB; but that it forgets to turn pictures upright is not held against it."""
+    """PSNR of the naive side in dB. That it leaves pictures unturned does not count."""
     with Image.open(io.BytesIO(data)) as original, Image.open(io.BytesIO(naive(data))) as sent:
         original.getexif().pop(0x0112, None)
         return psnr(seen(sent), seen(original))
@@ -136,7 +136,7 @@ def two_threads(method: Prepare, files: list[bytes]) -> float:
 
 
 def speeds(files: list[bytes]) -> dict[str, list[float]]:
-    """Pictures a second of each side, and what two threads bring to ours, of each round."""
+    """Pictures a second of each side in each round, and the speedup of ours by two threads."""
     rates: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
         for side, (start, method) in SIDES.items():
@@ -148,13 +148,8 @@ def speeds(files: list[bytes]) -> dict[str, list[float]]:
     return rates
 
 
-def spread(values: list[float], sign: str = "") -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{sign}{middle:.1f} ({low:.1f}-{high:.1f})"
-
-
 def ratios(ours: list[float], theirs: list[float]) -> str:
-    return spread([one / other for one, other in zip(ours, theirs, strict=True)], "x")
+    return "x" + page.spread([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
 def measure() -> list[str]:
@@ -181,13 +176,13 @@ def measure() -> list[str]:
         shown.append(f"| {name} | {len(files)} | {' | '.join(values)} | {bytes_} |")
         rates = speeds(files)
         cells = [
-            spread(rates["naive"]),
+            page.spread(rates["naive"]),
             *(
                 cell
                 for side in ("alone", "fast")
-                for cell in (spread(rates[side]), ratios(rates[side], rates["naive"]))
+                for cell in (page.spread(rates[side]), ratios(rates[side], rates["naive"]))
             ),
-            *(spread(rates[f"{side}, two"], "x") for side in ("alone", "fast")),
+            *("x" + page.spread(rates[f"{side}, two"]) for side in ("alone", "fast")),
         ]
         taken.append(f"| {name} | {' | '.join(cells)} |")
     return [*shown, "", *taken]

@@ -1,4 +1,4 @@
-"""How fast an endpoint answers: concurrent requests, each with pictures that nobody has sent before."""
+"""Measures how fast an endpoint answers concurrent requests, each with new pictures."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pixtral_sky.pictures.picture import Picture
 SIDE = 1024  # pixels: a full picture, 4,160 tokens
 READ_SECONDS = 120
 BLOB = 8  # pixels: noise that a JPEG keeps, at the size of a photo
-# Random weights end an answer anywhere, and write what is no text. So that all answers have one length, and
-# each token is seen as it comes, they may choose "a" only: after 1,000 special tokens one for each byte.
+# Random weights end an answer anywhere, and write bytes that are no text. With "a" as the only allowed token,
+# all answers have one length, and each token is text. The ids: 1,000 special tokens, then one for each byte.
 LETTER = 1_000 + ord("a")
 
 
@@ -42,7 +42,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Figures:
-    """What came of a load. Seconds and tokens/s of one request are medians over the requests."""
+    """The figures of a load. Seconds and tokens/s of one request are medians over the requests."""
 
     pictures: int
     concurrency: int
@@ -75,8 +75,8 @@ def picture(number: int) -> Picture:
 
 
 def measure(endpoint: Endpoint, load: Load, seed: int) -> Figures:
-    """Put the load on the endpoint. Another ``seed`` makes other pictures, which no cache knows."""
-    # All of them before the clock starts: it is the endpoint that is measured.
+    """Put the load on the endpoint. Another ``seed`` makes other pictures, which are in no cache."""
+    # All pictures are made before the clock starts.
     numbers = range(seed, seed + load.requests * load.pictures)
     with ThreadPoolExecutor() as pool:
         made = iter(list(pool.map(picture, numbers)))
@@ -132,7 +132,7 @@ def _ask(client: Client, pictures: list[Picture], tokens: int) -> _Answered:
 
 
 def _times(answer: Any) -> Iterator[float]:
-    """When each part of the answer came; when it ended, if no part had text."""
+    """The time of each part of the answer, or of its end where no part had text."""
     came = False
     for _ in answer:
         came = True

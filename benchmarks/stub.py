@@ -1,7 +1,6 @@
-"""A server that answers every question at once, so that what is measured is who asks.
+"""A server that answers every question at once, so that a benchmark measures the client.
 
-It prints its port. `GET /last` is when the last question began to arrive, by this machine's clock
-(time.monotonic).
+It prints its port. `GET /last` is the time.monotonic() at which the last question began to arrive.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ last = 0.0
 
 
 class Answers(asyncio.BufferedProtocol):
-    """One connection. All that has arrived of a request is at the beginning of its buffer."""
+    """One connection. Its buffer begins with the part of the request that has arrived."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -79,7 +78,7 @@ class Answers(asyncio.BufferedProtocol):
             return plain(last)
         if self.buffer.startswith(b"GET"):
             return plain(MODELS)
-        # It stands before the messages, or behind them.
+        # "stream" stands before or after the messages.
         ends = bytes(self.buffer[:1000] + self.buffer[max(self.expected - 1000, 0) : self.expected])
         return STREAMED if b'"stream":true' in ends.replace(b" ", b"") else WHOLE
 

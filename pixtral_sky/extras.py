@@ -1,7 +1,6 @@
-"""The commands that install what is optional.
+"""The commands that install optional packages.
 
-By the packages' own names: they are right for a clone, a wheel and a release, and this package is on no index
-from which "pixtral-sky[heic]" could come.
+They name the packages themselves, as this package is on no index from which "pixtral-sky[heic]" could come.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pathlib import Path
 
 
 def install(extra: str) -> str:
-    """The command that installs what an ``extra`` of pyproject.toml needs."""
+    """The command that installs the packages of an ``extra`` in pyproject.toml."""
     wanted = " ".join(map(shlex.quote, _required(extra)))
     return f"pip install {wanted}" if wanted else f'pip install -e ".[{extra}]"'
 
@@ -20,22 +19,18 @@ def install(extra: str) -> str:
 def install_skypilot() -> str:
     """The command that installs SkyPilot with the SDK of a cloud."""
     version = f"=={skypilot()}" if skypilot() else ""
-    wanted = '-e ".[aws]"' if _in_checkout() else f"'skypilot[aws]{version}'"
+    in_clone = (Path(__file__).parent.parent / "pyproject.toml").is_file()
+    wanted = '-e ".[aws]"' if in_clone else f"'skypilot[aws]{version}'"
     return f"pip install {wanted} (or [gcp], [azure], [kubernetes], [slurm]: your cloud)"
 
 
-def _in_checkout() -> bool:
-    """Whether this package runs from where it is made: there its own extras are at hand."""
-    return (Path(__file__).parent.parent / "pyproject.toml").is_file()
-
-
 def skypilot() -> str:
-    """The version of SkyPilot that this package asks for; empty when it was not installed as one."""
+    """The version of SkyPilot that this package requires; empty where the package has no metadata."""
     return next((each.removeprefix("skypilot==") for each in _required("sky")), "")
 
 
 def _required(extra: str) -> list[str]:
-    import importlib.metadata  # it takes long, and is for errors
+    import importlib.metadata  # slow to import, and needed for errors only
 
     try:
         lines = importlib.metadata.requires("pixtral-sky") or []

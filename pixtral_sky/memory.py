@@ -1,11 +1,11 @@
 """Which GPUs hold Pixtral 12B in bf16 and FP8, with how much context, for how many requests at once. Pure.
 
-Exact, and checked against vLLM's own code by ``tests/real/engine/test_memory.py``: the weights on each GPU,
-and the tokens and the context that an amount of memory holds. Estimated, on the safe side: what vLLM needs
-besides (``activations``, ``OTHER_GIB``). So a number of tokens is a range, and its low end decides.
+The weights on each GPU, and the tokens and the context that an amount of memory holds, are exact:
+``tests/real/engine/test_memory.py`` checks them against vLLM's own code. What vLLM needs besides
+(``activations``, ``OTHER_GIB``) is estimated. So a number of tokens is a range, and its safe low end decides.
 
-FP8 is vLLM's online quantization, of the linear layers of the decoder alone: the vision encoder, the adapter,
-both vocabularies and all norms stay in bf16, and so does the KV cache. One in FP8 would leave FlashAttention.
+FP8 is vLLM's online quantization of the decoder's linear layers. The vision encoder, the adapter, both
+vocabularies and all norms stay in bf16. So does the KV cache: with FP8 there, vLLM leaves FlashAttention.
 """
 
 from __future__ import annotations
@@ -37,19 +37,11 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU.
-
-    ``memory`` is in GiB as CUDA reports it to a program: less than the name says, as ECC and the driver
-    take some. ``tflops`` are 10^12 dense bf16 operations a second, a multiplication and an addition being
-    two; ``bandwidth`` is 10^9 bytes a second. ``nvlink``: several in a machine are joined by it. ``fp8``: its
-    tensor cores compute in FP8, twice as many operations a second (compute capability 8.9 and newer).
-    """
-
-    memory: float
-    tflops: float
-    bandwidth: float
-    nvlink: bool = False
-    fp8: bool = True
+    memory: float  # GiB that CUDA reports: less than the name says, as ECC and the driver take some
+    tflops: float  # 10^12 dense bf16 operations a second; a multiplication and an addition are two
+    bandwidth: float  # 10^9 bytes a second
+    nvlink: bool = False  # joins several in a machine
+    fp8: bool = True  # the tensor cores compute in FP8 (compute capability 8.9 and newer)
 
 
 # The names are SkyPilot's. Memory: the lowest that messages of PyTorch ("GPU 0 has a total capacity of")
@@ -86,48 +78,42 @@ GPUS = {
 }
 
 BLOCK = 16  # tokens; vLLM 0.32's DEFAULT_BLOCK_SIZE, which its CUDA backends keep
-# What --max-model-len -1 and larger numbers come to: params.json names no limit, and then this is vLLM's.
+# vLLM's limit, as params.json names none: what --max-model-len -1 and larger numbers mean.
 MODEL_CONTEXT = 128_000
 
-# On every GPU in full, in vLLM 0.32's pixtral.py: the adapter, all norms, and the vision encoder's first
-# convolution. All else is shared out, the vision encoder and both vocabularies too.
+# vLLM 0.32's pixtral.py has the adapter, all norms and the vision encoder's first convolution on every GPU.
+# It splits the rest, with the vision encoder and both vocabularies.
 REPLICATED_BYTES = 2 * (31_467_520 + 81 * HIDDEN + 49 * 1_024 + 1_024 * 3 * PATCH * PATCH)
-# FP8: a scale of 32 bits for each output of a linear layer. Two of them have all outputs on every GPU.
+# FP8 has a scale of 32 bits for each output of a linear layer. Two layers have all outputs on every GPU.
 SCALES_SHARED = 4 * LAYERS * (HEAD_DIM * (HEADS + 2 * KV_HEADS) + 2 * MLP)
 SCALES_REPLICATED = 4 * LAYERS * 2 * HIDDEN
-ROPE_BYTES = MODEL_CONTEXT * HEAD_DIM * 2  # its table of cosines and sines, for each position
+ROPE_BYTES = MODEL_CONTEXT * HEAD_DIM * 2  # the table of cosines and sines for each position
 
-# What is not computed here, in GiB a GPU: CUDA graphs, kernels, cuBLAS, NCCL. Estimated; the low end is
-# below what vLLM 0.26 and 0.29 said of single L4 (0.07 + 0.78, and 0.33 + 0.24 with some buffers), and vLLM
-# 0.32 of one H200 (docs/measured.md); the high end leaves room for several GPUs. The margin of all tokens
-# comes from here.
+# Other memory, in GiB a GPU: CUDA graphs, kernels, cuBLAS, NCCL. Estimated. The low end is below what vLLM
+# 0.26 and 0.29 reported for one L4 (0.07 + 0.78, and 0.33 + 0.24 with some buffers), and vLLM 0.32 for one
+# H200 (docs/measured.md); the high end leaves room for several GPUs. The range of all tokens comes from here.
 OTHER_GIB = (0.3, 2.0)
 
-DEFAULT_CONTEXT = 32_768  # what the script takes where MAX_MODEL_LEN is empty, and ...
-DEFAULT_ROOM = 4_096  # ... no less than so many tokens beside all pictures
+DEFAULT_CONTEXT = 32_768  # the script's choice where MAX_MODEL_LEN is empty, but ...
+DEFAULT_ROOM = 4_096  # ... at least this many tokens more than all pictures take
 DEFAULT_IMAGES = 4  # MAX_IMAGES of pixtral.yaml
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the script of pixtral.yaml gives to vLLM, by what nvidia-smi says of the GPUs.
+    """What the script of pixtral.yaml chooses for vLLM, by what nvidia-smi says of the GPUs."""
 
-    ``batched_tokens`` are computed in one step, for ``sequences`` requests at most. ``memory_utilization`` is
-    the share of a GPU's memory that vLLM takes, and that has to be free when it starts.
-    """
-
-    batched_tokens: int
-    sequences: int
-    memory_utilization: float
+    batched_tokens: int  # computed in one step
+    sequences: int  # the most requests in one step
+    memory_utilization: float  # the share of a GPU's memory that vLLM takes; it has to be free at the start
     custom_all_reduce: bool
 
 
 def settings(gpu: str, count: int) -> Settings:
-    """What the script chooses for GPUs (templates/run.sh). Raises ValueError for one not known here."""
-    _known(gpu)
+    """What the script chooses for GPUs (templates/run.sh)."""
     kind, several = GPUS[gpu], count > 1
-    # A step has room for a full picture, 4,160 tokens, at least. All other answers wait for it: on an H100
-    # 0.3 to 0.6 s for 8,192 tokens (roofline.py). vLLM's arg_utils.py gives the A100 smaller steps as well.
+    # A step has room for at least one full picture, 4,160 tokens. All other answers wait for it: on an H100
+    # 0.3 to 0.6 s for 8,192 tokens (planning/speed.py). vLLM's arg_utils.py gives the A100 smaller steps too.
     large = kind.memory >= 70 and not gpu.startswith("A100")
     # With CUDA and NCCL running, two L4 had 19.77 of 22.05 GiB free (pytorch/pytorch#175666): 0.8966.
     tight = several and kind.memory < 30
@@ -141,43 +127,37 @@ def settings(gpu: str, count: int) -> Settings:
 
 @dataclass(frozen=True)
 class Workload:
-    """What one request is: pictures of a size in pixels; tokens of the text beside them and of the answer."""
+    """One request."""
 
     images: int = 1
-    width: int = BOX
+    width: int = BOX  # pixels
     height: int = BOX
-    text: int = 75
-    answer: int = 300
+    text: int = 75  # tokens
+    answer: int = 300  # tokens
 
     @property
     def prompt(self) -> int:
-        """Tokens of the prompt: its pictures and its text."""
-        pictures = self.images * image_tokens(self.width, self.height) if self.images else 0
-        return pictures + self.text
+        """Tokens of the pictures and the text."""
+        return (self.images and self.images * image_tokens(self.width, self.height)) + self.text
 
     @property
     def tokens(self) -> int:
-        """Tokens of the prompt and its answer: what it takes of the context."""
+        """Tokens of the prompt and the answer: what a request takes of the context."""
         return self.prompt + self.answer
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What ``count`` GPUs of a kind hold, in a ``precision``.
-
-    ``kv_tokens`` of context in all requests together can be counted on; up to ``kv_tokens_most`` are
-    possible. ``context`` is that of the server: the longest prompt with its answer, in tokens. ``requests``
-    of the workload are computed at once; more wait. All are 0 where nothing fits.
-    """
+    """What ``count`` GPUs of a kind hold. All numbers but that are 0 where the model does not fit."""
 
     gpu: str
     count: int
     precision: str
-    why_not: str
-    kv_tokens: int
-    kv_tokens_most: int
-    context: int
-    requests: int
+    why_not: str  # in a line; empty: it fits
+    kv_tokens: int  # of context that all requests together can count on
+    kv_tokens_most: int  # of context that they may have at best
+    context: int  # the server's: tokens of the longest prompt with its answer
+    requests: int  # of the workload that are computed at once; more wait
 
     @property
     def fits(self) -> bool:
@@ -192,20 +172,27 @@ def fits(
     workload: Workload | None = None,
     precision: str = "bf16",
 ) -> Fit:
-    """Whether GPUs hold the model with a context of ``max_model_len`` tokens.
+    """Whether GPUs hold the model with a context of ``max_model_len`` tokens, in which ``max_images`` fit.
 
-    None: what the script chooses, or what fits where that is less; -1: all that fits. ``max_images`` pictures
-    of full size fit one prompt. An estimate; see the top of this module.
-
-    Raises ValueError for a GPU or a precision that is not known here, and for no picture or no context.
+    None: the script's choice, or what fits where that is less; -1: all that fits. An estimate; see the top of
+    this module. Raises ValueError for an unknown GPU or precision, and for less than one picture or token.
     """
-    _checked(gpu, precision, max_model_len, max_images)
+    if max_images < 1:
+        raise ValueError(f"a prompt has 1 picture or more, not {max_images}")
+    if max_model_len is not None and max_model_len < 1 and max_model_len != -1:
+        raise ValueError(f"a context has 1 token or more, or is -1 for all that fits, not {max_model_len}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"a precision is {' or '.join(PRECISIONS)}, not {precision}")
+    if gpu not in GPUS:
+        raise ValueError(f"{gpu} is not known here; these are: {', '.join(GPUS)}")
     refusal = _refusal(gpu, count, max_model_len, max_images, precision)
     if refusal:
         return Fit(gpu, count, precision, refusal, kv_tokens=0, kv_tokens_most=0, context=0, requests=0)
     least, most = (available(gpu, count, other, precision) for other in reversed(OTHER_GIB))
     tokens = tokens_in(least, count)
-    context = min(context_in(least, count), _wanted(max_model_len, max_images))
+    context = min(context_in(least, count), wanted_context(max_model_len, max_images))
+    request = (workload or Workload()).tokens
+    at_once = (tokens // BLOCK - 1) // -(-request // BLOCK) if request <= context else 0
     return Fit(
         gpu,
         count,
@@ -214,28 +201,24 @@ def fits(
         kv_tokens=tokens,
         kv_tokens_most=tokens_in(most, count),
         context=context,
-        requests=_at_once(settings(gpu, count).sequences, tokens, context, workload or Workload()),
+        requests=min(at_once, settings(gpu, count).sequences),
     )
 
 
-def why_not(
-    gpu: str,
-    count: int,
-    max_model_len: int | None = None,
-    max_images: int = DEFAULT_IMAGES,
-    precision: str = "bf16",
-) -> str:
-    """Why ``fits`` says no, in a line; empty when it fits. Raises ValueError as ``fits`` does."""
-    return fits(gpu, count, max_model_len, max_images, precision=precision).why_not
-
-
 def default_context(max_images: int) -> int:
-    """The context that the script takes where MAX_MODEL_LEN is empty, and where it fits."""
+    """The context that the script takes where MAX_MODEL_LEN is empty and the context fits."""
     return min(MODEL_CONTEXT, max(DEFAULT_CONTEXT, max_images * MAX_IMAGE_TOKENS + DEFAULT_ROOM))
 
 
+def wanted_context(max_model_len: int | None, max_images: int) -> int:
+    """The context that the server takes where it fits; ``max_model_len`` as in ``fits``."""
+    if max_model_len is None:
+        return default_context(max_images)
+    return MODEL_CONTEXT if max_model_len == -1 else max_model_len
+
+
 def weight_bytes(count: int, precision: str = "bf16") -> int:
-    """Bytes of weights on each of ``count`` GPUs. Exact; Marlin's scales are half as long: 4 MB less."""
+    """Bytes of weights on each of ``count`` GPUs. Exact, but for Marlin: its scales take 4 MB less."""
     whole = REPLICATED_BYTES + (WEIGHT_BYTES - REPLICATED_BYTES) // count
     if precision == "bf16":
         return whole
@@ -248,20 +231,18 @@ def tokens_in(free: int, count: int) -> int:
 
 
 def context_in(free: int, count: int) -> int:
-    """What ``--max-model-len -1`` comes to with ``free`` bytes for the cache on each GPU. Exact.
-
-    One block is vLLM's own. 0 or less: not one token fits.
-    """
+    """Tokens of ``--max-model-len -1`` with ``free`` bytes of cache on each GPU; below 1: none. Exact."""
+    # vLLM keeps one block for itself.
     return min(MODEL_CONTEXT, tokens_in(free, count) - BLOCK)
 
 
 def activations(batched_tokens: int, count: int) -> int:
-    """Bytes on each GPU while one step of ``batched_tokens`` is computed. An estimate, on the safe side.
+    """Bytes on each GPU while it computes one step of ``batched_tokens``. An estimate, on the safe side.
 
-    In the decoder's MLP: its two inputs and their product, shared out; and on each GPU hidden states, the
-    residual, and a sum before and after it is shared. Besides, the pictures that such a step may bring, as
-    the encoder left them: 4,096 patches each. The tensors of vLLM 0.32's own layers, run one by one, are 11
-    to 23% less, in FP8 as well (``tests/real/engine/test_memory.py``); the rest is for what its kernels need.
+    The decoder's MLP has two inputs and their product, split over the GPUs. Each GPU has hidden states, the
+    residual, and a sum before and after the all-reduce; and the encoded pictures of the step, 4,096 patches
+    each. The tensors of vLLM 0.32's own layers, run one by one, are 11 to 23% smaller, in FP8 as well
+    (``tests/real/engine/test_memory.py``); the rest is for its kernels.
     """
     images = max(1, batched_tokens // (BOX // PATCH) ** 2)
     decoder = batched_tokens * 2 * (4 * HIDDEN + 3 * MLP // count)
@@ -269,14 +250,11 @@ def activations(batched_tokens: int, count: int) -> int:
 
 
 def available(gpu: str, count: int, other: float, precision: str = "bf16") -> int:
-    """Bytes that are left for the KV cache on each GPU; negative: nothing is.
-
-    ``other`` is what else is needed, in GiB (OTHER_GIB). Nothing is checked.
-    """
+    """Bytes left for the KV cache on each GPU, or a negative number. ``other`` is one of OTHER_GIB."""
     chosen = settings(gpu, count)
     step = chosen.batched_tokens
-    # Buffers that vLLM 0.32's model runner makes at its start: embeddings of one step, and for each
-    # request how often it has had each token (32 bits), and which are in its prompt (1 bit).
+    # Buffers that vLLM 0.32's model runner makes at its start: the embeddings of one step, and for each
+    # request and token a count (32 bits) and whether the prompt has it (1 bit).
     buffers = step * 2 * HIDDEN + chosen.sequences * VOCABULARY * 33 // 8 + ROPE_BYTES
     taken = weight_bytes(count, precision) + activations(step, count) + buffers
     return int(_usable(gpu, count) * GIB) - taken - int(other * GIB)
@@ -287,15 +265,8 @@ def _usable(gpu: str, count: int) -> float:
     return GPUS[gpu].memory * settings(gpu, count).memory_utilization
 
 
-def _wanted(max_model_len: int | None, max_images: int) -> int:
-    """The context that the server is to have, where it fits."""
-    if max_model_len is None:
-        return default_context(max_images)
-    return MODEL_CONTEXT if max_model_len == -1 else max_model_len
-
-
 def _refusal(gpu: str, count: int, max_model_len: int | None, max_images: int, precision: str) -> str:
-    """Why GPUs that are known do not hold it, with the way out where FP8 is one."""
+    """Why known GPUs do not hold the model, and whether they do in FP8."""
     if count not in TENSOR_PARALLEL:
         return f"Pixtral splits over 1, 2, 4 or 8 GPUs, not {count}."
     pictures = max_images * MAX_IMAGE_TOKENS
@@ -320,32 +291,10 @@ def _refusal(gpu: str, count: int, max_model_len: int | None, max_images: int, p
         )
     more = _safe_context(gpu, count, "fp8")
     if precision == "bf16" and more > pictures:
-        more = min(more, _wanted(max_model_len, max_images))
+        more = min(more, wanted_context(max_model_len, max_images))
         reason += f" With --precision fp8 it holds a context of about {more:,} tokens."
     return reason
 
 
 def _safe_context(gpu: str, count: int, precision: str) -> int:
     return context_in(available(gpu, count, max(OTHER_GIB), precision), count)
-
-
-def _checked(gpu: str, precision: str, max_model_len: int | None, max_images: int) -> None:
-    if max_images < 1:
-        raise ValueError(f"a prompt has 1 picture or more, not {max_images}")
-    if max_model_len is not None and max_model_len < 1 and max_model_len != -1:
-        raise ValueError(f"a context has 1 token or more, or is -1 for all that fits, not {max_model_len}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"a precision is {' or '.join(PRECISIONS)}, not {precision}")
-    _known(gpu)
-
-
-def _known(gpu: str) -> None:
-    if gpu not in GPUS:
-        raise ValueError(f"{gpu} is not known here; these are: {', '.join(GPUS)}")
-
-
-def _at_once(sequences: int, tokens: int, context: int, workload: Workload) -> int:
-    if workload.tokens > context:
-        return 0
-    blocks = -(-workload.tokens // BLOCK)
-    return min((tokens // BLOCK - 1) // blocks, sequences)

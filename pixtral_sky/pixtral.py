@@ -1,7 +1,7 @@
 """Facts of Pixtral 12B, and the arithmetic that follows from them. Pure.
 
-Sources: ``params.json`` of mistralai/Pixtral-12B-2409; mistral-common 1.13.1,
-``tokens/tokenizers/image.py`` (checked against it, and against the running vLLM, by the tests).
+Sources: ``params.json`` of mistralai/Pixtral-12B-2409; mistral-common 1.13.1, ``tokens/tokenizers/image.py``.
+The tests check them against mistral-common and the running vLLM.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HEAD_DIM = 128
 HIDDEN = 5_120  # params.json: dim
 MLP = 14_336  # params.json: hidden_dim
 VOCABULARY = 131_072  # params.json: vocab_size
-# Weights that each token is multiplied with, in all layers of the decoder: 10,905,190,400.
+# Weights that multiply each token, in all layers of the decoder: 10,905,190,400.
 DECODER = LAYERS * (HIDDEN * HEAD_DIM * (HEADS + 2 * KV_HEADS) + HEADS * HEAD_DIM * HIDDEN + 3 * HIDDEN * MLP)
 OUTPUT = HIDDEN * VOCABULARY  # the output head: once a prompt, and once a token of an answer
 # Keys and values of one token over all layers, in bf16: 163,840 bytes.
@@ -30,18 +30,15 @@ KV_BYTES_PER_TOKEN = 2 * LAYERS * KV_HEADS * HEAD_DIM * 2
 TENSOR_PARALLEL = (1, 2, 4, 8)
 
 PATCH = 16  # pixels a side of one image token
-BOX = 1024  # pixels: a larger picture is shrunk into BOX x BOX, a smaller one is never enlarged
+BOX = 1024  # pixels: a larger picture is shrunk into BOX x BOX, a smaller one keeps its size
 MAX_IMAGE_TOKENS = (BOX // PATCH + 1) * (BOX // PATCH)  # 4,160
 
 
 def patches(width: int, height: int) -> tuple[int, int]:
-    """Columns and rows of 16-pixel patches that a picture of ``width`` x ``height`` pixels becomes.
-
-    Raises ValueError when a side is less than one pixel.
-    """
+    """Columns and rows of the patches of a picture of ``width`` x ``height`` pixels. Raises ValueError."""
     if width < 1 or height < 1:
         raise ValueError(f"a picture has at least 1x1 pixels, not {width}x{height}")
-    # Divided, not multiplied by the inverse: the rounding then equals mistral-common's, pixel for pixel.
+    # Division rounds as in mistral-common; a multiplication by the inverse would not.
     ratio = max(height / BOX, width / BOX)
     if ratio > 1:
         width = max(round(width / ratio), 1)
@@ -50,9 +47,9 @@ def patches(width: int, height: int) -> tuple[int, int]:
 
 
 def image_tokens(width: int, height: int) -> int:
-    """Prompt tokens that a picture of ``width`` x ``height`` pixels costs: 1 to 4,160.
+    """Prompt tokens of a picture of ``width`` x ``height`` pixels: 2 to 4,160.
 
-    One a patch, and one more a row (a line break, and the end of the picture).
+    One for each patch, and one for the end of each row.
     """
     columns, rows = patches(width, height)
     return (columns + 1) * rows

@@ -9,6 +9,7 @@ import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -28,12 +29,15 @@ from pixtral_sky.memory import (
     Workload,
     fits,
     settings,
-    why_not,
 )
 from pixtral_sky.pixtral import KV_BYTES_PER_TOKEN, TENSOR_PARALLEL, WEIGHT_BYTES
 from tests.conftest import ROOT
 from tests.support.command_line import run_main
 from tools import render
+
+
+def why_not(*arguments: Any, precision: str = "bf16") -> str:
+    return fits(*arguments, precision=precision).why_not
 
 
 def named() -> list[tuple[str, str]]:

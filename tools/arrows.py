@@ -1,4 +1,4 @@
-"""Fail when a folder of the package imports one that is above it."""
+"""Fails when a folder of the package imports one that is above it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
 def folder(names: list[str]) -> str:
     if names[1] in BELOW:
         return names[1]
-    # Modules have small letters; what else the package itself has is its public API, and its version.
+    # Modules have small letters; the package's other names are its public API and its version.
     return "api" if names[1][0].isupper() or names[1] == "read_picture" else "base"
 
 

@@ -1,7 +1,7 @@
 """Write docs/autoscaling.png and the tables of docs/autoscaling.md; --check only compares.
 
-What they show is simulated by `pixtral_sky.planning.capacity`. The picture carries the fingerprint of what it
-was drawn from, so that a check needs no matplotlib, and another version of it changes nothing.
+`pixtral_sky.planning.capacity` simulates what they show. The picture has the fingerprint of its source, so
+that a check needs no matplotlib, whatever its version.
 """
 
 from __future__ import annotations
@@ -24,26 +24,17 @@ from pixtral_sky.planning import capacity, loads
 PICTURE = ROOT / "docs" / "autoscaling.png"
 
 # Seconds from a decision until a replica answers. Assumed: 2 minutes for the machine, 2 for vLLM's wheels, 4
-# for 25 GB of weights at 100 MB/s, 2 for vLLM's start; then the same without wheels and weights, where both
-# are on the machine already.
+# for 25 GB of weights at 100 MB/s, 2 for vLLM's start; then the same without wheels and weights.
 STARTS = {"10 minutes": 600, "4 minutes": 240}
 SLOW, FAST = STARTS
 LOW, HIGH = 1.0, 9.0  # queries per second
 MINUTE = 60
 
 Policy = tuple[int, int]  # upscale_delay_seconds, downscale_delay_seconds
-SKYSERVE: Policy = (300, 1200)  # sky.serve.constants: AUTOSCALER_DEFAULT_*_DELAY_SECONDS
-OTHERS: tuple[Policy, ...] = (
-    (60, 600),
-    (60, 1200),
-    (120, 600),
-    (120, 1200),
-    (120, 2400),
-    (300, 600),
-    SKYSERVE,
-)
+# The last is SkyServe's own: sky.serve.constants.AUTOSCALER_DEFAULT_*_DELAY_SECONDS.
+OTHERS = ((60, 600), (60, 1200), (120, 600), (120, 1200), (120, 2400), (300, 600), (300, 1200))
 
-RISE, FALL = 10 * MINUTE, 70 * MINUTE  # the step: when it comes, and when it goes
+RISE, FALL = 10 * MINUTE, 70 * MINUTE  # of the load, in the step
 LOADS: dict[str, tuple[loads.Rate, int]] = {
     "step": (loads.step(LOW, HIGH, RISE, FALL), 150 * MINUTE),
     "bursts": (loads.burst(LOW, HIGH, MINUTE, 30 * MINUTE), 360 * MINUTE),
@@ -64,12 +55,12 @@ def written() -> dict[str, Any]:
 
 
 def shipped() -> Policy:
-    policy = service()["replica_policy"]
+    policy = written()["replica_policy"]
     return policy["upscale_delay_seconds"], policy["downscale_delay_seconds"]
 
 
-def delays(policy: Policy) -> dict[str, Any]:
-    return {"upscale_delay_seconds": policy[0], "downscale_delay_seconds": policy[1]}
+def named(policy: Policy) -> str:
+    return f"{policy[0]}/{policy[1]}"
 
 
 def play(
@@ -80,7 +71,7 @@ def play(
     seed: int | None = None,
     **policy: Any,
 ) -> capacity.Outcome:
-    """A replica carries what the file wants each to get, unless it is said."""
+    """Simulate a load. A replica carries the file's target_qps_per_replica, or ``carries``."""
     spec = capacity.spec(service(**policy))
     carries = carries or spec.target_qps_per_replica
     return capacity.simulate(
@@ -97,10 +88,10 @@ def arrivals(rate: loads.Rate, seconds: int, seed: int | None) -> list[float]:
 
 
 def gathered() -> dict[str, Any]:
-    """All numbers of the page and the picture."""
+    """The numbers of the page and the picture."""
     return {
         "steps": {start: step(play(*LOADS["step"], start)) for start in STARTS},
-        "policies": {f"{each[0]}/{each[1]}": compared(each) for each in sorted({*OTHERS, shipped()})},
+        "policies": {named(each): compared(each) for each in sorted({*OTHERS, shipped()})},
         "else": {
             "as shipped": one(play(*LOADS["step"])),
             f"a start of {FAST}": one(play(*LOADS["step"], FAST)),
@@ -139,37 +130,33 @@ def one(outcome: capacity.Outcome) -> dict[str, Any]:
 
 
 def compared(policy: Policy) -> dict[str, Any]:
-    """What two delays mean under each load, and which bursts and pauses they let pass."""
+    """What two delays cost under each load, and the longest burst and pause that change nothing."""
+    delays: dict[str, Any] = {"upscale_delay_seconds": policy[0], "downscale_delay_seconds": policy[1]}
+
+    def passes_burst(seconds: int) -> bool:
+        rate = loads.step(LOW, HIGH, RISE, RISE + seconds)
+        return not play(rate, RISE + seconds + 300, **delays).decisions
+
+    def passes_pause(seconds: int) -> bool:
+        rate = loads.step(HIGH, LOW, 3600, 3600 + seconds)
+        return all(each.up for each in play(rate, 3600 + seconds + 300, **delays).decisions)
+
     return {
         **{
-            name: {start: one(play(rate, seconds, start, **delays(policy))) for start in STARTS}
+            name: {start: one(play(rate, seconds, start, **delays)) for start in STARTS}
             for name, (rate, seconds) in LOADS.items()
         },
-        "burst": longest(
-            10,
-            lambda seconds: play(
-                loads.step(LOW, HIGH, RISE, RISE + seconds), RISE + seconds + 300, **delays(policy)
-            ),
-            lambda outcome: not outcome.decisions,
-        ),
-        "pause": longest(
-            MINUTE,
-            lambda seconds: play(
-                loads.step(HIGH, LOW, 3600, 3600 + seconds), 3600 + seconds + 300, **delays(policy)
-            ),
-            lambda outcome: all(each.up for each in outcome.decisions),
-        ),
+        "burst": longest(10, passes_burst),
+        "pause": longest(MINUTE, passes_pause),
     }
 
 
-def longest(
-    grain: int, outcome: Callable[[int], capacity.Outcome], passes: Callable[[capacity.Outcome], bool]
-) -> int:
-    """The longest of seconds, in steps of ``grain``, after which nothing has happened."""
+def longest(grain: int, passes: Callable[[int], bool]) -> int:
+    """The longest seconds, in steps of ``grain``, that pass."""
     low, high = 0, 3600 // grain  # no delay here is longer than an hour
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if passes(outcome(middle * grain)) else (low, middle)
+        low, high = (middle, high) if passes(middle * grain) else (low, middle)
     return low * grain
 
 
@@ -212,7 +199,7 @@ def blocks(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     rows = []
     for name, each in found["policies"].items():
-        mark = "**" if name == "{}/{}".format(*shipped()) else ""
+        mark = "**" if name == named(shipped()) else ""
         rows.append(
             [
                 f"{mark}{name}{mark}",
@@ -274,7 +261,7 @@ TITLES = {
 
 
 def fingerprint(found: dict[str, Any]) -> str:
-    """Of the numbers, and of this file, which draws them."""
+    """A hash of the numbers and of this file, which draws them."""
     return hashlib.sha256(json.dumps(found).encode() + Path(__file__).read_bytes()).hexdigest()
 
 
@@ -302,7 +289,7 @@ def draw(found: dict[str, Any]) -> None:
 
 
 def timeline(axes: Any, runs: dict[str, Any]) -> None:
-    """The load, what ready replicas carry, and what is paid, in queries per second over minutes."""
+    """The load, what ready replicas carry, and what the paid ones would, in queries/s over minutes."""
     run, fast = runs[SLOW], runs[FAST]
     carries = written()["replica_policy"]["target_qps_per_replica"]
     rate, seconds = LOADS["step"]
@@ -352,10 +339,10 @@ def timeline(axes: Any, runs: dict[str, Any]) -> None:
 
 
 def bars(too_few: Any, paid: Any, policies: dict[str, Any], load: str) -> None:
-    """For each pair of delays what it costs, to the right, and what it spares the callers, to the left."""
+    """The cost of each pair of delays, to the right, and the requests that met too few, to the left."""
     hours = LOADS[load][1] / 3600
     for row, (name, each) in enumerate(policies.items()):
-        ours = name == "{}/{}".format(*shipped())
+        ours = name == named(shipped())
         share, average = 100 * each[load][SLOW]["share"], each[load][SLOW]["hours"] / hours
         look: dict[str, Any] = {"height": 0.66, "alpha": 1 if ours else 0.5}
         weight = "bold" if ours else "normal"
@@ -372,7 +359,7 @@ def bars(too_few: Any, paid: Any, policies: dict[str, Any], load: str) -> None:
         )
         axes.tick_params(length=0)
     for label in too_few.get_yticklabels():
-        label.set_weight("bold" if label.get_text() == "{}/{}".format(*shipped()) else "normal")
+        label.set_weight("bold" if label.get_text() == named(shipped()) else "normal")
     too_few.set(xlim=(36, 0), xlabel=f"% that met too few\n(line: a start of {FAST})")
     paid.set(xlim=(0, 6.3), xlabel="replicas paid,\non average")
     paid.tick_params(labelleft=False)

@@ -1,7 +1,6 @@
-"""Write docs/capacity.png and what `capacity` says of it into docs/autoscaling.md; --check only compares.
+"""Write docs/capacity.png and the output of `capacity` into docs/autoscaling.md; --check only compares.
 
-The picture carries the fingerprint of what it was drawn from, so that a check needs no matplotlib, and
-another version of it changes nothing.
+The picture has the fingerprint of its source, so that a check needs no matplotlib, whatever its version.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def main() -> int:
 
 
 def run(more: list[str], home: str) -> str:
-    """What the command says. SkyPilot writes into its home when it is imported."""
+    """The output of the command. SkyPilot writes into its home when it is imported."""
     command = [sys.executable, "-m", "pixtral_sky", "--quiet", *COMMAND, *more]
     environ = {**os.environ, "HOME": home}
     return subprocess.run(

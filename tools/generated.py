@@ -1,4 +1,4 @@
-"""What the tools share that write a part of a page and a picture: docs/autoscaling.md has both."""
+"""What the tools share that write parts of pages, and pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def renewed(text: str, name: str, body: str) -> str:
 
 
 def drawn_from(picture: Path) -> str:
-    """The fingerprint of what it says it was drawn from; empty when it is not there."""
+    """The fingerprint of the picture's source; empty when there is no picture."""
     if not picture.exists():
         return ""
     with Image.open(picture) as image:

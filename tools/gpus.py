@@ -1,4 +1,4 @@
-"""Write what `memory.py` says of each GPU into docs/gpus.md; --check only compares."""
+"""Write the figures of `memory.py` for each GPU into docs/gpus.md; --check only compares."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def page(text: str) -> str:
     ]
     rows = [HEAD, ["---"] * len(HEAD), *(row(*each, bold=each in files) for each in machines)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-    reasons = [f"- {memory.why_not(*each)}" for each in machines if memory.why_not(*each)]
+    reasons = [f"- {why}" for each in machines if (why := memory.fits(*each).why_not)]
     return renewed(text, "gpus", f"{table}\n\n" + "\n".join(reasons))
 
 

@@ -1,8 +1,7 @@
-"""Render pixtral.yaml, service.yaml and examples/ from templates/ (`make render`).
+"""Render pixtral.yaml, service.yaml and examples/ from templates/ (`make render`); --check only compares.
 
---check only compares. A line `# include: FILE` is replaced by that file, indented as the line is;
-`# vllm serve: without FLAGS` by the arguments that run.sh gives to vLLM, but for those; and `@VLLM@` is the
-version that setup.sh installs.
+A line `# include: FILE` is replaced by that file, with the indent of the line; `# vllm serve: without FLAGS`
+by the other arguments that run.sh gives to vLLM; `@VLLM@` by the version of vLLM in setup.sh.
 """
 
 from __future__ import annotations
@@ -49,9 +48,9 @@ def version() -> str:
 
 
 def serve_script() -> str:
-    """Bash that prints what run.sh gives to `vllm serve MODEL`, a word a line.
+    """Bash that prints the arguments of `vllm serve MODEL` in run.sh, one a line.
 
-    Of run.sh, only check.sh, the choice for the GPUs and the command itself run; it asks nvidia-smi.
+    It runs check.sh, and of run.sh the choice for the GPUs, which calls nvidia-smi, and the command.
     """
     script = (TEMPLATES / "run.sh").read_text()
     choice = script[script.index("# What the GPUs decide") : script.index("start() {")]

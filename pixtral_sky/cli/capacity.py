@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.cli import common
+from pixtral_sky.cli import common, options
 
 if TYPE_CHECKING:
     from pixtral_sky.planning.loads import Load
@@ -27,17 +26,17 @@ Trace = Annotated[
     ),
 ]
 Pattern = Annotated[
-    str | None, typer.Option(metavar="steady|day-night|burst", help="A day of made-up requests instead.")
+    str | None, typer.Option(metavar="steady|day-night|burst", help="A synthetic day of requests instead.")
 ]
 Qps = Annotated[
     str | None, typer.Option(metavar="X, or LOW..HIGH", help="Queries per second of the pattern.")
 ]
-Seed = Annotated[int, typer.Option(help="Another number is another day of that pattern.")]
+Seed = Annotated[int, typer.Option(help="Another number makes another day of the pattern.")]
 File = Annotated[
     Path | None, typer.Option("--file", "-f", help="The service file; without it the shipped service.yaml.")
 ]
 StartMinutes = Annotated[
-    float, typer.Option(metavar="MINUTES", help="From the decision for a replica until it answers.")
+    float, typer.Option(metavar="MINUTES", help="From the decision to launch a replica until it answers.")
 ]
 Carries = Annotated[
     float | None,
@@ -45,10 +44,11 @@ Carries = Annotated[
         metavar="X", help="Queries per second that one replica carries; without it target_qps_per_replica."
     ),
 ]
-Price = Annotated[float | None, typer.Option(metavar="$", help="Of a replica, per hour.")]
-Goal = Annotated[str, typer.Option(metavar="PERCENT", help="So many requests may meet too few replicas.")]
-Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as well: a .png, .svg or .pdf.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+Price = Annotated[float | None, typer.Option(metavar="$", help="Price of a replica per hour.")]
+Goal = Annotated[
+    str, typer.Option(metavar="PERCENT", help="Share of requests that may meet too few replicas.")
+]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the table: a .png, .svg or .pdf.")]
 
 
 def capacity(
@@ -62,11 +62,11 @@ def capacity(
     price: Price = None,
     goal: Goal = "1%",
     plot: Plot = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show how many replicas a day of traffic needs, and what replica policy carries it at the least cost.
 
-    SkyServe's own autoscaler decides, under a fake clock; no machine is asked for. What is assumed is in
+    SkyServe's own autoscaler decides, under a fake clock; nothing is launched. The assumptions are in
     docs/autoscaling.md; the price of the controller is not in it.
 
     \b
@@ -87,7 +87,6 @@ def capacity(
 
         charts.check(plot)
     load = loads.load(trace, pattern, qps, seed)
-    # The file that is shipped is found wherever one stands, and has this name in a clone.
     config, name = task.read(file or task.shipped("service.yaml")), str(file or "service.yaml")
     terms = policies.terms(policies.own(config), start_minutes, carries, goal, price)
     with output.phase("simulating replicas"):
@@ -96,7 +95,7 @@ def capacity(
         charts.draw_capacity(plot, policies.shown(found), terms, load.title)
     if as_json:
         document = {"load": load.title, "terms": asdict(terms), "policies": [asdict(each) for each in found]}
-        output.data(json.dumps(document, indent=1))
+        output.document(document)
         return
     _table(found, load, terms, name)
     _name_the_cheapest(found, config, file)
@@ -130,7 +129,7 @@ def _table(found: Sequence[Result], load: Load, terms: Terms, name: str) -> None
 
 
 def _name_the_cheapest(found: Sequence[Result], config: dict[str, Any], file: Path | None) -> None:
-    """As what to type."""
+    """Print the cheapest policy as what to type."""
     from pixtral_sky.planning import policies
 
     own = next(each.policy for each in found if each.own)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pixtral_sky import output
+from pixtral_sky.cli import options
 
 
 def doctor(
@@ -18,16 +17,14 @@ def doctor(
             help="The deployment to look at. [default: PIXTRAL_ENDPOINT, or pixtral]", show_default=False
         ),
     ] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="The task file; without it the shipped pixtral.yaml.")
-    ] = None,
+    file: options.TaskFile = None,
     answers: Annotated[
         bool,
         typer.Option("--answers", help="Check what it answers instead: ten questions about drawn pictures."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Check what a launch needs, and what is running: that it answers, and nobody without the key.
+    """Check what a launch needs, and what is running: that it answers, and only to those with the key.
 
     Exit code 0 when nothing failed. With --answers: when seven or more of the ten are right.
 
@@ -40,7 +37,7 @@ def doctor(
     from dataclasses import asdict
 
     from pixtral_sky.deploy import store
-    from pixtral_sky.doctor import checks as doctor
+    from pixtral_sky.doctor import checks
     from pixtral_sky.errors import UsageError
 
     if answers:
@@ -50,14 +47,14 @@ def doctor(
         return
     if name is not None:
         store.check_name(name)
-    checks = []
-    for check in doctor.examine(name, file):
-        checks.append(check)
+    found = []
+    for check in checks.examine(name, file):
+        found.append(check)
         if not as_json:
             output.data(str(check))
     if as_json:
-        output.data(json.dumps([asdict(check) for check in checks], indent=1))
-    if any(check.state == "failed" for check in checks):
+        output.document([asdict(check) for check in found])
+    if any(check.state == "failed" for check in found):
         raise typer.Exit(1)
 
 
@@ -70,8 +67,8 @@ def _check_answers(name: str | None, as_json: bool) -> None:
 
     answered = []
     endpoint = find(name=name)
-    if not endpoint.is_baseten:  # that may have to start it, which takes long
-        status.reach(endpoint)  # once: of one that is not there, a person is not to wait to hear
+    if not endpoint.is_baseten:  # Baseten may have to start the model, which takes long
+        status.reach(endpoint)  # fails at once where nothing answers; the client would retry
     with Client(endpoint, notify=output.say) as client:
         model = client.learn().model
         for each in answers.ask(client):
@@ -80,9 +77,9 @@ def _check_answers(name: str | None, as_json: bool) -> None:
                 output.data(str(each))
     right = sum(each.right for each in answered)
     passes = right >= answers.ENOUGH
-    if as_json:  # without times, and what else differs from run to run: two of them are compared
+    if as_json:  # without times, so that two runs can be compared
         document = {"pixtral_sky": __version__, "model": model, "right": right, "passes": passes}
-        output.data(json.dumps({**document, "answers": [each.document() for each in answered]}, indent=1))
+        output.document({**document, "answers": [each.document() for each in answered]})
     else:
         few = f"Fewer than {answers.ENOUGH}: it does not see, or its weights are damaged or random."
         if isinstance(store.recall(endpoint.origin), store.Rehearsal):

@@ -31,7 +31,7 @@ Deployment = Annotated[str, typer.Argument(help="The deployment.")]
 Only = Annotated[str | None, typer.Argument(help="Only this one.", show_default=False)]
 
 # Of those that launch
-Wanted = Annotated[str, typer.Option("--name", "-n", help="What to call it.")]
+Wanted = Annotated[str, typer.Option("--name", "-n", help="A name for it.")]
 Infra = Annotated[
     str | None,
     typer.Option(
@@ -39,12 +39,12 @@ Infra = Annotated[
     ),
 ]
 Gpus = Annotated[
-    str | None, typer.Option(metavar="GPU[:COUNT]", help="On these, in place of those in the file.")
+    str | None, typer.Option(metavar="GPU[:COUNT]", help="Launch on these GPUs, not on those of the file.")
 ]
 Precision = Annotated[
     str | None,
     typer.Option(
-        metavar="bf16|fp8", help="Of the weights; fp8: 13.5 GiB in place of 23.6. Without it, as in the file."
+        metavar="bf16|fp8", help="Of the weights: bf16 takes 23.6 GiB, fp8 13.5. Without it, the file's."
     ),
 ]
 MaxPrice = Annotated[
@@ -57,7 +57,7 @@ MaxPrice = Annotated[
 ]
 Env = Annotated[
     list[str] | None,
-    typer.Option("--env", metavar="NAME=VALUE", help="An env of the file; again for more."),
+    typer.Option("--env", metavar="NAME=VALUE", help="Set an env of the file; repeat it for more."),
 ]
 TaskFile = Annotated[
     Path | None, typer.Option("--file", "-f", help="The task file; without it the shipped pixtral.yaml.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.cli import common
+from pixtral_sky.cli import common, options
 
 if TYPE_CHECKING:
     from pixtral_sky.deploy.prices import Prices
+    from pixtral_sky.memory import Workload
     from pixtral_sky.planning.measured import Rates
     from pixtral_sky.planning.plan import Ask, Plan
 
@@ -28,35 +28,34 @@ AnswerTokens = Annotated[int, typer.Option(help="Tokens of the answer.")]
 Context = Annotated[
     int | None, typer.Option(help="MAX_MODEL_LEN; -1: all that fits. Without it, that of pixtral.yaml.")
 ]
-Precision = Annotated[str, typer.Option(metavar="bf16|fp8|both", help="Of the decoder's weights.")]
+Precision = Annotated[str, typer.Option(metavar="bf16|fp8|both", help="Precision of the decoder's weights.")]
 Qps = Annotated[
     float | None, typer.Option(help="Requests a second at the busiest: how many replicas carry them?")
 ]
 Total = Annotated[int | None, typer.Option(help="Pictures in all: how long does one machine take?")]
 Clouds = Annotated[
-    str | None, typer.Option(metavar="CLOUD,...", help="At these. Without it, at all with prices.")
+    str | None, typer.Option(metavar="CLOUD,...", help="Only these clouds. Without it, all with prices.")
 ]
 Gpus = Annotated[
-    str | None, typer.Option(metavar="GPU[:COUNT],...", help="On these. Without it, on all known here.")
+    str | None, typer.Option(metavar="GPU[:COUNT],...", help="Only these GPUs. Without it, all known here.")
 ]
-Spot = Annotated[bool, typer.Option("--spot", help="By the price of spare capacity.")]
+Spot = Annotated[bool, typer.Option("--spot", help="Use spot prices.")]
 NoPrices = Annotated[
-    bool, typer.Option("--no-prices", help="What fits, and how fast: without SkyPilot, at once.")
+    bool, typer.Option("--no-prices", help="What fits and how fast, at once and without SkyPilot.")
 ]
 Measured = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE",
         help="A result of `vllm bench serve --save-result --metadata gpus=L4:2 images=2 precision=fp8`,"
-        " in place of the estimate; again for more.",
+        " to replace the estimate; repeat it for more.",
     ),
 ]
-Everything = Annotated[bool, typer.Option("--all", help=f"All rows, not the best {ROWS}.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+Everything = Annotated[bool, typer.Option("--all", help=f"All rows, not only the best {ROWS}.")]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the best: a .png, .svg or .pdf.")]
 Write = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Write a service.yaml for --qps, under a name that is new."),
+    typer.Option(metavar="FILE", help="Write a service file for --qps to a new FILE."),
 ]
 
 
@@ -75,7 +74,7 @@ def plan(
     no_prices: NoPrices = False,
     measured: Measured = None,
     everything: Everything = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
     plot: Plot = None,
     write: Write = None,
 ) -> None:
@@ -86,38 +85,40 @@ def plan(
     answers was not measured: ask both with `pixtral-sky doctor --answers`.
 
     \b
-    $/H, SPOT $/H     of the machine, as SkyPilot has it; its disk is in what follows
+    $/H, SPOT $/H     SkyPilot's prices of the machine, without its disk
     CONTEXT, AT ONCE  tokens of the longest request, and requests that are computed at once
-    REPLICAS, $/H ALL that carry --qps, at least min_replicas of service.yaml, and their price together
-    TIME              one machine's, for --total pictures
-    $/1,000 IMAGES    on a machine that is always busy; with --qps, of the replicas for it
+    REPLICAS, $/H ALL that carry --qps, at least min_replicas of service.yaml, and their price with disks
+    TIME              that one machine takes for --total pictures
+    $/1,000 IMAGES    with disks, on a machine that is always busy; with --qps, on the replicas for it
 
     \b
     Example: pixtral-sky plan --qps 5 --spot --clouds aws,gcp --write my-service.yaml
     """
+    from pixtral_sky.memory import Workload
     from pixtral_sky.planning import plan as planning
     from pixtral_sky.planning import report
 
-    _check(plot, write, qps, prices_are_asked=bool(clouds or spot), no_prices=no_prices)
-    ask = _ask(images, size, prompt_tokens, answer_tokens, context, qps, total)
-    wanted, rates = planning.gpus(gpus), _measured(measured or [], ask)
+    _check(plot, write, qps, no_prices, needs_prices=bool(clouds or spot or plot or write))
+    workload = Workload(images, *planning.size(size), prompt_tokens, answer_tokens)
+    ask = _ask(workload, context, qps, total)
+    wanted, rates = planning.gpus(gpus), _rates(measured or [], workload)
     machines, unfit = planning.machines(ask, wanted, rates, planning.precisions(precision))
     prices = None if no_prices else _prices(wanted, clouds, ports=qps is not None)
     found = planning.plan(ask, machines, unfit, prices.offers if prices else None, spot)
     if as_json:
-        output.data(json.dumps(report.document(found, prices.left_out if prices else {}), indent=1))
+        output.document(report.document(found, prices.left_out if prices else {}))
     else:
         _show(found, everything, next_too=not write)
     _draw_and_write(found, prices, plot, write)
 
 
 def _check(
-    plot: Path | None, write: Path | None, qps: float | None, prices_are_asked: bool, no_prices: bool
+    plot: Path | None, write: Path | None, qps: float | None, no_prices: bool, needs_prices: bool
 ) -> None:
-    """What can be refused before anything is read. Raises UsageError."""
+    """Raise UsageError for what can be refused before anything is read."""
     from pixtral_sky.errors import UsageError
 
-    if no_prices and (prices_are_asked or plot or write):
+    if no_prices and needs_prices:
         raise UsageError("--clouds, --spot, --plot and --write are about prices.", "Leave out --no-prices")
     if write and qps is None:
         raise UsageError("--write needs to know the requests a second.", "For example: --qps 5")
@@ -129,17 +130,8 @@ def _check(
         charts.check(plot)
 
 
-def _ask(
-    images: int,
-    size: str,
-    prompt_tokens: int,
-    answer_tokens: int,
-    context: int | None,
-    qps: float | None,
-    total: int | None,
-) -> Ask:
+def _ask(workload: Workload, context: int | None, qps: float | None, total: int | None) -> Ask:
     from pixtral_sky.deploy import task
-    from pixtral_sky.memory import Workload
     from pixtral_sky.planning import plan as planning
 
     envs, least = task.read()["envs"], 1
@@ -147,16 +139,13 @@ def _ask(
         least = task.read(task.shipped("service.yaml"))["service"]["replica_policy"]["min_replicas"]
     if context is None:
         context = task.number(envs, "MAX_MODEL_LEN", 0) or None
-    workload = Workload(images, *planning.size(size), prompt_tokens, answer_tokens)
     return planning.asked(workload, context, task.number(envs, "MAX_IMAGES", 1), qps, total, least)
 
 
-def _measured(files: Sequence[Path], ask: Ask) -> Rates:
-    if not files:
-        return {}
+def _rates(files: Sequence[Path], workload: Workload) -> Rates:
     from pixtral_sky.planning import measured
 
-    rates, warnings = measured.read(files, ask.workload)
+    rates, warnings = measured.read(files, workload)
     for warning in warnings:
         output.warn(warning)
     return rates
@@ -167,7 +156,7 @@ def _prices(wanted: Sequence[tuple[str, int]], clouds: str | None, ports: bool) 
 
     resources = task.read()["resources"]
     named = [word.strip().lower() for word in clouds.split(",")] if clouds else []
-    # As launch wants them: 4+, 32+
+    # The sizes that a launch asks for: 4+, 32+
     cpus, memory = (float(str(resources[name]).rstrip("+")) for name in ("cpus", "memory"))
     kinds, counts = (list(dict.fromkeys(each)) for each in zip(*wanted, strict=True))
     with output.phase("prices, from SkyPilot's catalogs"):

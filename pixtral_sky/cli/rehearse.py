@@ -45,11 +45,11 @@ def rehearse(
     from pixtral_sky.deploy import store, task
     from pixtral_sky.rehearsal import process
 
-    # An end from outside (kill, a closing terminal) is a Ctrl-C: whatever was started is stopped.
+    # kill and a closing terminal count as a Ctrl-C, so that the server is stopped.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
 
-    # All that can be wrong is said before the engine is made, which takes minutes.
+    # Everything is checked before the engine is made, which takes minutes.
     the_task = task.load(file)
     end = task.end(the_task.envs)
     with process.starting(name):
@@ -64,7 +64,7 @@ def rehearse(
 
 
 def _engine(version: str) -> tuple[Path, Path]:
-    """The environment of the engine, and the checkpoint of the model that it is to serve."""
+    """The virtual environment of the engine, and the checkpoint that it serves."""
     from pixtral_sky.rehearsal import checkpoint, engine
 
     started = time.monotonic()
@@ -75,7 +75,7 @@ def _engine(version: str) -> tuple[Path, Path]:
 
 
 def _run(the_task: Task, venv: Path, model: Path, name: str, port: int | None, keep: bool) -> None:
-    """Start it, ask it, and stop it unless it is to be kept."""
+    """Start the server, ask it, and stop it unless it is kept."""
     from pixtral_sky.deploy import rehearsals, store
     from pixtral_sky.deploy.resolve import endpoint_of
     from pixtral_sky.rehearsal import process
@@ -93,7 +93,7 @@ def _run(the_task: Task, venv: Path, model: Path, name: str, port: int | None, k
     finally:
         if not keeping:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
+                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the stop
             with output.phase("stopping"):
                 rehearsals.stop(deployment)
 

@@ -1,8 +1,8 @@
-"""What a launch may run on: GPUs that hold the model, clouds where it works, within a price.
+"""Decides what a launch may run on: GPUs that hold the model, clouds where it works, within a price.
 
-Decided before anything costs money. SkyPilot's own limit of the price, `max_hourly_cost`, is one of machine
-types: it leaves out those that are dearer in every region, and launches the others in any region (0.14.1:
-catalog/common.py, and `make_launchables_for_valid_region_zones`). So the regions and zones are named here.
+SkyPilot's own limit, `max_hourly_cost`, leaves out machine types that are dearer in every region, and
+launches the others in any region (0.14.1: catalog/common.py, and `make_launchables_for_valid_region_zones`).
+So this module names the regions and zones.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from pixtral_sky.deploy.skypilot import sky_sdk
 from pixtral_sky.errors import UsageError
 from pixtral_sky.text import closest
 
-# Each time that a place has no machine, SkyPilot goes through all of them again (40: in a second), and each
-# of its messages names them all.
+# SkyPilot goes through all candidates again whenever a zone has no machine (40: in a second), and each of its
+# messages names them all.
 MOST = 40
 # SkyPilot 0.14.1's images for AWS and GCP have driver 580, and "cuda13" in their names (clouds/aws.py,
-# clouds/gcp.py); the name of Azure's is the one of before (clouds/azure.py).
+# clouds/gcp.py); Azure's has the name of an earlier image (clouds/azure.py).
 OLD_IMAGE = (
     "SkyPilot's own image for Azure is not known to have the NVIDIA driver 580 that this vLLM needs, as those"
     " for AWS and GCP have"
 )
-# Microsoft's own, for A100 and newer, has 580 since February 2026 (Azure/azhpc-images#488). It was not tried.
+# Microsoft's own, for A100 and newer, has 580 since February 2026 (Azure/azhpc-images#488). Not tried.
 NEW_IMAGE = "microsoft-dsvm:ubuntu-hpc:2204:latest"
-# Arguments of vLLM with which it needs other memory, or other GPUs, than is computed here.
+# Arguments of vLLM that change the memory or the GPUs that it needs.
 MEMORY_ARGS = re.compile(
     r"(?:^|\s)(?:-q|-tp|-pp|--(?:quantization|max-model-len|gpu-memory-utilization|kv-cache|cpu-offload|load-format"
     r"|tensor-parallel-size|pipeline-parallel-size|max-num-|hf-overrides|dtype|config))"
@@ -46,10 +46,10 @@ MEMORY_ARGS = re.compile(
 def check_gpus(
     gpus: str | None, config: Mapping[str, Any], envs: Mapping[str, Any], infra: str | None = None
 ) -> list[str]:
-    """What a person must know of ``gpus``, or of those that the file ``config`` may get.
+    """Warnings about ``gpus``, or about the GPUs that the file ``config`` may get.
 
-    Raises UsageError when one of them is none, or does not hold Pixtral. What is not known here is left to
-    SkyPilot, and to vLLM.
+    Raises UsageError when one of them does not exist or does not hold Pixtral. Unknown ones are left to
+    SkyPilot and vLLM.
     """
     resources = config.get("resources")
     said = []
@@ -69,7 +69,7 @@ def check_gpus(
 
 
 def has_own_needs(envs: Mapping[str, Any]) -> bool:
-    """Whether it is another model, or EXTRA_ARGS change the memory that it needs."""
+    """Whether MODEL is another model, or EXTRA_ARGS change the memory that it needs."""
     # vLLM takes --max_model_len as well.
     words = str(envs.get("EXTRA_ARGS") or "").replace("_", "-")
     return envs.get("MODEL") != pixtral.MODEL or bool(MEMORY_ARGS.search(words))
@@ -80,7 +80,7 @@ def _check_fit(gpu: str, count: int, envs: Mapping[str, Any]) -> None:
     length = most if most > 0 else None  # None: the script's own choice
     precision = str(envs.get("PRECISION") or memory.PRECISIONS[0])
     try:
-        why = memory.why_not(gpu, count, length, images, precision)
+        why = memory.fits(gpu, count, length, images, precision=precision).why_not
     except ValueError as error:
         raise UsageError(f"MAX_IMAGES={images}, MAX_MODEL_LEN={length or ''}: {error}.") from error
     if why:
@@ -88,8 +88,8 @@ def _check_fit(gpu: str, count: int, envs: Mapping[str, Any]) -> None:
 
 
 def _unknown(gpu: str, infra: str) -> str:
-    """What to say of a GPU that is not known here. Raises UsageError when SkyPilot knows it neither."""
-    own = infra.partition("/")[0].lower() in (*prices.OWN, "k8s")  # whose nodes may call theirs anything
+    """The warning about a GPU that is not known here. Raises UsageError when SkyPilot does not know it."""
+    own = infra.partition("/")[0].lower() in (*prices.OWN, "k8s")  # nodes there may name GPUs freely
     theirs = [] if own else _skypilots_gpus()
     unknown = f"{gpu} is not known here: whether it holds the model shows when it starts."
     if gpu.lower() in [each.lower() for each in theirs] or own:
@@ -103,13 +103,13 @@ def _unknown(gpu: str, infra: str) -> str:
 
 
 def _did_you_mean(word: str, names: Iterable[str]) -> str:
-    """A question, with a space after it; empty where no name is like the word."""
+    """A question and a space; empty where no name is like the word."""
     close = closest(word, names)
     return f"Did you mean {close}? " if close else ""
 
 
 def _skypilots_gpus() -> list[str]:
-    """The names in SkyPilot's catalogs; none where these cannot be had."""
+    """The GPUs in SkyPilot's catalogs; none where the catalogs cannot be read."""
     with contextlib.suppress(Exception), sky_sdk(silent=True) as sky:
         catalog = sky.catalog.common.read_catalog("common/accelerators.csv")
         return [str(name) for name in catalog["AcceleratorName"]]
@@ -117,7 +117,7 @@ def _skypilots_gpus() -> list[str]:
 
 
 def check_infra(infra: str | None) -> None:
-    """Raises UsageError when its first part is no cloud of SkyPilot's."""
+    """Raise UsageError when its first part is no cloud of SkyPilot's."""
     cloud = (infra or "").strip("/ ").partition("/")[0].strip()
     if cloud in ("", "*"):
         return
@@ -130,12 +130,17 @@ def check_infra(infra: str | None) -> None:
         raise UsageError(f"There is no cloud {cloud!r}.", close.rstrip() or f"There are: {', '.join(names)}")
 
 
+def alternatives(resources: Any) -> Iterator[dict[str, Any]]:
+    """Each of the resources that a file's ``resources:`` allow. SkyPilot refuses malformed ones."""
+    common = resources if isinstance(resources, dict) else {}
+    for each in common.get("any_of") or common.get("ordered") or [{}]:
+        yield {**common, **(each if isinstance(each, dict) else {})}
+
+
 def accelerators(resources: Any) -> Iterator[str]:
-    """Each GPU[:COUNT] that a file's ``resources:`` name; what is no such section is SkyPilot's to refuse."""
-    if not isinstance(resources, dict):
-        return
-    for each in resources.get("any_of") or resources.get("ordered") or [{}]:
-        given = {**resources, **each}.get("accelerators") if isinstance(each, dict) else None
+    """Each GPU[:COUNT] that a file's ``resources:`` name."""
+    for each in alternatives(resources):
+        given = each.get("accelerators")
         # A name, several, or counts by name; YAML's set is a mapping to nothing.
         if isinstance(given, dict):
             given = [name if count is None else f"{name}:{count}" for name, count in given.items()]
@@ -148,7 +153,7 @@ def accelerators(resources: Any) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What of SkyPilot's resources stays, and what a person is told of it."""
+    """The candidates that stay, and what a person is told about them."""
 
     resources: list[Any]  # sky.Resources
     said: tuple[str, ...] = ()
@@ -163,10 +168,10 @@ def choose(
     *,
     fallback: bool = False,
 ) -> Chosen:
-    """Of ``resources``, what works on the clouds that are ``enabled``, at ``max_price`` USD an hour or less.
+    """The ``resources`` that work on the clouds ``enabled``, at ``max_price`` USD an hour or less.
 
-    ``fallback``: ordinary machines stand in for spot ones, and so their price counts. Raises UsageError when
-    nothing is left.
+    With ``fallback``, on-demand machines stand in for spot ones, so their price counts. Raises UsageError
+    when nothing is left.
     """
     working, warned = _that_work(sky, list(resources), enabled)
     if max_price is None:
@@ -188,7 +193,7 @@ def choose(
                 failed[name] = f"{name} is left out: {prices.why(error)}."
         if not priced and not own:
             raise _too_dear(limit, per_cloud(sky, working, enabled), failed)
-    if not isinstance(resources, Sequence):  # else they are in the order in which they are to be tried
+    if not isinstance(resources, Sequence):  # a sequence is in the order of the user's preference
         priced.sort(key=lambda each: each[0])
     kept = [candidate for _, candidate in priced[:MOST]]
     said = [_said(max_price, len(priced), kept)]
@@ -198,7 +203,7 @@ def choose(
 
 
 def _that_work(sky: Any, resources: list[Any], enabled: Sequence[str]) -> tuple[list[Any], tuple[str, ...]]:
-    """Without what would be on Azure with SkyPilot's own image."""
+    """The resources that are not on Azure with SkyPilot's own image, and a warning."""
     if not any(map(_on_old_image, per_cloud(sky, resources, enabled))):
         return resources, ()
     kept = [each for each in per_cloud(sky, resources, enabled) if not _on_old_image(each)]
@@ -210,49 +215,39 @@ def _that_work(sky: Any, resources: list[Any], enabled: Sequence[str]) -> tuple[
 
 
 def _on_old_image(resources: Any) -> bool:
-    return str(resources.cloud) == "Azure" and not resources.get_cloud_image_id()  # Docker's run on that, too
+    # A container's image has no cloud image, and runs on that of the machine.
+    return str(resources.cloud) == "Azure" and not resources.get_cloud_image_id()
 
 
 def per_cloud(sky: Any, resources: Iterable[Any], enabled: Sequence[str]) -> Iterator[Any]:
-    """Each of ``resources``, on each cloud that it may be launched on."""
+    """Each of ``resources`` on each cloud that may launch it."""
     names = dict.fromkeys(name.partition("/")[0] for name in enabled)
     for each in resources:
         for cloud in [each.cloud] if each.cloud else map(sky.CLOUD_REGISTRY.from_str, names):
-            # Not every cloud has each of them, which SkyPilot would say in a line each.
+            # Else SkyPilot prints a line for each cloud that has no such GPU.
             yield each.copy(cloud=cloud, no_missing_accel_warnings=True)
 
 
 @dataclass(frozen=True)
 class _Limit:
-    """A price, in USD an hour, and what is under it."""
-
-    most: float
-    fallback: bool  # the price of an ordinary machine counts, for a spot one too
+    most: float  # USD an hour
+    fallback: bool  # the on-demand price counts for a spot machine too
 
     def within(self, candidate: Any) -> list[tuple[float, Any]]:
-        """The candidate, with the least that it costs, if SkyPilot would launch nothing dearer for it.
+        """The candidate with its least cost, if SkyPilot launches nothing dearer for it.
 
-        Else those of its regions or zones of which that is true.
+        Else those of its regions or zones for which that is true.
         """
         most = min(self.most, candidate.max_hourly_cost or math.inf)
-        candidate = candidate.copy(max_hourly_cost=most)  # which leaves the types under it, of one region
+        candidate = candidate.copy(max_hourly_cost=most)  # keeps the types that are under it in some region
         places = machines(candidate)
         if not places:
             return []
-        costs = [self.price(each) for each in places[0]]  # of the cheapest type, which is what it launches
+        costs = [self.price(each) for each in places[0]]  # SkyPilot launches the cheapest type
         if max(costs) <= most:
             return [(min(costs), candidate)]
-        parts = self._parts(candidate, list(itertools.chain(*places)))
+        parts = _parts(candidate, list(itertools.chain(*places)))
         return list(itertools.chain(*map(self.within, parts)))
-
-    @staticmethod
-    def _parts(candidate: Any, places: Sequence[Any]) -> list[Any]:
-        if candidate.region is None:
-            return [candidate.copy(region=name) for name in dict.fromkeys(each.region for each in places)]
-        # A zone of AWS has another name for each account, and without credentials here it is a number that
-        # SkyPilot's server does not take (catalog/aws_catalog.py).
-        zones = dict.fromkeys(each.zone for each in places if each.zone and each.zone.startswith(each.region))
-        return [] if candidate.zone else [candidate.copy(zone=name) for name in zones]
 
     def price(self, machine: Any) -> float:
         found = _cost(machine)
@@ -261,8 +256,18 @@ class _Limit:
         return found
 
 
+def _parts(candidate: Any, places: Sequence[Any]) -> list[Any]:
+    """The candidate in each of its regions, or in each zone of its region."""
+    if candidate.region is None:
+        return [candidate.copy(region=name) for name in dict.fromkeys(each.region for each in places)]
+    # A zone of AWS has another name for each account, and without credentials here it is a number that
+    # SkyPilot's server does not take (catalog/aws_catalog.py).
+    zones = dict.fromkeys(each.zone for each in places if each.zone and each.zone.startswith(each.region))
+    return [] if candidate.zone else [candidate.copy(zone=name) for name in zones]
+
+
 def machines(candidate: Any) -> list[list[Any]]:
-    """What SkyPilot has for a candidate: the cheapest type of machine in all its places, then the next."""
+    """SkyPilot's machines for a candidate: the cheapest type in all its regions, then the next."""
     from sky.utils import resources_utils
 
     types = candidate.cloud.get_feasible_launchable_resources(candidate).resources_list
@@ -271,16 +276,16 @@ def machines(candidate: Any) -> list[list[Any]]:
 
 
 def _cost(machine: Any) -> float:
-    """USD an hour, infinite where there is no such price: the catalogs have 0, or nothing, for that."""
+    """USD an hour; infinite where the catalogs have no price, or 0."""
     try:
         found = float(machine.get_cost(3600))
-    except ValueError:  # it is in no row
+    except ValueError:  # the catalog has no such row
         return math.inf
     return found if found > 0 else math.inf
 
 
 def _too_dear(limit: _Limit, candidates: Iterable[Any], failed: Mapping[str, str]) -> UsageError:
-    """What to say when nothing is under the limit."""
+    """The error when nothing is within the limit."""
     found: list[Any] = []
     for each in candidates:
         with contextlib.suppress(Exception):  # a catalog that is broken

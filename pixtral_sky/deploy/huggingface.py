@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, where the weights are: the user's token, and whether it opens the gate of a model."""
+"""The user's Hugging Face token, and whether it opens a gated model on the Hub."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ WAIT_SECONDS = 10  # for the connection, and for the answer
 def token(environ: Mapping[str, str] = os.environ) -> str:
     """The user's token, or an empty string. Raises HubError when its file cannot be read.
 
-    The rules are huggingface_hub's: HF_TOKEN, its old name, then what `hf auth login` has left. An
-    empty variable counts as none.
+    The rules are huggingface_hub's: HF_TOKEN, its old name, then the file of `hf auth login`. An empty
+    variable counts as unset.
     """
 
     def setting(name: str, otherwise: str = "") -> str:
@@ -48,17 +48,15 @@ def _is_true(value: str) -> bool:
 
 
 def is_directory(model: str) -> bool:
-    """Whether ``model`` is a path on the machine that serves it, and not the name of a model on the Hub."""
+    """Whether ``model`` is a path on the machine that serves it; else it is a model on the Hub."""
     return model.startswith(("/", ".", "~"))
 
 
 def check(model: str, token: str, revision: str = "main") -> str:
     """Ask the Hub, as the setup of a machine will, whether ``token`` (may be empty) opens ``model``.
 
-    ``revision`` is a branch, a tag or a commit of it.
-
-    Returns an empty string when it does, or a sentence on why that could not be found out: the network's
-    trouble, not the user's. Raises HubError when it does not.
+    ``revision`` is a branch, a tag or a commit. Returns an empty string when the token does, or a sentence
+    on why the Hub could not be asked. Raises HubError when it does not.
     """
     if is_directory(model):
         return ""
@@ -69,7 +67,7 @@ def check(model: str, token: str, revision: str = "main") -> str:
             f"{revision[:100]!r} is no revision of a model.",
             "Check MODEL_REVISION: a branch, a tag or a commit.",
         )
-    # Refused before it is sent, as the errors of the libraries below would quote it.
+    # Checked here, because the errors of the HTTP libraries would quote it.
     if not re.fullmatch(r"[A-Za-z0-9_-]*", token):
         raise HubError("The Hugging Face token has characters that a token cannot have.", "Look at HF_TOKEN.")
     hub = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
@@ -108,7 +106,7 @@ def check(model: str, token: str, revision: str = "main") -> str:
 
 
 def _is_address(url: str) -> bool:
-    """Whether it can be a hub's address. A user and a password in it would be printed."""
+    """Whether ``url`` can be a hub's address, without a user and a password: errors print it."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -119,21 +117,21 @@ def _is_address(url: str) -> bool:
 
 
 def _head(url: str, token: str) -> tuple[int, str]:
-    """The status at the end of all redirects; or 0, and why there is none."""
+    """The status after all redirects; or 0, and why there is none."""
     import httpx
 
     headers = {"User-Agent": f"pixtral-sky/{__version__}"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
     try:
-        # On its way to another host httpx drops the token.
+        # httpx drops the token when a redirect leads to another host.
         with httpx.Client(timeout=WAIT_SECONDS, follow_redirects=True, max_redirects=5) as http:
             return http.head(url, headers=headers).status_code, ""
     except httpx.TimeoutException:
         return 0, f"no answer within {WAIT_SECONDS} s"
     except httpx.ConnectError as error:
         return 0, str(error) or "no connection"
-    except httpx.HTTPError as error:  # the text of these may quote a URL, and a password in it
+    except httpx.HTTPError as error:  # its text may quote a URL with a password
         return 0, type(error).__name__
     # ImportError: a SOCKS proxy without its package.
     except (httpx.InvalidURL, ImportError, OSError, ValueError):

@@ -1,8 +1,8 @@
-"""What machines with GPUs cost an hour: SkyPilot's own catalogs, by which its optimizer chooses.
+"""Reads what machines with GPUs cost an hour from the catalogs of SkyPilot's optimizer.
 
-No account is needed, and no API server: the catalogs are read in this process. SkyPilot downloads those that
-are not there or are out of date. On GCP, where a GPU is added to a host, a price is that of both, as the
-optimizer has it (``tests/deploy/test_prices.py``). Disks are not in these catalogs: they are listed below.
+This needs no account and no API server. SkyPilot downloads catalogs that are missing or out of date. On GCP,
+which adds a GPU to a host, a price is that of both, as in the optimizer (``tests/deploy/test_prices.py``).
+Disks are not in these catalogs: their prices are listed below.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ from typing import Any
 from pixtral_sky.deploy.skypilot import opens_ports, shown, sky_sdk
 from pixtral_sky.errors import PixtralSkyError, UsageError
 
-OWN = ("kubernetes", "slurm", "ssh", "vsphere")  # of SkyPilot's clouds; machines of one's own have no price
+OWN = (
+    "kubernetes",
+    "slurm",
+    "ssh",
+    "vsphere",
+)  # SkyPilot's clouds of a user's own machines: no prices
 
-# What a disk costs besides the machine, as SkyPilot 0.14.1 orders it for a task without disk_tier ("medium"):
-# list prices in USD a month, in the cloud's first region in the US, as of:
+# The disk that SkyPilot 0.14.1 orders for a task without disk_tier ("medium"): list prices in USD a month, in
+# the cloud's first region in the US, as of:
 DISK_PRICES_OF = "November 2026"
 MONTH = 730  # hours
 # AWS (sky/clouds/aws.py): gp3 with 3,500 IOPS and 218 MB/s, of which 3,000 and 125 cost nothing. 0.08 a GB,
@@ -40,7 +45,7 @@ GB_MONTH = {
 
 
 def disk_hourly(cloud: str, gb: int) -> float | None:
-    """USD an hour for the disk of ``gb`` GB that SkyPilot orders with a machine; None: not known here."""
+    """USD an hour for the disk of ``gb`` GB that SkyPilot orders with a machine; None: unknown."""
     if cloud == "aws":
         month = gb * AWS_GB + AWS_SPEED
     elif cloud == "azure" and gb <= max(AZURE_SIZES):
@@ -61,9 +66,9 @@ class Offer:
     cloud: str
     region: str
     machine: str  # the cloud's name for it: g6e.xlarge
-    hourly: float
-    spot: float | None  # None: it has none
-    disk: float | None = None  # besides; None: not known
+    hourly: float  # without the disk
+    spot: float | None  # None: no spot price
+    disk: float | None = None  # None: unknown
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,11 @@ def read(
     ports: bool = False,
     disk_gb: int = 0,
 ) -> Prices:
-    """What ``clouds`` (none: all that have catalogs) ask for machines with so many of these GPUs.
+    """The offers of ``clouds`` (empty: all with catalogs) for machines with these counts of these GPUs.
 
-    A machine has ``cpus`` vCPUs and ``memory`` GB at least, and a disk of ``disk_gb``. ``ports``: only of
-    clouds that open ports. A cloud whose catalog cannot be had is left out. Raises UsageError for a cloud
-    that is none, and PixtralSkyError where no catalog can be downloaded.
+    A machine has at least ``cpus`` vCPUs and ``memory`` GB, and a disk of ``disk_gb``. With ``ports``, only
+    clouds that open ports count. A cloud whose catalog cannot be read is left out. Raises UsageError for an
+    unknown cloud, and PixtralSkyError where no catalog can be downloaded.
     """
     offers: list[Offer] = []
     left_out: dict[str, str] = {}
@@ -97,7 +102,7 @@ def read(
                 left_out[cloud] = "no ports to open, and replicas need one"
                 continue
             try:
-                # One cloud a call: where one catalog is missing, the whole call fails.
+                # One cloud a call: one missing catalog fails the whole call.
                 found = sky.catalog.list_accelerators(
                     gpus_only=True,
                     name_filter=f"^(?:{'|'.join(gpus)})$",
@@ -137,11 +142,11 @@ def _named(clouds: Sequence[str]) -> list[str]:
 def _offer(
     cloud: str, row: Any, counts: Sequence[int], cpus: float, memory: float, disk: float | None
 ) -> Offer | None:
-    """A row of SkyPilot's (``InstanceTypeInfo``); None: not what is wanted, or no price known."""
-    # A size that is not known (NaN) is no size, to SkyPilot as well.
-    if row.accelerator_count not in counts or not (row.cpu_count >= cpus and row.memory >= memory):
-        return None
-    if not (hourly := _price(row.price)):
+    """The offer in a row of SkyPilot's (``InstanceTypeInfo``); None: another machine, or no price."""
+    # An unknown size (NaN) is too small, as it is to SkyPilot.
+    large_enough = row.cpu_count >= cpus and row.memory >= memory
+    hourly = _price(row.price)
+    if row.accelerator_count not in counts or not large_enough or not hourly:
         return None
     return Offer(
         row.accelerator_name,
@@ -156,7 +161,7 @@ def _offer(
 
 
 def _price(value: Any) -> float | None:
-    """0.00, nothing and NaN are how a catalog says that there is no such price."""
+    """None for 0.00, an empty value and NaN, which a catalog has where there is no price."""
     price = float(value)
     return price if math.isfinite(price) and price > 0 else None
 
@@ -168,9 +173,9 @@ def _no_connection(error: Exception) -> bool:
 
 
 def why(error: Exception) -> str:
-    """What is wrong with a catalog that raised ``error``."""
+    """Why the catalog that raised ``error`` has no prices."""
     kind = type(error).__name__
-    if isinstance(error, OSError):  # requests' errors too; their words are long, and name no cause
+    if isinstance(error, OSError):  # requests' errors too; their texts are long, and name no cause
         return f"no prices to be had ({kind})"
     lines = shown(str(error)).strip().splitlines()
     return f"prices that cannot be read ({kind}{f': {lines[0][:100]}' if lines else ''})"

@@ -1,8 +1,7 @@
-"""How many replicas a service has: what `--replicas 2..8 --target-qps 2 --spot` become, and what is refused.
+"""Makes the `replica_policy:` of a service from `--replicas 2..8 --target-qps 2 --spot`, and checks it. Pure.
 
-Pure: dictionaries in, dictionaries out. What is refused here is taken by SkyPilot 0.14.1 (or half-taken) and
-then does something else than its words say; each reason is shown on SkyPilot's own classes by
-``tests/deploy/test_replica_policy.py``.
+SkyPilot 0.14.1 accepts the policies that are refused here, and then does something other than they say;
+``tests/deploy/test_replica_policy.py`` shows each reason on SkyPilot's own classes.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from pixtral_sky.errors import UsageError
 
 KEY = "PIXTRAL_API_KEY"
 START_SECONDS = 600  # of a replica: docs/autoscaling.md
-ON_DEMAND = 1  # of the replicas on spot, so many are not: one that is never taken away
+ON_DEMAND = 1  # replicas of a spot service that are on demand, so that no cloud takes them away
 
 
 def replicas(text: str) -> tuple[int, int]:
-    """``2..8``, or ``3`` for as many at all times. Raises UsageError."""
+    """The fewest and the most replicas of ``2..8``, or of ``3`` for a fixed number. Raises UsageError."""
     if not (found := re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", text.strip(), re.ASCII)):
         raise UsageError(
             f"{text!r} is no number of replicas.", "For example: --replicas 2..8, or --replicas 3"
@@ -30,9 +29,9 @@ def replicas(text: str) -> tuple[int, int]:
 
 
 def policy(minimum: int, maximum: int, target_qps: float | None = None, spot: bool = False) -> dict[str, Any]:
-    """The ``replica_policy`` of so many replicas; ``target_qps`` are the queries per second that each gets.
+    """The ``replica_policy`` of ``minimum`` to ``maximum`` replicas that get ``target_qps`` queries/s each.
 
-    ``spot``: on spare machines, and on ordinary ones as long as those are missing. Raises UsageError.
+    With ``spot``, on-demand machines stand in while spot ones are missing. Raises UsageError.
     """
     made: dict[str, Any] = {"min_replicas": minimum, "max_replicas": maximum}
     if target_qps is not None:
@@ -45,10 +44,7 @@ def policy(minimum: int, maximum: int, target_qps: float | None = None, spot: bo
 
 
 def scaled(config: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a service file with another ``policy``, on spot machines when that has them.
-
-    What the policy does not say stays as it is in the file: its delays, and its target.
-    """
+    """A copy of a service file with the values of ``policy``, on spot machines where it uses them."""
     made = copy.deepcopy(dict(config))
     service = made["service"]
     service["replica_policy"] = {**(service.get("replica_policy") or {}), **policy}
@@ -63,7 +59,7 @@ def scaled(config: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, An
 def with_replicas(
     config: Mapping[str, Any], wanted: str | None, target_qps: float | None, spot: bool
 ) -> Mapping[str, Any]:
-    """A service file with as many replicas as are ``wanted``, as for --replicas; else as it is."""
+    """A service file with the replicas that --replicas, --target-qps and --spot ask for."""
     section = config.get("service")
     if not isinstance(section, dict) or not (wanted or target_qps is not None or spot):
         return config
@@ -78,9 +74,9 @@ def with_replicas(
 
 
 def check(config: Mapping[str, Any], key: str) -> list[str]:
-    """What a person must know of a service file before it costs money; ``key`` is what it will be given.
+    """Warnings about a service file; ``key`` is the key that the service will get.
 
-    Raises UsageError for what would not do what it says.
+    Raises UsageError for a file that would not do what it says.
     """
     service = config.get("service")
     if not isinstance(service, dict):
@@ -89,7 +85,7 @@ def check(config: Mapping[str, Any], key: str) -> list[str]:
         )
     secrets = config.get("secrets") or {}
     if not key and not secrets.get(KEY):
-        # Empty, each replica ends in its setup; null, the probe sends the literal $PIXTRAL_API_KEY as well.
+        # With an empty key each replica ends in its setup; with null the probe sends "$PIXTRAL_API_KEY".
         raise UsageError(
             f"A service needs a key: without {KEY} no replica of it is ever ready.",
             f"Run: export {KEY}=$(openssl rand -hex 32)",
@@ -113,7 +109,7 @@ def check(config: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _policy(service: Mapping[str, Any]) -> Any:
-    """The policy of a file's `service:`; SkyPilot's short form is as many at all times."""
+    """The policy of a file's `service:`; SkyPilot's short form is a fixed number."""
     return service.get("replica_policy") or {"min_replicas": service.get("replicas", 1)}
 
 
@@ -135,7 +131,7 @@ def _check_policy(policy: Mapping[str, Any]) -> None:
             continue
         number = isinstance(qps, (int, float)) and not isinstance(qps, bool)
         if not number or not math.isfinite(qps) or qps <= 0:
-            # At 0 the autoscaler divides by it: it fails each time it decides, and launches nothing at all.
+            # The autoscaler divides by it: at 0 it fails at each decision, and launches nothing.
             raise UsageError(f"The queries per second of a replica are a number above 0, not {qps}.")
     if isinstance(target, dict):
         if hyphened := [gpu for gpu in target if "-" in str(gpu)]:
@@ -145,8 +141,8 @@ def _check_policy(policy: Mapping[str, Any]) -> None:
             )
         if minimum == 0:
             raise UsageError(
-                "With a target_qps_per_replica per GPU, a service with no replica never gets one: what is to"
-                " come is computed from those that are there.",
+                "With a target_qps_per_replica per GPU, a service with no replica never gets one: SkyServe"
+                " computes the number from the GPUs of the running replicas.",
                 "Give one number for all GPUs, or --replicas 1..8",
             )
     if (more := _whole(policy, "num_overprovision", 0)) > 0:
@@ -195,7 +191,7 @@ def _whole(policy: Mapping[str, Any], name: str, otherwise: int) -> int:
 
 
 def _resources(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each mapping in ``resources:``, those in its lists of candidates too."""
+    """Each mapping in ``resources:``, and in its lists of candidates."""
     resources = config.get("resources")
     if isinstance(resources, dict):
         yield resources

@@ -1,7 +1,7 @@
-"""Is everything there that a launch needs, and does what was launched do what it promises?
+"""Checks what a launch needs, and whether a running deployment works.
 
-The checks run one after another, each when its result is asked for. They change nothing, but that SkyPilot's
-local server is started where none runs, and that a picture counts as use: an idle server lives longer.
+Each check runs when its result is asked for. The checks start SkyPilot's local server where none runs, and
+their picture restarts the idle clock of a deployment; they change nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +27,7 @@ from pixtral_sky import __version__, extras
 from pixtral_sky.client.client import Client
 from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.client.messages import messages
-from pixtral_sky.deploy import candidates, huggingface, store, task
-from pixtral_sky.deploy import skypilot as sdk
+from pixtral_sky.deploy import candidates, huggingface, skypilot, store, task
 from pixtral_sky.deploy.resolve import check_key, find
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, Unauthorized, Unreachable
 from pixtral_sky.text import printable
@@ -38,13 +37,13 @@ MARKS: dict[State, str] = {"ok": "ok", "failed": "FAIL", "unchecked": "?", "abse
 
 QUESTION = "What is this?"
 ANSWER_TOKENS = 8
-WAIT_SECONDS = 10.0  # for an answer that needs no thinking
-PICTURE_SECONDS = 120.0  # for one about a picture, which may be the first since the server was started
+WAIT_SECONDS = 10.0  # for a response without inference
+PICTURE_SECONDS = 120.0  # for an answer about a picture, which may be the server's first
 
 
 @dataclass(frozen=True)
 class Check:
-    """The result for one ``subject``; ``hint`` is what mends it. It holds no secret."""
+    """The result for one ``subject``; ``hint`` says what mends it. It holds no secret."""
 
     state: State
     subject: str
@@ -56,9 +55,9 @@ class Check:
 
 
 def examine(name: str | None = None, file: Path | None = None) -> Iterator[Check]:
-    """Check the task ``file`` (without one, the shipped file) and the endpoint that ``resolve.find`` finds.
+    """Check the task ``file`` (or the shipped one) and the endpoint that ``resolve.find`` finds.
 
-    What goes wrong in a check is its result, and is not raised.
+    An error in a check is its result, and is not raised.
     """
     return _Examination(name, file).run()
 
@@ -66,18 +65,22 @@ def examine(name: str | None = None, file: Path | None = None) -> Iterator[Check
 class _Unchecked(PixtralSkyError):
     """The check could not be made."""
 
+    state: State = "unchecked"
+
 
 class _Absent(PixtralSkyError):
-    """There is nothing yet that could be checked."""
+    """There is nothing to check yet."""
+
+    state: State = "absent"
 
 
 class _Examination:
-    """Each check is a method: it returns what is well, or raises what is not. Empty: no line is shown."""
+    """Each check is a method that returns what is well, or raises what is not; an empty text is not shown."""
 
     the_task: task.Task
     endpoint: Endpoint
-    launch = "pixtral-sky launch"  # the command that launches it
-    resources: Any = None  # of the task file, as it stands
+    launch = "pixtral-sky launch"  # the command that launches the task file
+    resources: Any = None  # of the task file
     enabled: Sequence[str] = ()
 
     def __init__(self, name: str | None, file: Path | None) -> None:
@@ -87,12 +90,12 @@ class _Examination:
         self.secrets = {os.environ.get(each, "") for each in names}
 
     def run(self) -> Iterator[Check]:
-        # The subject, its check, and the subjects that it builds on.
+        # The subject, its check, and the subjects that it depends on.
         steps: tuple[tuple[str, Callable[[], str], tuple[str, ...]], ...] = (
             ("pixtral-sky", self.versions, ()),
             ("task file", self.task_file, ()),
             ("SkyPilot", self.skypilot, ()),
-            ("SkyPilot server", sdk.server, ("SkyPilot",)),
+            ("SkyPilot server", skypilot.server, ("SkyPilot",)),
             ("SkyPilot infra", self.infra, ("SkyPilot server",)),
             ("Azure", self.azure, ()),
             ("SkyPilot task", self.sky_task, ("SkyPilot", "task file")),
@@ -120,20 +123,19 @@ class _Examination:
                 yield check
 
     def tried(self, subject: str, step: Callable[[], str]) -> Check:
-        result: State = "ok"
+        state: State = "ok"
         text, hint = "", ""
         try:
             text = step()
         except PixtralSkyError as error:
-            kinds: dict[type, State] = {_Unchecked: "unchecked", _Absent: "absent"}
-            result = kinds.get(type(error), "failed")
+            state = getattr(error, "state", "failed")
             text, hint = error.what, error.hint
-        except (Exception, SystemExit) as error:  # SystemExit: a library that takes itself for a program
-            result, text = "failed", f"{type(error).__name__}: {error}".rstrip(".: ") + "."
-        return Check(result, subject, self.clean(text), self.clean(hint))
+        except (Exception, SystemExit) as error:  # SystemExit: SkyPilot's libraries may exit
+            state, text = "failed", f"{type(error).__name__}: {error}".rstrip(".: ") + "."
+        return Check(state, subject, self.clean(text), self.clean(hint))
 
     def clean(self, text: str) -> str:
-        """``text`` in one line and without secrets: other programs' words are in it."""
+        """``text`` in one line and without secrets: it may quote other programs."""
         # A shorter value is no secret, and may be part of any word.
         for secret in filter(lambda each: len(each) >= 6, self.secrets):
             text = text.replace(secret, "***")
@@ -156,7 +158,7 @@ class _Examination:
         return f"{self.the_task.path}, with vLLM {self.the_task.vllm_version}"
 
     def skypilot(self) -> str:
-        version, made_for = sdk.installed(), extras.skypilot()
+        version, made_for = skypilot.installed(), extras.skypilot()
         if not version:
             raise PixtralSkyError(
                 "It is not installed; a launch needs it.", f"Run: {extras.install_skypilot()}"
@@ -164,14 +166,16 @@ class _Examination:
         return version if made_for in ("", version) else f"{version}; {made_for} is what was tested"
 
     def infra(self) -> str:
-        self.enabled = sdk.enabled()
+        self.enabled = skypilot.enabled()
         if not self.enabled:
             raise PixtralSkyError("No cloud, Kubernetes or Slurm is enabled.", "Run: sky check")
         return ", ".join(self.enabled)
 
     def azure(self) -> str:
-        """Where Azure is enabled: setup would find its old driver only when the machine is paid for."""
-        if "azure" not in self.enabled or not _on_azures_default_image(self.resources):
+        """Only where Azure is enabled: setup would find its old driver after the machine costs money."""
+        if "azure" not in self.enabled or not any(
+            map(_on_azures_default_image, candidates.alternatives(self.resources))
+        ):
             return ""
         others = len(self.enabled) > 1
         raise (_Unchecked if others else PixtralSkyError)(
@@ -180,7 +184,7 @@ class _Examination:
         )
 
     def sky_task(self) -> str:
-        sdk.check_file(self.file)
+        skypilot.check_file(self.file)
         return "SkyPilot takes the task file"
 
     def gpus(self) -> str:
@@ -258,7 +262,7 @@ class _Examination:
         began = time.monotonic()
         if self.endpoint.tunnel:
             self.endpoint.tunnel.open()
-        # Baseten's gateway has no route that is open to all.
+        # Baseten's gateway has no public route.
         key = {"Authorization": self.endpoint.authorization} if self.endpoint.is_baseten else None
         status = self.status("GET", "/health", key)
         if status != 200:
@@ -287,7 +291,7 @@ class _Examination:
             ("POST", "/v1/chat/completions"),
         ):
             status = self.status(method, path)
-            # A route that is missing (404) is closed as well, but the list of models is never missing.
+            # A missing route (404) is shut too, but the list of models is never missing.
             if status != 401 and not (status == 404 and method == "POST"):
                 raise self.not_shut(f"{method} {path} answers {status} without a key, not 401", status)
         status = self.status("GET", "/v1/models", {"Authorization": f"Bearer {secrets.token_hex(32)}"})
@@ -296,24 +300,22 @@ class _Examination:
         return "shut to all without the key"
 
     def local_gateway(self) -> str:
-        """Without a key, this machine alone can use it, and no page in a browser can."""
-        for method, path, headers in (
-            ("GET", "/v1/models", {"Host": "pixtral.invalid"}),
-            ("POST", "/invocations", {}),
-        ):
-            status = self.status(method, path, headers)
-            if status not in (401, 404):
-                raise PixtralSkyError(
-                    f"{method} {path} answers {status} to a request that is not for localhost: a web page in "
-                    "a browser here can use it."
-                    if headers
-                    else f"{method} {path} answers {status}: the gateway is not before it.",
-                    "Launch it again with the pixtral.yaml of this version.",
-                )
+        """Without a key, only this machine can use the endpoint, and no page in a browser can."""
+        hint = "Launch it again with the pixtral.yaml of this version."
+        status = self.status("GET", "/v1/models", {"Host": "pixtral.invalid"})
+        if status not in (401, 404):
+            raise PixtralSkyError(
+                f"GET /v1/models answers {status} to a request that is not for localhost: a web page in a "
+                "browser here can use it.",
+                hint,
+            )
+        status = self.status("POST", "/invocations")
+        if status not in (401, 404):
+            raise PixtralSkyError(f"POST /invocations answers {status}: the gateway is not before it.", hint)
         return "no key: it is closed only by listening on 127.0.0.1, to all but the users of its machine"
 
     def not_shut(self, what: str, status: int) -> PixtralSkyError:
-        # These statuses come after the request was read: a better request would get an answer.
+        # A server with these statuses has read the request: a valid one would get an answer.
         let_in = status < 300 or status in (400, 405, 413, 415, 422)
         meaning = "anyone can use it" if let_in else "nobody knows whether it is shut"
         return PixtralSkyError(
@@ -344,7 +346,7 @@ class _Examination:
         )
 
     def status(self, method: str, path: str, headers: dict[str, str] | None = None) -> int:
-        """The status of an answer to a request without the key. Raises EndpointError without an answer."""
+        """The status of a response to a request without the key. Raises EndpointError without a response."""
         url = self.endpoint.url
         try:
             with (
@@ -357,9 +359,9 @@ class _Examination:
                 http.stream(method, url + path, json={} if method == "POST" else None) as answer,
             ):
                 return answer.status_code
-        # The others are about this environment: SSL_CERT_FILE names no file, a proxy's address is wrong.
+        # Errors that are not httpx's: SSL_CERT_FILE names no file, the address of a proxy is wrong.
         except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, ValueError) as error:
-            # The client's own error says what that means. Where it gets an answer, only this request failed.
+            # The client explains the error. Where it gets a response, only this request failed.
             with (
                 Client(replace(self.endpoint, key=""), budget=0, read_timeout=WAIT_SECONDS) as client,
                 contextlib.suppress(Unauthorized),
@@ -372,15 +374,8 @@ def _is_this_machine(url: str) -> bool:
     return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
-def _on_azures_default_image(resources: Any) -> bool:
-    """Whether a file's ``resources:`` let SkyPilot take a machine of Azure, with its own image for it."""
-    given = resources if isinstance(resources, dict) else {}
-    for each in given.get("any_of") or given.get("ordered") or [{}]:
-        wanted = {**given, **(each if isinstance(each, dict) else {})}
-        place = str(wanted.get("infra") or wanted.get("cloud") or "azure").lower()
-        # A container's image is on that of the machine.
-        if place.partition("/")[0] == "azure" and str(wanted.get("image_id") or "docker:").startswith(
-            "docker:"
-        ):
-            return True
-    return False
+def _on_azures_default_image(resources: Mapping[str, Any]) -> bool:
+    """Whether ``resources`` let SkyPilot take a machine of Azure with SkyPilot's own image."""
+    cloud = str(resources.get("infra") or resources.get("cloud") or "azure").lower().partition("/")[0]
+    image = str(resources.get("image_id") or "docker:")  # a container runs on the machine's own image
+    return cloud == "azure" and image.startswith("docker:")

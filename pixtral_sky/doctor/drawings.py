@@ -1,13 +1,12 @@
-"""The pictures of the check of answers. What they show is in the constants: the right answers are there.
+"""Draws the pictures of the check of answers. The constants are what the pictures show.
 
-Each is drawn anew, without chance, in the font that Pillow brings, and is at most 1024 pixels a side: the
-model sees it as it is.
+A picture is the same each time, in Pillow's own font, and has at most 1024 pixels a side: the model sees it
+unscaled.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -16,7 +15,7 @@ PALETTE = {"blue": "#1d5fc4", "orange": "#f08c1a", "red": "#d62828", "green": "#
 
 SIGN = 7394
 COLOURS = {"circle": "blue", "triangle": "red", "square": "green"}
-# Where the middles are, in pixels.
+# Their centres, in pixels.
 STARS = ((110, 120), (330, 95), (545, 200), (190, 360), (470, 390))
 DOTS = ((215, 225), (420, 270), (335, 430))
 DEPARTURE, PIER = "6:45", 9
@@ -63,10 +62,10 @@ def sign() -> Image.Image:
 
 
 def colours() -> Image.Image:
-    """A circle, a triangle and a square beside each other, each of another colour."""
+    """Shapes side by side, each in its own colour."""
     image, draw = _canvas(720, 320)
     for number, (shape, colour) in enumerate(COLOURS.items()):
-        SHAPES[shape](draw, 130 + 230 * number, 160, 80, PALETTE[colour])
+        _shape(draw, shape, 130 + 230 * number, 160, 80, PALETTE[colour])
     return image
 
 
@@ -74,9 +73,9 @@ def stars() -> Image.Image:
     """Stars, and fewer dots between them."""
     image, draw = _canvas(640, 500)
     for x, y in STARS:
-        _star(draw, x, y, 55, PALETTE["orange"])
+        _shape(draw, "star", x, y, 55, PALETTE["orange"])
     for x, y in DOTS:
-        _circle(draw, x, y, 30, PALETTE["blue"])
+        _shape(draw, "circle", x, y, 30, PALETTE["blue"])
     return image
 
 
@@ -107,16 +106,9 @@ def chart() -> Image.Image:
     for number, (city, value) in enumerate(BARS.items()):
         middle = left + (number + 0.5) * step
         draw.rectangle((middle - 40, height(value), middle + 40, bottom - 2), PALETTE["blue"])
+        above = (middle, height(value) - 10)
         # The rim keeps the number off the lines of the grid.
-        draw.text(
-            (middle, height(value) - 10),
-            str(value),
-            INK,
-            _font(24),
-            "ms",
-            stroke_width=4,
-            stroke_fill="white",
-        )
+        draw.text(above, str(value), INK, _font(24), "ms", stroke_width=4, stroke_fill="white")
         draw.text((middle, bottom + 36), city, INK, _font(26), anchor="ms")
     return image
 
@@ -156,13 +148,13 @@ def corners() -> Image.Image:
     image, draw = _canvas(600, 600)
     for place, shape in CORNERS.items():
         x, y = 130 if "left" in place else 470, 130 if "top" in place else 470
-        SHAPES[shape](draw, x, y, 75, INK)
+        _shape(draw, shape, x, y, 75, INK)
     draw.rectangle((10, 10, 589, 589), None, LINE, 3)
     return image
 
 
 def table() -> Image.Image:
-    """Numbers by city and year."""
+    """Visitors by city and year."""
     image, draw = _canvas(900, 480)
     draw.text((50, 35), "Visitors of the museum", INK, _font(36))
     draw.rectangle((50, 105, 850, 165), "#e4e7eb")
@@ -178,18 +170,17 @@ def table() -> Image.Image:
     return image
 
 
-def row_of_shapes() -> Image.Image:
-    """Shapes in a row."""
-    return _row(ROW)
-
-
-def row_with_a_gap() -> Image.Image:
-    """The same row, and nothing where MISSING was."""
-    return _row(tuple("" if shape == MISSING else shape for shape in ROW))
+def row(missing: str = "") -> Image.Image:
+    """The shapes of ROW, and a gap where one is ``missing``."""
+    image, draw = _canvas(900, 300)
+    for number, (shape, colour) in enumerate(zip(ROW, PALETTE.values(), strict=True)):
+        if shape != missing:
+            _shape(draw, shape, 120 + 220 * number, 150, 75, colour)
+    return image
 
 
 def menu() -> Image.Image:
-    """What is sold, and for how much."""
+    """Goods and their prices."""
     image, draw = _canvas(600, 520, "#fdf6e3")
     draw.text((300, 75), "CAFE AURORA", INK, _font(48), anchor="mm")
     draw.line((70, 125, 530, 125), GRAY, 3)
@@ -197,15 +188,6 @@ def menu() -> Image.Image:
         y = 190 + 80 * number
         draw.text((70, y), what, INK, _font(38), anchor="lm")
         draw.text((530, y), f"${money(cents)}", INK, _font(38), anchor="rm")
-    return image
-
-
-def _row(shapes: tuple[str, ...]) -> Image.Image:
-    colours = dict(zip(ROW, PALETTE.values(), strict=True))
-    image, draw = _canvas(900, 300)
-    for number, shape in enumerate(shapes):
-        if shape:
-            SHAPES[shape](draw, 120 + 220 * number, 150, 75, colours[shape])
     return image
 
 
@@ -218,29 +200,15 @@ def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-# A shape around (x, y): how far it goes, and its colour.
-_Shape = Callable[[ImageDraw.ImageDraw, float, float, float, str], None]
-
-
-def _circle(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colour: str) -> None:
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
-
-
-def _square(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colour: str) -> None:
-    draw.rectangle((x - radius, y - radius, x + radius, y + radius), colour)
-
-
-def _triangle(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colour: str) -> None:
-    draw.polygon(((x, y - radius), (x - radius, y + radius), (x + radius, y + radius)), colour)
-
-
-def _star(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colour: str) -> None:
-    """A star of five points; the corners between them are 0.382 as far out, as in a pentagram."""
-    points = []
-    for number in range(10):
-        angle, far = math.pi * number / 5, radius * (0.382 if number % 2 else 1)
-        points.append((x + far * math.sin(angle), y - far * math.cos(angle)))
-    draw.polygon(points, colour)
-
-
-SHAPES: dict[str, _Shape] = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star}
+def _shape(draw: ImageDraw.ImageDraw, name: str, x: float, y: float, radius: float, colour: str) -> None:
+    """Draw a shape around (x, y)."""
+    if name == "circle":
+        draw.circle((x, y), radius, colour)
+    elif name == "square":
+        draw.rectangle((x - radius, y - radius, x + radius, y + radius), colour)
+    elif name == "triangle":
+        draw.polygon(((x, y - radius), (x - radius, y + radius), (x + radius, y + radius)), colour)
+    else:
+        # A star of five points; the corners between them are 0.382 as far out, as in a pentagram.
+        corners = [(math.pi * number / 5, radius * (0.382 if number % 2 else 1)) for number in range(10)]
+        draw.polygon([(x + far * math.sin(at), y - far * math.cos(at)) for at, far in corners], colour)

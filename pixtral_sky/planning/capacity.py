@@ -1,13 +1,13 @@
-"""How many replicas SkyServe would run under a load, and how many requests would meet too few of them.
+"""Simulates how many replicas SkyServe runs under a load, and how many requests meet too few of them.
 
-The decisions are those of SkyPilot's own class (``sky.serve.autoscalers``, skypilot 0.14.1), made under a
-fake clock about replicas that exist only here. Nothing asks the API server or the network.
+SkyPilot's own class (``sky.serve.autoscalers``, skypilot 0.14.1) decides under a fake clock, about replicas
+that exist only here. Nothing asks the API server or the network.
 
-As in SkyServe, the balancer counts every request, and tells the controller every 20 seconds; then it also
-hears which replicas are ready. The controller decides every 20 seconds, every 5 while it wants no replica. A
+As in SkyServe, the balancer counts every request. Every 20 seconds it reports to the controller, and hears
+which replicas are ready. The controller decides every 20 seconds, every 5 while it wants no replica. A
 replica that is sent away gets no more requests, and costs money for 120 seconds more.
 
-Not in it: requests that are tried again, machines that nobody has, replicas that fail.
+Not simulated: requests that are tried again, machines that no cloud has, replicas that fail.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ BURST = 10.0
 
 @dataclass(frozen=True)
 class Moment:
-    """How things are from ``time`` on (seconds), until the next moment."""
+    """The state from ``time`` until the next moment."""
 
-    time: float
+    time: float  # seconds
     target: int  # replicas that the autoscaler wants
     paid: int  # replicas that cost money: starting, ready and leaving
     ready: int  # replicas that the balancer sends requests to
@@ -52,18 +52,13 @@ class Decision:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a load has met.
-
-    ``too_few`` requests came when all ready replicas were busy, and some of them, ``unanswered``, when none
-    was ready (the balancer answers those with 503). All others were carried. Moments and decisions of a
-    warm-up have times below 0; it is in no number.
-    """
+    """The result of a simulation. A warm-up counts in no number; its moments have times below 0."""
 
     moments: tuple[Moment, ...]
     decisions: tuple[Decision, ...]
     requests: int
-    too_few: int
-    unanswered: int
+    too_few: int  # of the requests: they came when all ready replicas were busy
+    unanswered: int  # of those: they came when no replica was ready, and the balancer answered 503
     replica_hours: float
 
     @property
@@ -77,11 +72,7 @@ class Outcome:
 
 
 def spec(service: Mapping[str, Any]) -> Any:
-    """The ``service:`` section of a task file as SkyPilot's own SkyServiceSpec.
-
-    Raises UsageError, also for a target_qps_per_replica per kind of GPU: what comes of it depends on which
-    GPUs are found.
-    """
+    """The ``service:`` section of a task file as SkyPilot's own SkyServiceSpec. Raises UsageError."""
     with skypilot.sky_sdk(silent=True):
         from sky.serve import service_spec
 
@@ -116,49 +107,32 @@ def simulate(
     are simulated, and not counted.
     """
     with skypilot.sky_sdk(silent=True):
-        from sky.serve import autoscalers, constants
+        from sky.serve import autoscalers
 
-    now, reported = 0.0 - warmup, 0
-    next_sync, next_decision = now + FIRST_SYNC, now
+    now = 0.0 - warmup
     fleet, requests = _Fleet(), _Requests(arrivals, carries, now)
     for _ in range(spec.min_replicas if ready is None else ready):
         fleet.launch(now, now, spot=False)
-    fleet.until(now)
+    fleet.advance(now)
     fleet.tell_balancer()
-    decisions: list[Decision] = []
     moments: list[Moment] = []
     with _fake_clock(autoscalers, lambda: now):
-        autoscaler: Any = autoscalers.Autoscaler.from_spec("pixtral", spec)
+        controller = _Controller(spec, fleet, requests, startup, now)
         while True:
             begins = 0.0 if now < 0 else math.inf
-            now = min(next_sync, next_decision, fleet.next_change(now), begins)
-            requests.until(min(now, seconds), fleet.serving())
+            now = min(controller.next_sync, controller.next_decision, fleet.next_change(now), begins)
+            requests.advance(min(now, seconds), fleet.serving())
             if now >= seconds:
                 break
-            fleet.until(now)
-            if now >= next_sync:
-                told = list(arrivals[reported : requests.came])
-                autoscaler.collect_request_information({"timestamps": told})
-                reported = requests.came
-                fleet.tell_balancer()
-                next_sync = now + constants.LB_CONTROLLER_SYNC_INTERVAL_SECONDS
-            if now >= next_decision:
-                infos = fleet.alive()
-                for each in autoscaler.generate_scaling_decisions(infos, [constants.INITIAL_VERSION]):
-                    up = each.operator == autoscalers.AutoscalerDecisionOperator.SCALE_UP
-                    if up:
-                        spot = bool((each.target or {}).get("use_spot"))
-                        replica = fleet.launch(now, now + startup, spot)
-                    else:
-                        replica = fleet.every[each.target - 1]
-                        replica.until = now + DRAIN
-                    decisions.append(Decision(now, up, replica.replica_id))
-                next_decision = now + autoscaler.get_decision_interval()
-            target = autoscaler.get_final_target_num_replicas()
-            moments.append(Moment(now, target, len(fleet.paid), fleet.serving()))
+            fleet.advance(now)
+            if now >= controller.next_sync:
+                controller.sync(now)
+            if now >= controller.next_decision:
+                controller.decide(now)
+            moments.append(Moment(now, controller.target(), len(fleet.paid), fleet.serving()))
     return Outcome(
         tuple(moments),
-        tuple(decisions),
+        tuple(controller.decisions),
         requests.counted,
         requests.too_few,
         requests.unanswered,
@@ -167,32 +141,29 @@ def simulate(
 
 
 def enough(arrivals: Sequence[float], seconds: float, carries: float, share: float) -> int:
-    """The fewest replicas, ready at all times, where no more than this ``share`` of requests meet too few."""
+    """The fewest replicas, ready at all times, so that at most this ``share`` of requests meets too few."""
 
     def are_enough(ready: int) -> bool:
         requests = _Requests(arrivals, carries, min([0.0, *arrivals[:1]]))
-        requests.until(seconds, ready)
+        requests.advance(seconds, ready)
         return requests.too_few <= share * requests.counted
 
-    low, high = 0, 1  # the first are too few
+    high = 1
     while not are_enough(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if are_enough(middle) else (middle, high)
-    return high
+        high *= 2
+    return bisect_left(range(high), True, lo=high // 2 + 1, key=are_enough)
 
 
 @dataclass(eq=False)
 class _Replica:
-    """A replica, with what the autoscaler looks at: this much of SkyServe's own ReplicaInfo."""
+    """A replica with what the autoscaler reads of SkyServe's own ReplicaInfo."""
 
     replica_id: int
     is_spot: bool
     since: float
     ready_at: float
-    status: Any  # a ReplicaStatus; `is_ready` is kept beside it, as it is looked at often
-    until: float = math.inf  # when it stops to cost money
+    status: Any  # a ReplicaStatus; `is_ready` stands beside it because it is read often
+    until: float = math.inf  # when it stops costing money
     version: int = 1
     cluster_name: str = ""
     is_terminal: bool = False
@@ -209,7 +180,7 @@ class _Replica:
 
 @dataclass
 class _Fleet:
-    """Replicas: all there ever were (``every``), and of these what costs money now (``paid``)."""
+    """All replicas ever launched (``every``), and those that cost money now (``paid``)."""
 
     every: list[_Replica] = field(default_factory=list)
     paid: list[_Replica] = field(default_factory=list)
@@ -223,7 +194,7 @@ class _Fleet:
         return replica
 
     def alive(self) -> list[_Replica]:
-        """Those that the autoscaler has: none that it has sent away."""
+        """The replicas that the autoscaler has not sent away."""
         return [each for each in self.paid if each.until == math.inf]
 
     def next_change(self, now: float) -> float:
@@ -232,7 +203,7 @@ class _Fleet:
             default=math.inf,
         )
 
-    def until(self, now: float) -> None:
+    def advance(self, now: float) -> None:
         self.paid = [each for each in self.paid if each.until > now]
         for replica in self.paid:
             if replica.ready_at <= now and not replica.is_ready:
@@ -255,16 +226,16 @@ class _Requests:
 
     def __init__(self, arrivals: Sequence[float], carries: float, begin: float) -> None:
         self.arrivals, self.carries = arrivals, carries
-        self.came = self.too_few = self.unanswered = 0
-        self.early = bisect_left(arrivals, 0.0)  # so many belong to a warm-up
+        self.came = self.reported = self.too_few = self.unanswered = 0
+        self.early = bisect_left(arrivals, 0.0)  # the number that belongs to a warm-up
         self.room, self.last = math.inf, begin  # a service that is up is not busy at first
 
     @property
     def counted(self) -> int:
         return max(self.came - self.early, 0)
 
-    def until(self, time: float, ready: int) -> None:
-        """All that arrive up to ``time``, while so many replicas are ready."""
+    def advance(self, time: float, ready: int) -> None:
+        """Take all requests up to ``time``, while ``ready`` replicas serve."""
         rate = ready * self.carries
         most = max(1.0, rate * BURST)
         room, last = self.room, self.last
@@ -281,10 +252,53 @@ class _Requests:
         self.unanswered += 0 if ready else self.counted - before
         self.room, self.last = min(most, room + (time - last) * rate), time
 
+    def report(self) -> list[float]:
+        """The arrivals since the last report."""
+        new = list(self.arrivals[self.reported : self.came])
+        self.reported = self.came
+        return new
+
+
+class _Controller:
+    """SkyServe's controller: it hears from the balancer, and lets the autoscaler decide."""
+
+    def __init__(self, spec: Any, fleet: _Fleet, requests: _Requests, startup: float, now: float) -> None:
+        from sky.serve import autoscalers
+
+        self.autoscaler: Any = autoscalers.Autoscaler.from_spec("pixtral", spec)
+        self.fleet, self.requests, self.startup = fleet, requests, startup
+        self.next_sync, self.next_decision = now + FIRST_SYNC, now
+        self.decisions: list[Decision] = []
+
+    def target(self) -> int:
+        return int(self.autoscaler.get_final_target_num_replicas())
+
+    def sync(self, now: float) -> None:
+        from sky.serve.constants import LB_CONTROLLER_SYNC_INTERVAL_SECONDS
+
+        self.autoscaler.collect_request_information({"timestamps": self.requests.report()})
+        self.fleet.tell_balancer()
+        self.next_sync = now + LB_CONTROLLER_SYNC_INTERVAL_SECONDS
+
+    def decide(self, now: float) -> None:
+        from sky.serve.autoscalers import AutoscalerDecisionOperator
+        from sky.serve.constants import INITIAL_VERSION
+
+        for each in self.autoscaler.generate_scaling_decisions(self.fleet.alive(), [INITIAL_VERSION]):
+            up = each.operator == AutoscalerDecisionOperator.SCALE_UP
+            if up:
+                spot = bool((each.target or {}).get("use_spot"))
+                replica = self.fleet.launch(now, now + self.startup, spot)
+            else:
+                replica = self.fleet.every[each.target - 1]
+                replica.until = now + DRAIN
+            self.decisions.append(Decision(now, up, replica.replica_id))
+        self.next_decision = now + self.autoscaler.get_decision_interval()
+
 
 @contextmanager
 def _fake_clock(autoscalers: Any, clock: Callable[[], float]) -> Iterator[None]:
-    """SkyPilot's module ``autoscalers`` with a fake clock, and silent: it logs every number that it sees."""
+    """Give SkyPilot's module ``autoscalers`` a fake clock, and silence its many log lines."""
     logger = logging.getLogger(autoscalers.__name__)
     time, level = autoscalers.time, logger.level
     autoscalers.time = SimpleNamespace(time=clock)

@@ -1,4 +1,4 @@
-"""Draws plans and comparisons of replica policies. matplotlib is imported when it draws."""
+"""Draws plans and comparisons of replica policies. Only drawing imports matplotlib."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pixtral_sky.deploy.prices import Offer
 from pixtral_sky.errors import UsageError
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from pixtral_sky.planning.policies import Result, Terms
 
 FORMATS = (".png", ".svg", ".pdf")
-MOST = 12  # rows of a picture that can be read
+MOST = 12  # rows of a readable picture
 BLUE, DARK, GOLD = "#8fb4d8", "#22303c", "#e08e1b"
 
 
 def check(path: Path) -> None:
-    """Whether it can be drawn there, without the second that matplotlib's import takes. Raises UsageError."""
+    """Raise UsageError where ``path`` cannot be drawn. matplotlib is not imported, which takes a second."""
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{path} is no name of a picture that can be drawn.", "For example: --plot plan.png")
     if not path.parent.is_dir():
@@ -36,7 +36,7 @@ def _quieten() -> None:
 
 
 def draw_plan(path: Path, plan: Plan, offers: Sequence[Offer]) -> None:
-    """The best MOST of a plan in its order, with the range of their cost on demand and on spot."""
+    """Draw the best MOST of a plan in its order, with their cost on demand and on spot, as ranges."""
     _quieten()
     from matplotlib.figure import Figure
 
@@ -59,15 +59,8 @@ def draw_plan(path: Path, plan: Plan, offers: Sequence[Offer]) -> None:
         axes.scatter(highs, heights, color=colour, s=36, zorder=3, label=name)
         for each, height in zip(shown, heights, strict=True):
             words = f"${usd(each.cost.high)}" + ", measured" * each.machine.measured
-            axes.annotate(
-                words,
-                (each.cost.high, height),
-                (6, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                color=colour,
-            )
+            look: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+            axes.annotate(words, (each.cost.high, height), (6, 0), color=colour, **look)
     for row in range(0, len(rows), 2):
         axes.axhspan(row - 0.5, row + 0.5, color="#f5f6f8", zorder=0)
     axes.set_yticks(list(rows.values()), ["  ".join(who) for who in rows])
@@ -76,8 +69,7 @@ def draw_plan(path: Path, plan: Plan, offers: Sequence[Offer]) -> None:
     axes.xaxis.set_major_formatter("${x:.2f}")
     axes.grid(axis="x", color="#d9dce1", linewidth=0.8, zorder=1)
     axes.tick_params(axis="y", length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_xlabel(
         "for 1,000 pictures, on machines with their disks; dot: the safe end of the estimate, bar: its range",
         fontsize=9,
@@ -97,10 +89,7 @@ def _who(option: Option) -> tuple[str, str, str]:
 
 
 def draw_capacity(path: Path, shown: Sequence[Result], terms: Terms, title: str) -> None:
-    """Draw what each policy costs, and how many requests met too few, as bars from 0.
-
-    Raises OSError.
-    """
+    """Draw as bars what each policy costs, and how many requests met too few replicas. Raises OSError."""
     _quieten()
     from matplotlib.figure import Figure
 
@@ -108,9 +97,7 @@ def draw_capacity(path: Path, shown: Sequence[Result], terms: Terms, title: str)
 
     colours = [GOLD if each.cheapest else DARK if each.own else BLUE for each in shown]
     names = [
-        each.policy.replicas
-        if each.policy.fixed
-        else "   ".join([each.policy.replicas, *each.policy.scaling])
+        "   ".join([each.policy.replicas, *(() if each.policy.fixed else each.policy.scaling)])
         for each in shown
     ]
     cost = [each.hours if each.dollars is None else each.dollars for each in shown]

@@ -1,4 +1,4 @@
-"""When requests arrive: a day of a pattern, or a trace."""
+"""When requests arrive: in a day of a pattern, or in a trace."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pixtral_sky.errors import UsageError
 
 DAY = 86_400.0  # seconds
 PATTERNS = ("steady", "day-night", "burst")
-# A burst is longer than a replica takes to start, or no autoscaler could do anything about it. Seconds.
+# Seconds. A burst is longer than the start of a replica, or no autoscaler could help.
 BURST_SECONDS, BURST_EVERY = 1800.0, 10_800.0
-MOST_QPS = 100.0  # 9 million requests in a day, which take minutes
+MOST_QPS = 100.0  # 9 million requests a day, which take minutes to simulate
 LONGEST_DAYS = 31
 EXAMPLE = "For example: pixtral-sky capacity --pattern day-night --qps 1..9"
 
@@ -26,10 +26,8 @@ Rate = Callable[[float], float]  # queries per second at a second
 
 @dataclass(frozen=True)
 class Load:
-    """When requests arrive, in order: within ``seconds`` from 0 on."""
-
     title: str
-    arrivals: Sequence[float]  # seconds
+    arrivals: Sequence[float]  # sorted, in seconds from 0
     seconds: float
 
     @property
@@ -70,12 +68,11 @@ def load(trace: Path | None, pattern: str | None, qps: str | None, seed: int) ->
 
 
 def steady(qps: float) -> Rate:
-    """The same at all times."""
     return lambda _: qps
 
 
 def step(low: float, high: float, start: float, end: float) -> Rate:
-    """``high`` from ``start`` to ``end``, and ``low`` before and after."""
+    """``high`` from ``start`` to ``end``, and ``low`` otherwise."""
     return lambda second: high if start <= second < end else low
 
 
@@ -85,12 +82,12 @@ def day_night(low: float, high: float, day: float = DAY) -> Rate:
 
 
 def burst(low: float, high: float, length: float, every: float) -> Rate:
-    """``high`` for ``length`` seconds at the end of each ``every`` seconds, and ``low`` between."""
+    """``high`` for the last ``length`` seconds of every ``every`` seconds, and ``low`` otherwise."""
     return lambda second: high if second % every >= every - length else low
 
 
 def arrivals(rate: Rate, seconds: float, seed: int | None = None) -> list[float]:
-    """When requests of that rate arrive: evenly spaced, or with a ``seed`` at random (as by Poisson)."""
+    """When requests of that rate arrive: evenly spaced, or with a ``seed`` by a Poisson process."""
     chance = random.Random(seed)  # noqa: S311, nothing secret
     times, due = [], 0.0
     gap = 0.5 if seed is None else chance.expovariate(1.0)  # in the middle of its share of time
@@ -108,15 +105,15 @@ def arrivals(rate: Rate, seconds: float, seed: int | None = None) -> list[float]
 
 
 def warmed(arrivals: Sequence[float], seconds: float) -> list[float]:
-    """The load, and before second 0 its first ``seconds`` once more: as if it had been so already."""
+    """The load with a copy of its first ``seconds`` before second 0."""
     return [time - seconds for time in arrivals[: bisect_left(arrivals, seconds)]] + list(arrivals)
 
 
 def read_csv(path: Path) -> list[float]:
-    """When requests arrived, in seconds from the first, sorted: the first column of a CSV file.
+    """When requests arrived, sorted, in seconds from the first: the first column of a CSV file.
 
-    Seconds since the epoch, or ISO 8601 (UTC where it names no zone); a first line may be its title.
-    Raises UsageError.
+    A time is seconds since the epoch, or ISO 8601 (UTC where it names no zone). The first line may be a
+    header. Raises UsageError.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -1,4 +1,4 @@
-"""What `vllm bench serve` has measured, in place of an estimate."""
+"""Reads results of `vllm bench serve`, which replace an estimate."""
 
 from __future__ import annotations
 
@@ -13,36 +13,28 @@ from pixtral_sky.errors import UsageError
 from pixtral_sky.memory import PRECISIONS, Workload
 from pixtral_sky.planning.plan import gpus
 from pixtral_sky.planning.speed import Range
+from pixtral_sky.text import os_reason
 
 Rates = dict[tuple[str, str], Range]  # requests a second by GPUs (L4:2) and precision
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What ``vllm bench serve`` has measured: requests a second on GPUs (L4:2), and tokens of an answer.
-
-    A precision of None is one that it does not say.
-    """
-
-    gpus: str
-    precision: str | None
-    rate: float
-    answer: float | None
+    gpus: str  # L4:2
+    precision: str | None  # None: the file does not say
+    rate: float  # requests a second
+    answer: float | None  # tokens of an answer, on average
 
 
 def read(files: Sequence[Path], workload: Workload) -> tuple[Rates, list[str]]:
-    """What files have measured, a range where several are of the same; and what a person must know of them.
-
-    Raises UsageError.
-    """
+    """The rates in files, a range where several measured the same; and warnings. Raises UsageError."""
     found: Rates = {}
     warnings = []
     for file in files:
         try:
             text = file.read_text()
         except (OSError, ValueError) as error:  # ValueError: not UTF-8
-            reason = getattr(error, "strerror", None) or "it is no text"
-            raise UsageError(f"{file} cannot be read: {reason}.") from error
+            raise UsageError(f"{file} cannot be read: {os_reason(error, 'it is no text')}.") from error
         one = measurement(text, str(file), workload.images)
         if one.answer is not None and abs(one.answer - workload.answer) > workload.answer / 10:
             warnings.append(
@@ -60,10 +52,10 @@ def read(files: Sequence[Path], workload: Workload) -> tuple[Rates, list[str]]:
 
 
 def measurement(text: str, name: str, images: int) -> Measurement:
-    """What the file ``name`` of ``vllm bench serve --save-result`` says of requests with so many pictures.
+    """The measurement in the file ``name``, for requests with this number of ``images``.
 
-    The keys are those of vLLM 0.32, ``vllm/benchmarks/serve.py``. Raises UsageError with what to add to its
-    command.
+    The keys are those of ``vllm bench serve --save-result`` (vLLM 0.32, ``vllm/benchmarks/serve.py``).
+    Raises UsageError with what to add to its command.
     """
     again = f"Run vllm bench serve with: --save-result --metadata gpus=L4:2 images={images} precision=bf16"
     try:

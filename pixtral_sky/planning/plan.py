@@ -1,8 +1,7 @@
-"""Which GPUs carry a workload, and for what money. Pure: prices and files go in, a plan and a text come out.
+"""Plans which GPUs carry a workload, and what that costs. Pure.
 
-What GPUs hold is from ``memory``, how fast they are from ``speed`` or from a measurement. A speed is a range,
-and its low end is the safe one: it decides the order, and the number of replicas. So of a cost, which is the
-other way round, the high end decides.
+``memory`` says what GPUs hold, ``speed`` or a measurement how fast they are. The safe end of a range decides
+the order and the number of replicas: the low end of a speed, the high end of a cost.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from pixtral_sky.deploy.prices import Offer
+from pixtral_sky.deploy.replica_policy import ON_DEMAND
 from pixtral_sky.errors import UsageError
-from pixtral_sky.memory import GPUS, MODEL_CONTEXT, PRECISIONS, Fit, Workload, default_context, fits
+from pixtral_sky.memory import GPUS, MODEL_CONTEXT, PRECISIONS, Fit, Workload, fits, wanted_context
 from pixtral_sky.pixtral import MAX_IMAGE_TOKENS, TENSOR_PARALLEL
 from pixtral_sky.planning import speed
 from pixtral_sky.planning.speed import Range
@@ -25,32 +25,27 @@ from pixtral_sky.text import closest
 
 @dataclass(frozen=True)
 class Ask:
-    """What is asked for: requests like ``workload``, and how many.
-
-    ``context`` and ``max_images`` are MAX_MODEL_LEN and MAX_IMAGES of the server; a context of None is the
-    script's choice. ``qps``: so many requests a second, at the busiest, with ``least`` replicas at all times.
-    ``total``: so many pictures.
-    """
+    """What a plan is for: requests like ``workload``, and how many."""
 
     workload: Workload
-    context: int | None
-    max_images: int
-    qps: float | None = None
-    total: int | None = None
-    least: int = 1
+    context: int | None  # MAX_MODEL_LEN of the server; None: the script's choice
+    max_images: int  # MAX_IMAGES of the server
+    qps: float | None = None  # requests a second, at the busiest
+    total: int | None = None  # pictures
+    least: int = 1  # replicas at all times, where qps is given
 
 
 @dataclass(frozen=True)
 class Machine:
-    """GPUs that hold the model, and the requests a second that they answer, as many at once as they hold."""
+    """GPUs that hold the model."""
 
     fit: Fit
-    rate: Range
+    rate: Range  # requests a second, as many at once as they hold
     measured: bool
 
     @property
     def gpus(self) -> str:
-        """As for --gpus: L4:2."""
+        """The value for --gpus: L4:2."""
         return f"{self.fit.gpu}:{self.fit.count}"
 
     @property
@@ -60,7 +55,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Unfit:
-    """GPUs that do not hold it in a precision, and why, in a line."""
+    """GPUs that do not hold the model in a precision, and why, in a line."""
 
     gpus: str
     precision: str
@@ -69,37 +64,26 @@ class Unfit:
 
 @dataclass(frozen=True)
 class Option:
-    """A machine at a price: what the work costs on it.
-
-    ``hourly`` are USD an hour of one, and ``whole`` those with its disk, where its price is known. ``cost``
-    are USD for 1,000 pictures, by ``whole``. ``replicas`` are those that carry Ask.qps, ``together`` USD an
-    hour of them all, ``seconds`` what one of them takes for Ask.total; (0, 0) where that is not asked for.
-    """
+    """A machine at a price. What depends on a number that Ask has not is (0, 0)."""
 
     machine: Machine
     offer: Offer
-    hourly: float
-    whole: float
-    cost: Range
-    replicas: tuple[int, int]
-    together: Range
-    seconds: Range
+    hourly: float  # USD an hour of one machine, without its disk
+    whole: float  # USD an hour with its disk, where the disk's price is known
+    cost: Range  # USD for 1,000 pictures, by `whole`
+    replicas: tuple[int, int]  # that carry Ask.qps
+    together: Range  # USD an hour of all replicas
+    seconds: Range  # that one machine takes for Ask.total
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What carries it: ``machines`` that fit and ``unfit`` ones.
-
-    ``options`` are those with a price, the least cost of the work first. ``offered`` are the GPUs (L4:2) that
-    have a price; None: prices were not read.
-    """
-
     ask: Ask
     spot: bool
     machines: Sequence[Machine]
     unfit: Sequence[Unfit]
-    options: Sequence[Option]
-    offered: Set[str] | None
+    options: Sequence[Option]  # the machines with a price; the least cost of the work first
+    offered: Set[str] | None  # GPUs (L4:2) with a price; None: prices were not read
 
 
 # What is asked for ----------------------------------------------------------------------------------------
@@ -113,7 +97,7 @@ def asked(
     total: int | None = None,
     least: int = 1,
 ) -> Ask:
-    """The question, checked. ``max_images`` is that of the file: another one is taken where it must be.
+    """The checked Ask. ``max_images`` is the file's; where that does not fit, the workload's number is taken.
 
     Raises UsageError.
     """
@@ -134,9 +118,9 @@ def asked(
         raise UsageError(
             f"--context is a number of tokens from 1 to {MODEL_CONTEXT:,}, or -1 for all, not {context}."
         )
-    if workload.images > max_images or _limit(context, max_images) <= max_images * MAX_IMAGE_TOKENS:
+    if workload.images > max_images or wanted_context(context, max_images) <= max_images * MAX_IMAGE_TOKENS:
         max_images = workload.images
-    limit = _limit(context, max_images)
+    limit = wanted_context(context, max_images)
     pictures = max_images * MAX_IMAGE_TOKENS
     needed = max(pictures + workload.text + workload.answer, workload.tokens)
     more = f"For example: --context {needed}" if needed <= MODEL_CONTEXT else "Less of it: --images"
@@ -155,13 +139,6 @@ def asked(
     return Ask(workload, context, max_images, qps, total, least)
 
 
-def _limit(context: int | None, max_images: int) -> int:
-    """The most tokens that a request may have, whatever the GPUs are."""
-    if context is None:
-        return default_context(max_images)
-    return MODEL_CONTEXT if context == -1 else context
-
-
 def size(text: str) -> tuple[int, int]:
     """Width and height of ``1920x1080``. Raises UsageError."""
     found = re.fullmatch(r"([1-9]\d{0,5})[xX]([1-9]\d{0,5})", text.strip(), re.ASCII)
@@ -171,10 +148,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def gpus(text: str | None) -> list[tuple[str, int]]:
-    """GPUs and counts of ``L4,H100:1``: each count where none is given, all of them without a text.
-
-    Raises UsageError.
-    """
+    """GPUs and counts of ``L4,H100:1``. No count means each count, no text all GPUs. Raises UsageError."""
     if text is None:
         return [(gpu, count) for gpu in GPUS for count in TENSOR_PARALLEL]
     known = {gpu.lower(): gpu for gpu in GPUS}
@@ -183,9 +157,9 @@ def gpus(text: str | None) -> list[tuple[str, int]]:
         name, sign, count = word.strip().partition(":")
         if not (gpu := known.get(name.lower())):
             close = closest(name, GPUS)
+            question = f"Did you mean {close}? " if close else ""
             raise UsageError(
-                f"The GPU {name!r} is not known here.",
-                (f"Did you mean {close}? " if close else "") + f"These are: {', '.join(GPUS)}",
+                f"The GPU {name!r} is not known here.", f"{question}These are: {', '.join(GPUS)}"
             )
         if sign and count not in map(str, TENSOR_PARALLEL):
             raise UsageError(f"Pixtral splits over 1, 2, 4 or 8 GPUs, not {count or 'none'}.")
@@ -194,7 +168,7 @@ def gpus(text: str | None) -> list[tuple[str, int]]:
 
 
 def precisions(text: str) -> tuple[str, ...]:
-    """Those of ``bf16``, ``fp8`` or ``both``. Raises UsageError."""
+    """The precisions that ``bf16``, ``fp8`` or ``both`` names. Raises UsageError."""
     word = text.lower()
     if word == "both":
         return PRECISIONS
@@ -213,9 +187,9 @@ def plan(
     offers: Sequence[Offer] | None,
     spot: bool,
 ) -> Plan:
-    """The plan for machines at the prices of ``offers``; None: without prices.
+    """The plan for machines at the prices of ``offers`` (None: without prices).
 
-    Raises UsageError where none of them has a price.
+    Raises UsageError where no machine has a price.
     """
     if offers is None:
         return Plan(ask, spot, machines, unfit, [], None)
@@ -232,10 +206,9 @@ def machines(
     measured: Mapping[tuple[str, str], Range],
     precisions: Sequence[str] = PRECISIONS,
 ) -> tuple[list[Machine], list[Unfit]]:
-    """Those that hold it, and why the others do not.
+    """The GPUs that hold the model, and those that do not.
 
-    ``measured``: requests a second of some, by their GPUs (L4:2) and precision. Raises UsageError when none
-    holds it.
+    ``measured`` has requests a second by GPUs (L4:2) and precision. Raises UsageError when none holds it.
     """
     found: list[Machine] = []
     unfit: list[Unfit] = []
@@ -252,7 +225,7 @@ def machines(
             rate = measured.get((name, precision)) or speed.speed(fit, ask.workload).requests
             found.append(Machine(fit, rate, (name, precision) in measured))
     if not found:
-        # The last is the largest: what speaks against it, speaks against all.
+        # The last is the largest: its reason holds for all.
         raise UsageError(
             f"None of these GPUs holds it: {unfit[-1].why}", "Larger --gpus, or a smaller --context"
         )
@@ -260,19 +233,19 @@ def machines(
 
 
 def target(rate: float) -> float:
-    """The queries per second that a replica is given: ``rate`` in three digits, rounded down."""
+    """The target_qps_per_replica for a ``rate``: three digits, rounded down."""
     return float(decimal.Context(prec=3, rounding=decimal.ROUND_FLOOR).create_decimal(repr(rate)))
 
 
 def replicas(qps: float, rate: float) -> int:
-    """How many replicas answer so many requests a second, as SkyServe's autoscaler counts them."""
+    """The number of replicas that answer ``qps``, as SkyServe's autoscaler counts them."""
     return math.ceil(qps / target(rate))
 
 
 def options(ask: Ask, machines: Iterable[Machine], offers: Iterable[Offer], spot: bool) -> list[Option]:
-    """Each kind of machine at each cloud, where it is cheapest there; the least cost of the work first.
+    """Each machine in the cheapest region of each cloud; the least cost of the work first.
 
-    ``spot``: at the price of spare capacity; what has none is left out.
+    With ``spot``, at the spot price; offers without one are left out.
     """
     held: dict[tuple[str, int], list[Machine]] = {}
     for machine in machines:
@@ -283,7 +256,7 @@ def options(ask: Ask, machines: Iterable[Machine], offers: Iterable[Offer], spot
         if hourly is None or (offer.gpu, offer.count) not in held:
             continue
         key = (offer.gpu, offer.count, offer.cloud)
-        # The region's name is a tie's end, so that a plan does not depend on the order of a catalog.
+        # The region's name breaks a tie, so that a plan does not depend on the order of a catalog.
         if key not in cheapest or (hourly, offer.region) < (cheapest[key][0], cheapest[key][1].region):
             cheapest[key] = (hourly, offer)
     found = [
@@ -291,21 +264,17 @@ def options(ask: Ask, machines: Iterable[Machine], offers: Iterable[Offer], spot
         for hourly, offer in cheapest.values()
         for machine in held[offer.gpu, offer.count]
     ]
-    # Where both precisions cost the same, bf16 comes first: its answers are those of the model.
-    return sorted(
-        found,
-        key=lambda each: (
-            each.cost.high,
-            each.whole,
-            each.machine.gpus,
-            each.machine.precision,
-            each.offer.cloud,
-        ),
-    )
+
+    def order(option: Option) -> tuple[float, float, str, str, str]:
+        # Where both precisions cost the same, bf16 comes first: its answers are those of the model.
+        machine = option.machine
+        return option.cost.high, option.whole, machine.gpus, machine.precision, option.offer.cloud
+
+    return sorted(found, key=order)
 
 
 def needed(ask: Ask, machine: Machine) -> tuple[int, int]:
-    """The fewest and the most replicas of this kind that Ask.qps may need; the most are safe."""
+    """The fewest and the most replicas that Ask.qps may need; the most are safe."""
     if ask.qps is None:
         return 0, 0
     few, many = (replicas(ask.qps, rate) for rate in (machine.rate.high, machine.rate.low))
@@ -313,14 +282,12 @@ def needed(ask: Ask, machine: Machine) -> tuple[int, int]:
 
 
 def on_demand(ask: Ask) -> int:
-    """How many replicas of a service on spot machines are on ordinary ones, at all times."""
-    from pixtral_sky.deploy import replica_policy
-
-    return min(ask.least, replica_policy.ON_DEMAND)  # as in service.policy
+    """The number of replicas of a spot service that are never on spot, as in ``replica_policy.policy``."""
+    return min(ask.least, ON_DEMAND)
 
 
 def seconds(ask: Ask, machine: Machine) -> Range:
-    """What one machine takes for Ask.total pictures."""
+    """The seconds that one machine takes for Ask.total pictures."""
     if ask.total is None:
         return Range(0, 0)
     images = ask.workload.images
@@ -328,7 +295,7 @@ def seconds(ask: Ask, machine: Machine) -> Range:
 
 
 def usd(value: float) -> str:
-    """As it is shown: in cents, and in two digits where that says nothing."""
+    """In cents, or below ten cents in two digits."""
     return f"{value:.2f}" if value >= 0.1 else f"{value:#.2g}"
 
 
@@ -337,10 +304,10 @@ def _option(ask: Ask, machine: Machine, offer: Offer, hourly: float, spot: bool)
     whole = hourly + (offer.disk or 0)
     together = Range(0, 0)
     if ask.qps is not None:
-        # SkyServe's FallbackRequestRateAutoscaler has them among those that it wants, not besides.
+        # SkyServe's FallbackRequestRateAutoscaler counts them in its target.
         more = on_demand(ask) * (offer.hourly - hourly) if spot else 0
         together = Range(*(whole * each + more for each in count))
-        # Replicas cost money whether they are busy or not: the pictures are those that come.
+        # Idle replicas cost money too, so the cost is spread over the pictures that come.
         low, high = together.low / ask.qps, together.high / ask.qps
     else:
         low, high = whole / machine.rate.high, whole / machine.rate.low

@@ -1,7 +1,7 @@
-"""Which `replica_policy:` holds a goal at the least cost: others beside a file's own, all under one load.
+"""Compares a file's `replica_policy:` with others under one load: which holds a goal at the least cost?
 
-Each is run by `capacity.simulate`. Compared are fewer and more replicas at the least, a fixed number, none
-while nobody asks, lower targets, and quicker delays; nothing is searched beyond them.
+`capacity.simulate` runs each. The others have another minimum, a fixed number of replicas, no replica while
+nobody asks, lower targets or shorter delays.
 """
 
 from __future__ import annotations
@@ -20,22 +20,19 @@ from pixtral_sky.planning import capacity, loads
 SKYSERVE_DELAYS = (300.0, 1200.0)  # seconds; sky.serve.constants.AUTOSCALER_DEFAULT_*_DELAY_SECONDS
 QUICK_DELAYS = (60.0, 600.0)  # the shortest of docs/autoscaling.md
 LOWER_TARGETS = (0.75, 0.5)  # of what a replica carries
-MINIMUMS = 4  # so many between 1 replica and as many as always suffice
-# The load had been as at its beginning for a start of a replica, and so long: until there are as many
-# replicas as it asks for. Seconds.
-WARMUP = 1800.0
-# A comparison with more replicas than this takes minutes, and nobody has them.
-MOST = 100
+MINIMUMS = 4  # policies with a minimum between 1 and the number that always suffices
+WARMUP = 1800.0  # seconds beside a replica's start, until the number of replicas has settled
+MOST = 100  # replicas; to compare more takes minutes
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What is compared of a `replica_policy:`; seconds, and queries per second."""
+    """The parts of a `replica_policy:` that are compared."""
 
     minimum: int
     maximum: int
-    target: float | None  # None: a fixed number, and nothing says what one is meant for
-    up: float
+    target: float | None  # queries per second of a replica; None: not given, and the number is fixed
+    up: float  # delay in seconds
     down: float
 
     @property
@@ -44,27 +41,29 @@ class Policy:
 
     @property
     def replicas(self) -> str:
-        """As `--replicas` takes it."""
+        """The value for `--replicas`."""
         return str(self.minimum) if self.fixed else f"{self.minimum}..{self.maximum}"
 
     @property
     def scaling(self) -> tuple[str, str]:
-        """Its target and both delays, in words."""
+        """The target and both delays, in words."""
         return ("-", "-") if self.fixed else (f"{self.target:g}", f"{self.up:g}/{self.down:g}")
 
     def changes(self, own: Policy) -> tuple[dict[str, float], list[str]]:
-        """What makes it of a file's ``own``: lines of `replica_policy:`, and options of `serve up`."""
-        delays = {"upscale_delay_seconds": self.up, "downscale_delay_seconds": self.down}
-        before = {"upscale_delay_seconds": own.up, "downscale_delay_seconds": own.down}
+        """What turns a file's ``own`` policy into this one: lines of the file, and options of `serve up`."""
         options = [] if self.replicas == own.replicas else ["--replicas", self.replicas]
         if self.target != own.target and not self.fixed:
             options += ["--target-qps", f"{self.target:g}"]
-        return {key: seconds for key, seconds in delays.items() if seconds != before[key]}, options
+        return {key: seconds for key, seconds in self.delays.items() if seconds != own.delays[key]}, options
+
+    @property
+    def delays(self) -> dict[str, float]:
+        return {"upscale_delay_seconds": self.up, "downscale_delay_seconds": self.down}
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What is assumed of replicas, and what is wanted of a policy."""
+    """What is assumed of replicas, and the goal of a policy."""
 
     startup: float  # seconds until a replica answers
     carries: float  # queries per second
@@ -74,7 +73,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Result:
-    """What a policy has come to; hours and dollars are those of a day, whatever the load's length."""
+    """What a policy costs a day, and how many requests of the load meet too few replicas."""
 
     policy: Policy
     hours: float  # of replicas
@@ -83,20 +82,17 @@ class Result:
     too_few: int  # of the requests: they came when every ready replica was busy
     unanswered: int  # of those: they came when none was ready
     at_once: int  # replicas that cost money at the same time, at most
-    own: bool = False  # it is the file's own
-    cheapest: bool = False  # that holds the goal
+    own: bool = False  # the file's own
+    cheapest: bool = False  # of those that hold the goal
 
     @property
     def share_too_few(self) -> float:
-        """Of all requests; 0 to 1."""
+        """0 to 1, of all requests."""
         return self.too_few / self.requests if self.requests else 0.0
 
 
 def shown(results: Sequence[Result]) -> list[Result]:
-    """What a person chooses from: without those that cost no less than another and spare nobody more.
-
-    The file's own is always among them.
-    """
+    """The file's own policy, and those that lose fewer requests than every cheaper one."""
     kept: list[Result] = []
     for each in results:
         if each.own or all(each.too_few < other.too_few for other in kept):
@@ -105,13 +101,12 @@ def shown(results: Sequence[Result]) -> list[Result]:
 
 
 def percent(share: float) -> str:
-    """As it is shown."""
     return "<0.01%" if 0 < share < 0.00005 else f"{share:.2%}"
 
 
 def own(config: Mapping[str, Any]) -> Policy:
     """The policy of a service file. Raises UsageError for what `serve`, SkyPilot or `capacity` refuses."""
-    replica_policy.check(config, key="-")  # whose key it will be is no matter here
+    replica_policy.check(config, key="-")  # any key will do here
     spec = capacity.spec(config["service"])
     up, down = spec.upscale_delay_seconds, spec.downscale_delay_seconds
     return Policy(
@@ -124,7 +119,7 @@ def own(config: Mapping[str, Any]) -> Policy:
 
 
 def terms(own: Policy, start_minutes: float, carries: float | None, goal: str, price: float | None) -> Terms:
-    """The terms that are given as options of the command. Raises UsageError."""
+    """The terms that the options of the command give. Raises UsageError."""
     for option, value in (("--start-minutes", start_minutes), ("--carries", carries), ("--price", price)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UsageError(f"{option} is a number above 0, not {value:g}.", f"For example: {option} 2")
@@ -145,27 +140,26 @@ def applied(config: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
     if policy == own(config):
         return dict(config)
     made = replica_policy.policy(policy.minimum, policy.maximum, policy.target)
-    made |= {"upscale_delay_seconds": policy.up, "downscale_delay_seconds": policy.down}
-    return replica_policy.scaled(config, made)
+    return replica_policy.scaled(config, made | policy.delays)
 
 
 def warnings(config: Mapping[str, Any], policy: Policy) -> list[str]:
-    """What a person must know before a service file is launched with it."""
+    """Warnings about the service file with this policy."""
     said = replica_policy.check(applied(config, policy), key="-")
     if (config.get("resources") or {}).get("use_spot"):
-        said.append("Spot replicas are never taken away here, and all replicas have one price.")
+        said.append("The simulation never takes spot replicas away, and all replicas have one price.")
     return said
 
 
 def others(own: Policy, terms: Terms, enough: Sequence[int]) -> list[Policy]:
-    """What is compared with a file's own policy; ``enough`` replicas suffice when they are always there."""
+    """The policies to compare with a file's own; ``enough`` replicas suffice when they are always there."""
     start = replace(own, maximum=max(own.maximum, enough[0]), target=own.target or terms.carries)
     targets = [start.target, *(float(f"{terms.carries * part:.3g}") for part in LOWER_TARGETS)]
     between = enough[0] - 1
     steps = [1 + round(step * (between - 1) / (MINIMUMS - 1)) for step in range(MINIMUMS)] if between else []
-    # Longer than a start: a replica that one request has called would else go before it is ready.
+    # Longer than a start, or a replica that one request has called would leave before it is ready.
     stays = max(own.down, terms.startup + 1200)
-    made = [  # the simplest first: it is taken where others cost the same
+    made = [  # the simplest first, which wins where others cost the same
         *(replace(own, minimum=number, maximum=number, target=start.target) for number in enough),
         *(
             replace(start, minimum=minimum, target=target, up=up, down=down)
@@ -179,10 +173,10 @@ def others(own: Policy, terms: Terms, enough: Sequence[int]) -> list[Policy]:
 
 
 def compare(config: Mapping[str, Any], load: loads.Load, terms: Terms) -> list[Result]:
-    """Simulate the policy of a service file, and others, under a load: from the cheapest on.
+    """Simulate the policy of a service file and others under a load; the cheapest comes first.
 
     Others that `serve` or SkyPilot refuses are left out. Raises UsageError as `own` does, and where the load
-    takes more than `MOST` replicas.
+    needs more than `MOST` replicas.
     """
     if load.seconds <= terms.startup:
         raise UsageError(
@@ -220,7 +214,7 @@ def compare(config: Mapping[str, Any], load: loads.Load, terms: Terms) -> list[R
     for each in others(policy, terms, enough):
         try:
             results.append(simulated(each))
-        except UsageError:  # with what else the file says, such as its replicas that are not on spot
+        except UsageError:  # it does not go with the rest of the file, as with replicas that are not on spot
             continue
     results.sort(key=lambda each: (each.hours, each.too_few, not each.own))
     best = next((each for each in results if each.share_too_few <= terms.goal), None)

@@ -1,4 +1,4 @@
-"""A plan in words: its table, what the table does not say, what to type next, and all of it as data."""
+"""Presents a plan: a table, notes, the next command, and JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pixtral_sky import memory
+from pixtral_sky.deploy.prices import DISK_PRICES_OF
 from pixtral_sky.planning.plan import Ask, Machine, Option, Plan, needed, on_demand, seconds, usd
 from pixtral_sky.planning.service_file import server_envs
 from pixtral_sky.planning.speed import Range
@@ -17,7 +18,7 @@ HEAD = (
 
 
 def rows(plan: Plan) -> list[tuple[str, ...]]:
-    """A row of HEAD for each option; without prices for each machine, the smallest first."""
+    """A row of HEAD for each option; without prices for each machine, the fewest GPUs first."""
     if plan.offered is None:
         return [_row(plan.ask, each, None) for each in sorted(plan.machines, key=lambda each: each.fit.count)]
     return [_row(plan.ask, each.machine, each) for each in plan.options]
@@ -25,7 +26,7 @@ def rows(plan: Plan) -> list[tuple[str, ...]]:
 
 def _row(ask: Ask, machine: Machine, option: Option | None) -> tuple[str, ...]:
     fit, rate = machine.fit, machine.rate
-    # "+": so many at least
+    # "+" means at least.
     all_that_fits = fit.context == fit.kv_tokens - memory.BLOCK
     more = fit.requests < memory.settings(fit.gpu, fit.count).sequences
     priced, speed, together, cost = ("-", "-", "-", "-"), ("-", "-"), "-", "-"
@@ -55,7 +56,6 @@ def _row(ask: Ask, machine: Machine, option: Option | None) -> tuple[str, ...]:
 
 
 def a_rate(value: float) -> str:
-    """A number of things a second, as it is shown."""
     if value < 1:
         return f"{value:#.2g}"
     return f"{value:,.0f}" if round(value, 1) >= 10 else f"{value:.1f}"  # 9.96: 10, and not 10.0
@@ -74,20 +74,18 @@ def _range(value: Range, shown: Callable[[float], str]) -> str:
 
 
 def disks(options: Sequence[Option], gb: int) -> str:
-    """What their disks cost, in a line."""
-    from pixtral_sky.deploy import prices
-
+    """What the disks of ``options`` cost, in a line."""
     found = dict(sorted((each.offer.cloud, each.offer.disk) for each in options))
     known = [f"{cloud} {price:.3f}" for cloud, price in found.items() if price is not None]
     others = [cloud for cloud, price in found.items() if price is None]
     said = f"Disks of {gb} GB cost besides, in $/h: {', '.join(known) or 'not known'}"
     if known and others:
         said += f"; not known: {', '.join(others)}"
-    return f"{said}. List prices of {prices.DISK_PRICES_OF}; $/1,000 IMAGES is with them."
+    return f"{said}. List prices of {DISK_PRICES_OF}; $/1,000 IMAGES is with them."
 
 
 def explained(plan: Plan) -> Iterator[str]:
-    """What the table does not say, a paragraph each."""
+    """Notes on what the table does not say, a paragraph each."""
     ask, workload = plan.ask, plan.ask.workload
     pictures = f"{workload.images} picture{'s' * (workload.images != 1)}"
     if ask.context is None:
@@ -115,18 +113,18 @@ def explained(plan: Plan) -> Iterator[str]:
             "What FP8 does to the answers was not measured here: ask both with pixtral-sky doctor --answers,"
             "\nor leave it out: --precision bf16"
         )
-    # Of what nobody offers here, nobody wants to know.
+    # GPUs that no cloud offers are left out.
     unfit = [each for each in plan.unfit if plan.offered is None or each.gpus in plan.offered]
     if only := dict.fromkeys(each.gpus for each in unfit if each.gpus in in_fp8):
         yield f"In fp8 only: {', '.join(only)}"
-    # The last precision needs the least: what speaks against it, speaks against both.
+    # The last precision needs the least memory, so its reason holds for both.
     for gpus, reason in {each.gpus: each.why for each in unfit}.items():
         if gpus not in in_fp8:
             yield f"Does not fit: {reason}"
 
 
 def following(plan: Plan, envs: Mapping[str, Any]) -> str:
-    """What to type next, for a server whose file has these ``envs``."""
+    """The next command, for a task file with these ``envs``."""
     ask, best = plan.ask, plan.options[0]
     if ask.qps is not None:
         return "the same with --write my-service.yaml, and: pixtral-sky serve up --file my-service.yaml"
@@ -141,7 +139,7 @@ def following(plan: Plan, envs: Mapping[str, Any]) -> str:
 
 
 def document(plan: Plan, left_out: Mapping[str, str]) -> dict[str, Any]:
-    """It as JSON; ``left_out`` are clouds without prices, and why."""
+    """The plan for JSON; ``left_out`` are clouds without prices, and why."""
     ask, workload = plan.ask, plan.ask.workload
     priced = [option.machine for option in plan.options]
     return {
@@ -157,7 +155,7 @@ def document(plan: Plan, left_out: Mapping[str, str]) -> dict[str, Any]:
         "total": ask.total,
         "spot": plan.spot,
         "options": [_figures(ask, each.machine, _price(each)) for each in plan.options],
-        # What fits and has no price; all of it with --no-prices.
+        # Machines that fit and have no price: all of them with --no-prices.
         "unpriced": [_figures(ask, each, {}) for each in plan.machines if each not in priced],
         "unfit": [vars(each) for each in plan.unfit],
         "clouds_left_out": dict(left_out),

@@ -1,4 +1,4 @@
-"""The service file for a plan: service.yaml with what the plan says, and else to the letter."""
+"""Writes the service file for a plan: a copy of service.yaml with the values of the plan."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import yaml
 from pixtral_sky.deploy import replica_policy, task
 from pixtral_sky.planning.plan import Ask, Option, Plan, replicas, target
 
-# What may stand in for the best machine of a service costs no more than so many times its price an hour.
-STAND_IN = 2
+STAND_IN = 2  # the most that a stand-in costs an hour, as a multiple of the best machine's price
 
 
 def accelerators(options: Sequence[Option]) -> list[str]:
-    """The best machine (L4:2), and those that may stand in for it, in the order of the plan.
+    """The best machine (L4:2) and its stand-ins, in the order of the plan.
 
-    A service has one target and one precision for all its replicas, so a stand-in has the same, and answers
-    as many requests as the best.
+    A service has one target and one precision for all replicas, so a stand-in has the precision of the best
+    machine, and answers at least as many requests.
     """
     best = options[0]
     return list(
@@ -35,9 +34,9 @@ def accelerators(options: Sequence[Option]) -> list[str]:
 
 
 def service_file(plan: Plan, name: str, command: str) -> str:
-    """The text of service.yaml with what a plan for Ask.qps says, and else to the letter.
+    """The text of service.yaml with the values of a plan for Ask.qps; each changed line says why.
 
-    Each line that is another says why. ``name`` is that of the file that it becomes, ``command`` makes it.
+    ``name`` is the name of the new file, and ``command`` the command that writes it.
     """
     shipped = task.shipped("service.yaml")
     text, config, ask, spot = shipped.read_text(), task.read(shipped), plan.ask, plan.spot
@@ -60,7 +59,7 @@ def service_file(plan: Plan, name: str, command: str) -> str:
             text = _with(text, key, json.dumps(value), reasons[key], after)
         after = key
     kinds = accelerators(plan.options)
-    # What stands above them is about the file's own.
+    # The comment above them is about the file's own.
     text = re.sub(r"(?m)(?:^ *#.*\n)+(?=^ *accelerators:)", "", text)
     order = "in this order, by the cost of the work: the first that can be had is taken"
     text = _with(
@@ -78,12 +77,11 @@ def service_file(plan: Plan, name: str, command: str) -> str:
 
 
 def warnings(text: str) -> list[str]:
-    """What a person must know of such a file before it costs money."""
     return replica_policy.check(yaml.safe_load(text), "the one that `serve up` makes")
 
 
 def summary(text: str) -> str:
-    """What such a file is, in a line."""
+    """The replicas of a service file, in a line."""
     made = yaml.safe_load(text)
     policy = made["service"]["replica_policy"]
     few, many = policy["min_replicas"], policy["max_replicas"]
@@ -94,13 +92,13 @@ def summary(text: str) -> str:
 
 
 def server_envs(ask: Ask, precision: str) -> dict[str, str | int]:
-    """The envs of a server that does it."""
+    """The envs of a server for ``ask``."""
     context = "" if ask.context is None else ask.context
     return {"PRECISION": precision, "MAX_IMAGES": ask.max_images, "MAX_MODEL_LEN": context}
 
 
 def _headed(text: str, name: str, command: str) -> str:
-    """With a header about the file ``name``, which ``command`` makes."""
+    """The ``text`` with a header about the file ``name``, which ``command`` writes."""
     head, _, rest = text.partition("# This file is rendered")
     up = "sky serve up -n pixtral "
     assert head.count(f"{up}service.yaml") == 1
@@ -109,12 +107,10 @@ def _headed(text: str, name: str, command: str) -> str:
 
 
 def _with(text: str, name: str, value: str, why: str, after: str = "") -> str:
-    """With another value at the one line of ``name``, or with such a line ``after`` that of another name."""
-    there = rf"(?m)^( *){name}:.*$"
+    """The ``text`` with ``value`` in the one line of ``name``; a missing line is added ``after`` another."""
     line = f"{name}: {value} # {why}"
-    if re.search(there, text) or not after:
-        made, times = re.subn(there, lambda found: found[1] + line, text)
-    else:
-        made, times = re.subn(rf"(?m)^( *){after}:.*$", lambda found: f"{found[0]}\n{found[1]}{line}", text)
-    assert times == 1, f"{times} lines are of {name}"
+    made, times = re.subn(rf"(?m)^( *){name}:.*$", rf"\g<1>{line}", text)
+    if not times and after:
+        made, times = re.subn(rf"(?m)^( *){after}:.*$", rf"\g<0>\n\g<1>{line}", text)
+    assert times == 1, f"{times} lines of {name}"
     return made

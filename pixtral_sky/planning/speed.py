@@ -1,21 +1,21 @@
-"""How fast GPUs may answer: an estimate by their data sheets, as a range. Pure.
+"""Estimates from data sheets how fast GPUs answer, as a range. Pure.
 
-Nothing here was measured on Pixtral. What is assumed:
+Nothing here was measured on Pixtral. The assumptions:
 
 - A picture is encoded once, and a prompt computed once (no prompt shares its beginning with another).
-  Both are bound by arithmetic: the operations below, at PREFILL of what the data sheet says.
-- Each token of an answer reads all weights of the decoder once, for all requests that are computed
-  together, and the KV cache of each. That is bound by the memory's bandwidth, at DECODE of the data
-  sheet's, or by arithmetic where many requests are computed together.
+  Arithmetic bounds both: the operations below, at the share PREFILL of the data sheet.
+- Each token of an answer reads all weights of the decoder, once for all requests in the step, and the KV
+  cache of each request. The memory's bandwidth bounds it, at the share DECODE of the data sheet, or
+  arithmetic where a step has many requests.
 - Steps that compute prompts and steps that compute answers take turns, and their times add up.
-- In FP8 the linear layers of the decoder are read at half the bytes. GPUs that compute in FP8 compute them up
-  to twice as fast: NVIDIA's data sheets have twice the FP8 operations of the bf16 ones for each GPU that has
-  them. At worst it is no faster, as each layer's inputs have to be converted. Others compute them in bf16.
+- FP8 halves the bytes of the decoder's linear layers. GPUs that compute in FP8 are up to twice as fast there:
+  their data sheets have twice the FP8 operations of the bf16 ones. At worst they are no faster, as each
+  layer's inputs have to be converted. Other GPUs compute in bf16.
 - GPUs share all work evenly. Without NVLink they may wait for each other as long as they compute.
-- Each step costs STEP_SECONDS besides, however fast the GPUs are.
+- Each step takes STEP_SECONDS more, however fast the GPUs are.
 
-Not in it: the machine's CPUs, which unpack some 10 pictures a second and core; the network; and waiting
-for other requests, where more come than can be answered.
+Not in the estimate: the machine's CPUs, which decode some 10 pictures a second and core; the network; and
+the wait for other requests, where more come than the GPUs answer.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FP8 = (1.0, 2.0)  # times bf16, where a GPU computes in FP8; (worst, best)
 APART = 0.5  # what is left at worst of several GPUs without NVLink
 STEP_SECONDS = (0.005, 0.001)  # to schedule a step, to sample, to start kernels; (worst, best), estimated
 
-# params.json: vision_encoder. What each patch is multiplied with: the encoder's layers (402,653,184), its
+# params.json: vision_encoder. The weights that multiply each patch: the encoder's layers (402,653,184), its
 # first convolution, and the adapter's two matrices.
 VISION_LAYERS, VISION_HIDDEN, VISION_MLP = 24, 1_024, 4_096
 VISION = (
@@ -55,7 +55,7 @@ VISION = (
 
 @dataclass(frozen=True)
 class Range:
-    """An estimate: it is likely between ``low`` and ``high``."""
+    """An estimate: the value is likely between ``low`` and ``high``."""
 
     low: float
     high: float
@@ -63,29 +63,19 @@ class Range:
 
 @dataclass(frozen=True)
 class Speed:
-    """An estimate of what GPUs do with a workload.
-
-    Of one request that has them to itself: the seconds to its ``first_token``, and the tokens of its
-    answer a second after that (``alone``). Of as many as they hold at once (``Fit.requests``), all
-    together: ``requests`` a second.
-    """
-
-    first_token: Range
-    alone: Range
-    requests: Range
+    first_token: Range  # seconds, of a request that has the GPUs to itself
+    alone: Range  # tokens a second of its answer after that
+    requests: Range  # requests a second, with as many at once as the GPUs hold (Fit.requests)
 
 
 def speed(fit: Fit, workload: Workload) -> Speed:
-    """How fast the GPUs of ``fit`` may be at a workload that they hold. An estimate; see above.
-
-    Raises ValueError when they do not hold it.
-    """
+    """The speed of the GPUs of ``fit``, estimated. Raises ValueError when they do not hold the workload."""
     if not fit.fits:
         raise ValueError(fit.why_not)
     if not fit.requests:
         raise ValueError(f"a request has {workload.tokens:,} tokens, more than the context")
     slow, fast = (_speeds(fit, workload, best) for best in (False, True))
-    # Seconds are the other way round: the slow way's are more.
+    # The slow case has more seconds.
     first = Range(fast[0], slow[0])
     alone, requests = (Range(slow[i], fast[i]) for i in (1, 2))
     return Speed(first, alone, requests)
@@ -95,18 +85,18 @@ def picture_operations(width: int, height: int) -> int:
     """Operations to encode a picture of ``width`` x ``height`` pixels, once."""
     columns, rows = patches(width, height)
     count = columns * rows
-    # In the attention each patch meets each other one twice: to be compared, and to be summed up.
+    # Attention uses each pair of patches twice: to compare them, and to sum up.
     return 2 * VISION * count + 4 * VISION_LAYERS * VISION_HIDDEN * count**2
 
 
 def prompt_operations(tokens: int) -> int:
-    """Operations to compute a prompt of so many tokens, its pictures' encoding aside."""
-    # A token meets those before it only: half of all pairs.
+    """Operations to compute a prompt of ``tokens``, without the encoding of its pictures."""
+    # A token attends to those before it only: half of all pairs.
     return 2 * (DECODER * tokens + OUTPUT) + 2 * LAYERS * HEADS * HEAD_DIM * tokens**2
 
 
 def step_bytes(precision: str) -> int:
-    """Bytes of weights that are read for each token; the other vocabulary is looked up, not read."""
+    """Bytes of weights that a step reads; of the input vocabulary it reads single rows only."""
     return (1 if precision == "fp8" else 2) * DECODER + 2 * OUTPUT
 
 
@@ -117,11 +107,11 @@ def _speeds(fit: Fit, workload: Workload, best: bool) -> tuple[float, float, flo
     arithmetic = gpu.tflops * 1e12 * PREFILL[best] * together
     bandwidth = gpu.bandwidth * 1e9 * DECODE[best] * together
     quicker = FP8[best] if fit.precision == "fp8" and gpu.fp8 else 1
-    # Over an answer the context grows from the prompt to the prompt with all of it.
+    # On average an answer is half done.
     context = workload.prompt + workload.answer / 2
 
     def step(requests: int) -> float:
-        """Seconds to compute one token for each of so many requests."""
+        """Seconds to compute one token for each of ``requests``."""
         reading = (step_bytes(fit.precision) + requests * context * KV_BYTES_PER_TOKEN) / bandwidth
         computing = requests * 2 * (DECODER / quicker + OUTPUT) / arithmetic
         return max(reading, computing) + STEP_SECONDS[best]

