@@ -12,7 +12,7 @@ import typer
 from pixtral_sky import output
 from pixtral_sky.cli import common, options
 from pixtral_sky.deploy.store import DEFAULT_NAME
-from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError
+from pixtral_sky.errors import PixtralSkyError, SkyError
 
 if TYPE_CHECKING:
     from pixtral_sky.deploy.serve import Plan
@@ -164,11 +164,10 @@ def status(name: options.Only = None, as_json: options.Json = False) -> None:
 @app.command()
 def down(name: Name = DEFAULT_NAME) -> None:
     """Take a service down: replicas, balancer, and the controller when no other service needs it."""
-    from pixtral_sky.deploy import services, store
+    from pixtral_sky.deploy import backend, services
 
-    store.check_name(name)
-    if not (said := services.down(name)):
-        raise NoEndpoint(f"There is no service named {name!r}.", "What there is: pixtral-sky serve status")
+    if not (said := backend.take_down(name, [services])):
+        raise services.nothing(name)
     output.say(said)
     with contextlib.suppress(SkyError):  # what was asked for is done
         if machine := services.controller():
@@ -186,11 +185,8 @@ def logs(
     lines: options.Lines = 0,
 ) -> None:
     """Show what a replica, the controller or the balancer says."""
-    from pixtral_sky.deploy import services, skypilot, store
+    from pixtral_sky.deploy import services
 
-    store.check_name(name)
-    if not skypilot.was_used():
-        raise NoEndpoint(f"There is no service named {name!r}.", "Bring one up: pixtral-sky serve up")
     services.logs(name, follow=follow, lines=lines, replica=replica, balancer=balancer)
 
 

@@ -19,10 +19,10 @@ def tunnel(name: options.Deployment = DEFAULT_NAME) -> None:
       pixtral-sky tunnel
       eval "$(pixtral-sky endpoint --env)" && bash examples/curl.sh     # meanwhile, elsewhere
     """
-    from pixtral_sky.cli.endpoint import find_anywhere
+    from pixtral_sky.deploy import backend
     from pixtral_sky.deploy.tunnel import PERSIST_SECONDS, Tunnel
 
-    found = find_anywhere(name)
+    found = backend.find(name)
     if not isinstance(found.tunnel, Tunnel):
         output.data(found.url)
         output.say(f"{name} needs no tunnel: use it as it is.")
