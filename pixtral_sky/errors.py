@@ -1,19 +1,20 @@
 """What went wrong, in one line, and what to do next.
 
 PixtralSkyError
-  UsageError          the command line does not add up                      (exit code 2)
+  UsageError          wrong options, arguments or files                     (exit code 2)
     NoEndpoint        no endpoint is given or remembered
-  PictureError        something given as a picture is none that can be sent
+  PictureError        something given as a picture cannot be sent
   LimitError          more pictures or tokens than the endpoint takes
   EndpointError       the endpoint did not do what it was asked
     Unreachable       nothing answers at its address
+      NoTunnel        its tunnel cannot be opened, and a retry would not help
       Untrusted       its certificate is for another name, or of an authority that is not known here
     Unauthorized      401 or 403: the key is missing or wrong
-    Busy              429, 503, or a balancer with no replica to ask
+    Busy              429, 503, or a balancer without a ready replica
     Refused           any other answer that is not 2xx, with the server's reason
-      Failed          a 5xx of them: the request may be good, and the server is not
-    BrokenAnswer      the answer stopped half-way, took too long, or is not what the API says
-    NotAnAPI          something answers, but it is not an OpenAI-compatible API
+      Failed          5xx: the request may be right, and the server has failed
+    BrokenAnswer      the answer is incomplete, too late, or not what the API specifies
+    NotAnAPI          the answer is not from an OpenAI-compatible API
   SchemaError         the answer does not fit the JSON Schema that was asked for
   RehearsalError      the engine could not be made or started on this machine
   SkyError            SkyPilot did not do what it was asked
@@ -65,7 +66,7 @@ class Unreachable(EndpointError):
 
 
 class NoTunnel(Unreachable):
-    """There is no way to try: no ssh, or nothing that SkyPilot has left. Another attempt is of no use."""
+    pass
 
 
 class Untrusted(Unreachable):
@@ -77,7 +78,7 @@ class Unauthorized(EndpointError):
 
 
 class Busy(EndpointError):
-    """``retry_after`` are the seconds that it asks to wait; 0 when it does not say."""
+    """``retry_after``: how many seconds the server asks to wait; 0 if it does not say."""
 
     def __init__(self, what: str, hint: str = "", retry_after: float = 0) -> None:
         super().__init__(what, hint)

@@ -56,10 +56,10 @@ def endpoint(
 
 
 def curl(endpoint: Endpoint) -> str:
-    """A request with curl, for bash. The key is not in it, and in no argument: others can see those."""
+    """A curl command for bash. The key is not in its arguments, which other users can see."""
     lines = []
     if endpoint.origin != "PIXTRAL_ENDPOINT" and (endpoint.key or endpoint.tunnel):
-        # The key comes into the environment, and the way through ssh is open.
+        # This puts the key into the environment, and opens the tunnel.
         lines.append(f'eval "$(pixtral-sky endpoint --env --name {endpoint.origin})"')
     header = ""
     if endpoint.key:

@@ -99,7 +99,7 @@ def rows(name: str | None = None) -> tuple[list[Row], SkyError | None]:
 def _records(
     name: str | None, remembered: Mapping[str, Backend]
 ) -> tuple[dict[str, tuple[Backend, Any]], list[Backend], SkyError | None]:
-    """SkyPilot's records, by name; the kinds for which it was asked; and its error.
+    """SkyPilot's records of this project, by name; the kinds for which it was asked; and its error.
 
     SkyPilot is not asked if it was never used, nor for a name that is remembered as another kind.
     """
@@ -109,19 +109,14 @@ def _records(
     try:
         for backend in KINDS:
             if known in (None, backend) and (backend in remembered.values() or skypilot.was_used()):
-                for each, record in _found(backend, name).items():
-                    records.setdefault(each, (backend, record))
-                    known = backend if name else None
+                for record in backend.records([name] if name else None):
+                    if store.is_ours(record, backend.kind):
+                        records.setdefault(record.name, (backend, record))
+                        known = backend if name else None
             asked.append(backend)
     except SkyError as error:
         return records, asked, error
     return records, asked, None
-
-
-def _found(backend: Backend, name: str | None = None) -> dict[str, Any]:
-    """SkyPilot's records of this kind and this project, by name."""
-    records = backend.records([name] if name else None)
-    return {each.name: each for each in records if store.is_ours(each, backend.kind)}
 
 
 # endpoint, logs, down --------------------------------------------------------------------------------------
@@ -134,18 +129,15 @@ def find(name: str | None) -> Endpoint:
     except NoEndpoint as nothing:
         name = name or store.DEFAULT_NAME
         try:
-            if not _located(name):
+            if not may_be_at_skypilot(name) or not skypilot.was_used():
+                raise
+            with output.phase("asking SkyPilot"):
+                located = any(each.locate(name) for each in kinds_of(name))
+            if not located:
                 raise
         except SkyError as trouble:
             raise NoEndpoint(nothing.what, f"{nothing.hint} SkyPilot could not be asked: {trouble}") from None
     return resolve.find(name=name)
-
-
-def _located(name: str) -> bool:
-    if not may_be_at_skypilot(name) or not skypilot.was_used():
-        return False
-    with output.phase("asking SkyPilot"):
-        return any(each.locate(name) for each in kinds_of(name))
 
 
 def logs(name: str, *, follow: bool, lines: int) -> None:
@@ -163,13 +155,8 @@ def logs(name: str, *, follow: bool, lines: int) -> None:
 
 def names() -> tuple[list[str], SkyError | None]:
     """The names of all deployments, sorted; and SkyPilot's error, if it could not be asked."""
-    found, trouble = {*store.known()}, None
-    try:
-        if skypilot.was_used():
-            found |= {name for each in KINDS for name in _found(each)}
-    except SkyError as error:
-        trouble = error
-    return sorted(found), trouble
+    records, _, trouble = _records(None, {})
+    return sorted({*store.known(), *records}), trouble
 
 
 def down(name: str) -> str:

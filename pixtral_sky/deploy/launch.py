@@ -43,15 +43,19 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A launch that has passed all checks."""
+class Checked:
+    """What has passed all checks, and can be launched."""
 
     task: Any  # sky.Task
+    max_price: float | None  # USD an hour, for one machine
+    said: tuple[str, ...]  # what to tell the user about its candidates
+    warned: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan(Checked):
     cluster: Cluster  # to be remembered
     running: Record | None  # the cluster that it updates
-    max_price: float | None = None  # USD an hour, for the machine
-    said: tuple[str, ...] = ()  # what to tell the user about its candidates
-    warned: tuple[str, ...] = ()
 
 
 class StoppedWaiting(KeyboardInterrupt):
@@ -128,7 +132,7 @@ def prepare(the_task: Task, wanted: Wanted, key: str, token: str) -> Plan:
         url = old.url if old and old.private else f"http://127.0.0.1:{store.free_port()}"
     request = old.request if old else ""
     cluster = Cluster(name, url, key, *task.limits(envs), time.time(), port, private, request)
-    return Plan(the_sky_task, cluster, running, wanted.max_price, chosen.said, chosen.warned)
+    return Plan(the_sky_task, wanted.max_price, chosen.said, chosen.warned, cluster, running)
 
 
 def _check_running(running: Record, old: Cluster | None, max_price: float | None) -> None:

@@ -19,7 +19,7 @@ from pixtral_sky.deploy import (
     store,
     task,
 )
-from pixtral_sky.deploy.launch import CENT, Wanted, checked, enabled_for, licence, made_task
+from pixtral_sky.deploy.launch import CENT, Checked, Wanted, checked, enabled_for, licence, made_task
 from pixtral_sky.deploy.resolve import endpoint_of, key_of_environment
 from pixtral_sky.deploy.services import Replica, ServiceRecord
 from pixtral_sky.deploy.skypilot import hide, sky_output, sky_sdk
@@ -39,17 +39,13 @@ class GivenUp(SkyError):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """An `up` or `update` that has passed all checks."""
+class Plan(Checked):
+    """Of an `up` or an `update`."""
 
-    task: Any  # sky.Task
     service: Service  # to be remembered
     before: Service | None  # as it is remembered now
     running: ServiceRecord | None  # the service that it updates
     replaces: bool  # whether it replaces the machines; if not, only their number changes
-    max_price: float | None = None  # USD an hour, for the machine of one replica
-    said: tuple[str, ...] = ()  # what to tell the user about its candidates
-    warned: tuple[str, ...] = ()
 
     @property
     def fewest(self) -> int:
@@ -103,7 +99,10 @@ def prepare(config: Mapping[str, Any], wanted: Wanted, key: str, token: str) -> 
     url = (running.url or (before.url if before else "")) if running else ""
     begun, request = before.created if before and running else time.time(), before.request if before else ""
     service = Service(name, url, key, *task.limits(config.get("envs") or {}), begun, request)
-    return Plan(made, service, before, running, replaces, wanted.max_price, chosen.said, chosen.warned)
+    said = chosen.said
+    if wanted.max_price is not None:
+        said = (*said, "That is for each replica; the controller is not in it.")
+    return Plan(made, wanted.max_price, said, chosen.warned, service, before, running, replaces)
 
 
 def _machines(config: Mapping[str, Any]) -> dict[str, Any]:

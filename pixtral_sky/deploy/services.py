@@ -317,21 +317,13 @@ def document(record: ServiceRecord) -> dict[str, Any]:
     # A silent replica takes 10 s.
     with ThreadPoolExecutor(8) as pool:
         problems = list(pool.map(of_replica, record.replicas))
+    same = ("name", "status", "state", "ready", "target", "policy", "version", "versions", "uptime", "hourly")
     return {
-        "name": record.name,
-        "status": record.status,
-        "state": record.state,
+        **{each: getattr(record, each) for each in same},
         "endpoint": service.url if service else record.url,
         "answers": not why,
         "problem": why,
-        "ready": record.ready,
-        "target": record.target,
-        "policy": record.policy,
         "qps": qps(record.name),
-        "version": record.version,
-        "versions": list(record.versions),
-        "uptime": record.uptime,
-        "hourly": record.hourly,
         "replicas": [
             {**vars(each), "problem": problem}
             for each, problem in zip(record.replicas, problems, strict=True)
