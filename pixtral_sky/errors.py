@@ -21,7 +21,7 @@ class PixtralSkyError(Exception):
 
 
 class UsageError(PixtralSkyError):
-    """The command line does not add up."""
+    """Wrong options, arguments or files."""
 
     exit_code = 2
 
@@ -47,7 +47,7 @@ class Unreachable(EndpointError):
 
 
 class NoTunnel(Unreachable):
-    """No tunnel can be tried: ssh is missing, or what SkyPilot writes for it. A retry is of no use."""
+    """Its tunnel cannot be opened (ssh, or its configuration, is missing), and a retry would not help."""
 
 
 class Untrusted(Unreachable):
@@ -59,7 +59,10 @@ class Unauthorized(EndpointError):
 
 
 class Busy(EndpointError):
-    """429, 503, or a balancer with no ready replica; ``retry_after`` seconds are asked for, 0: none."""
+    """429, 503, or a balancer without a ready replica.
+
+    ``retry_after``: how many seconds the server asks to wait; 0 if it does not say.
+    """
 
     def __init__(self, what: str, hint: str = "", retry_after: float = 0) -> None:
         super().__init__(what, hint)
@@ -71,11 +74,11 @@ class Refused(EndpointError):
 
 
 class Failed(Refused):
-    """A 5xx: the server has failed, and the request may be good."""
+    """5xx: the server has failed; the request may be right."""
 
 
 class BrokenAnswer(EndpointError):
-    """The answer stopped half-way, took too long, or is not what the API says."""
+    """The answer is incomplete, too late, or not what the API specifies."""
 
 
 class NotAnAPI(EndpointError):

@@ -1,4 +1,4 @@
-"""The one place that prints: data goes to stdout, all else to stderr."""
+"""The one place that prints: data to stdout, all else to stderr."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ quiet = False
 
 
 def data(text: str, end: str = "\n") -> None:
-    """Print what the command was asked for. Nothing else goes to stdout, so a pipe holds only this."""
-    if sys.stdout is None:  # the caller closed it
+    """Print the result of a command to stdout, where nothing else goes."""
+    if sys.stdout is None:  # the parent process has closed it
         raise PixtralSkyError("Standard output is closed.")
     sys.stdout.write(text + end)
     sys.stdout.flush()
 
 
 def document(value: object, indent: int | None = 1) -> None:
-    """The same as JSON; in one line without ``indent``."""
+    """Print a result as JSON; without ``indent``, in one line."""
     data(json.dumps(value, indent=indent))
 
 
 def say(text: str = "") -> None:
-    """Print what is good to know; nothing when ``quiet``."""
+    """Print information, unless --quiet."""
     if not quiet:
         print(text, file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """Print what a person must know."""
+    """Print a warning, even with --quiet."""
     print(f"Warning: {text}", file=sys.stderr, flush=True)
 
 
@@ -44,9 +44,9 @@ def error(text: str) -> None:
 
 @contextmanager
 def phase(title: str) -> Iterator[None]:
-    """Show what is waited for, with the seconds: a spinner on a terminal, a line elsewhere.
+    """Show what is being waited for, and then how long it took: a spinner on a terminal, a line elsewhere.
 
-    Print nothing and begin no other phase within it.
+    Nothing else may be printed within it.
     """
     started = time.monotonic()
     if quiet:
@@ -66,7 +66,7 @@ def phase(title: str) -> Iterator[None]:
 
 
 def phases(titles: Iterable[str]) -> None:
-    """Show one phase after another; each lasts until the next title comes."""
+    """Show one phase after another; each lasts until ``titles`` yields the next."""
     names = iter(titles)
     title = next(names, "")
     while title:
@@ -75,5 +75,5 @@ def phases(titles: Iterable[str]) -> None:
 
 
 def done(title: str, seconds: float) -> None:
-    """The line that a phase leaves behind."""
+    """Print a finished phase."""
     say(f"  {title:<44} {seconds:6.1f} s")

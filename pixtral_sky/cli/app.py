@@ -1,6 +1,6 @@
-"""The command line: wires the commands, and turns every error into one line.
+"""The command line: registers the commands, and shows every error as one line.
 
-The command modules import what they need when they run; --help imports none of it.
+Command modules import what they need inside their functions, so that --help is fast.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 from pixtral_sky import __version__, output
 from pixtral_sky.errors import PixtralSkyError
 
-# In the order of the help. Each is a function in the module of its name, a group the `app` in it.
+# In the order of the help. A command is the function in the module of its name, a group the `app` there.
 COMMANDS = (
     "rehearse",
     "doctor",
@@ -34,7 +34,7 @@ COMMANDS = (
     "down",
 )
 GROUPS = ("serve",)
-# What Typer raises for arguments that it does not take; it exports one kind of it only.
+# The base class of Typer's errors of the command line, which Typer does not export.
 NotUnderstood: Any = typer.BadParameter.__base__
 
 
@@ -57,14 +57,14 @@ def options(
 
 @functools.cache
 def _app(only: str) -> typer.Typer:
-    """The commands; with ``only`` that one, as each takes a while to be imported and built."""
+    """The application; ``only``: with that command alone, for importing all takes a while."""
     app = typer.Typer(
         name="pixtral-sky",
         help="Pixtral 12B as a private endpoint on your own machines.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,  # help in plain text is there in half the time
+        rich_markup_mode=None,  # plain help takes half the time
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(options)
@@ -78,27 +78,27 @@ def _app(only: str) -> typer.Typer:
 
 
 def _only(arguments: Sequence[str]) -> str:
-    """The command that they name, where nothing before it asks about others."""
+    """The command in ``arguments``; empty if the first word is not one, as with --help."""
     first = next((word for word in arguments if word not in ("-q", "--quiet")), "")
     return first if first in (*COMMANDS, *GROUPS) else ""
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 it failed, 2 it was not understood, 130 Ctrl-C.
+    """Run the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C.
 
     PIXTRAL_SKY_DEBUG=1 shows the traceback of an error.
     """
     try:
-        # What Typer would say itself of an error is several lines.
+        # Not standalone: Typer would show an error in several lines.
         sys.exit(_app(_only(sys.argv[1:]))(standalone_mode=False) or 0)
     except NotUnderstood as error:
-        if error.message.startswith("Usage: "):  # nothing was asked for, and this is the help
+        if error.message.startswith("Usage: "):  # without arguments, the message is the help
             typer.echo(error.message, err=True)
         else:
             help_of = f" Help: {error.ctx.command_path} --help" if error.ctx else ""
             output.error(f"{' '.join(error.format_message().split())}{help_of}")
         sys.exit(error.exit_code)
-    except typer.Abort:  # a no
+    except typer.Abort:  # the user has answered no
         output.say("Aborted.")
         sys.exit(1)
     except KeyboardInterrupt:
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def _line(error: Exception) -> str:
-    """What a person is told of it."""
+    """The error message."""
     if isinstance(error, PixtralSkyError):
         return str(error)
     if isinstance(error, OSError):  # a full disk, a home that cannot be written to

@@ -16,8 +16,7 @@ from pixtral_sky import output
 from pixtral_sky.deploy.store import DEFAULT_NAME
 
 if TYPE_CHECKING:
-    from pixtral_sky.deploy.launch import Plan as ClusterPlan
-    from pixtral_sky.deploy.serve import Plan as ServicePlan
+    from pixtral_sky.deploy.launch import Checked
     from pixtral_sky.deploy.task import Task
     from pixtral_sky.errors import UsageError
 
@@ -29,7 +28,7 @@ def load(
 ) -> Task:
     """The task ``file`` with the values of ``--env NAME=VALUE``, ``--precision`` and ``--idle``.
 
-    Raises UsageError, for a secret too.
+    Raises UsageError, also for a secret in --env.
     """
     from pixtral_sky.deploy import task
 
@@ -62,8 +61,8 @@ def _envs(words: list[str], precision: str | None) -> dict[str, str]:
     return given
 
 
-def say_choice(plan: ClusterPlan | ServicePlan) -> None:
-    """What a plan says of the candidates that it has."""
+def say_choice(plan: Checked) -> None:
+    """Show what a plan says about its candidates."""
     for warning in plan.warned:
         output.warn(warning)
     for line in plan.said:
@@ -71,7 +70,7 @@ def say_choice(plan: ClusterPlan | ServicePlan) -> None:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask before it costs money; ``yes`` is the answer that was given already. Ends the command at a no."""
+    """Ask before it costs money, unless --yes has answered. A no ends the command."""
     from pixtral_sky.errors import UsageError
 
     if not yes:
@@ -79,18 +78,18 @@ def confirm(question: str, yes: bool) -> None:
 
 
 def ask(question: str, default: bool, nobody: UsageError) -> None:
-    """End the command at a no. Raises ``nobody`` where no person is at the terminal."""
+    """Ask a question; a no ends the command. Raises ``nobody`` if stdin is not a terminal."""
     if not sys.stdin.isatty():
         raise nobody
-    with contextlib.redirect_stdout(sys.stderr):  # where the question's last character goes
+    with contextlib.redirect_stdout(sys.stderr):  # click writes the last character of a question to stdout
         typer.confirm(question, default=default, abort=True, err=True)
 
 
 @contextlib.contextmanager
 def accounted(name: str, group: str, left: Callable[[], str]) -> Iterator[None]:
-    """Within it something is made that costs money: however that ends, a person is told what is left of it.
+    """Around what makes something that costs money: if it fails, the user is told what ``left`` says is left.
 
-    ``group``: of the commands that look at it and take it down.
+    ``group``: the prefix of the commands `status` and `down` for it, "serve " or empty.
     """
     from pixtral_sky.deploy.launch import StoppedWaiting
     from pixtral_sky.errors import PixtralSkyError
@@ -112,7 +111,7 @@ def accounted(name: str, group: str, left: Callable[[], str]) -> Iterator[None]:
 
 
 def say_next(name: str, service: bool = False) -> None:
-    """What to do with what was launched."""
+    """Show the commands for a new deployment."""
     if os.environ.get("PIXTRAL_ENDPOINT"):
         output.warn("PIXTRAL_ENDPOINT is set here, and `ask` goes there: unset it, or give -n.")
     this, it = ("", "") if name == DEFAULT_NAME else (f" -n {name}", f" {name}")
@@ -123,7 +122,7 @@ def say_next(name: str, service: bool = False) -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> None:
-    """Print it in columns. One that says nothing ("-") in every row is left out."""
+    """Print rows in columns. A column with "-" in every row is left out."""
     columns = [column for column in zip(head, *rows, strict=True) if set(column[1:]) != {"-"}]
     widths = [max(map(len, column)) for column in columns]
     for line in zip(*columns, strict=True):
@@ -132,7 +131,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") 
 
 
 def age(seconds: float | None) -> str:
-    """Days, hours or minutes, in words."""
+    """An age for people: days and hours, hours and minutes, or minutes."""
     if seconds is None:
         return "-"
     minutes = max(int(seconds // 60), 0)
@@ -141,5 +140,5 @@ def age(seconds: float | None) -> str:
 
 
 def minutes(seconds: float) -> str:
-    """How long something took, in words."""
+    """A duration for people: seconds, or minutes from two on."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -28,7 +28,7 @@ def down(
     names, failed = [name or DEFAULT_NAME], None  # type: list[str], PixtralSkyError | None
     if everything:
         names, failed = backend.names()
-        if failed:  # what runs here is stopped all the same
+        if failed:  # rehearsals are stopped nevertheless
             output.error(str(failed))
         elif not names:
             output.say("There is nothing to take down.")
@@ -43,10 +43,10 @@ def down(
         except PixtralSkyError as error:
             if len(names) == 1:
                 raise
-            output.error(str(error))  # the others are taken down all the same
+            output.error(str(error))  # one failure does not keep the others
             failed = error
     if asked_skypilot and not isinstance(failed, SkyError):
-        with contextlib.suppress(SkyError):  # what was asked for is done
+        with contextlib.suppress(SkyError):  # the command itself has succeeded
             for text in backend.leftovers():
                 output.warn(text)
     if failed:

@@ -33,11 +33,12 @@ def endpoint(
       eval "$(pixtral-sky endpoint --env)"     # curl and any OpenAI client follow
       pixtral-sky endpoint --for curl
     """
+    from pixtral_sky.deploy import backend
     from pixtral_sky.errors import UsageError
 
     if env and request:
         raise UsageError("--env and --for are two things.", "Give one of them.")
-    found = find_anywhere(name)
+    found = backend.find(name)
     if found.tunnel:
         found.tunnel.open()
         this = "" if found.origin == DEFAULT_NAME else f" {found.origin}"
@@ -55,10 +56,10 @@ def endpoint(
 
 
 def curl(endpoint: Endpoint) -> str:
-    """A request with curl, for bash. The key is not in it, and in no argument: others can see those."""
+    """A curl command for bash. The key is not in its arguments, which other users can see."""
     lines = []
     if endpoint.origin != "PIXTRAL_ENDPOINT" and (endpoint.key or endpoint.tunnel):
-        # The key comes into the environment, and the way through ssh is open.
+        # This puts the key into the environment, and opens the tunnel.
         lines.append(f'eval "$(pixtral-sky endpoint --env --name {endpoint.origin})"')
     header = ""
     if endpoint.key:
@@ -74,21 +75,3 @@ def curl(endpoint: Endpoint) -> str:
     lines.append(f'  -H "Content-Type: application/json"{header} \\')
     lines.append(f"  -d {shlex.quote(json.dumps(body))}")
     return "\n".join(lines)
-
-
-def find_anywhere(name: str | None) -> Endpoint:
-    """As ``resolve.find``, and what SkyPilot has under that name is remembered."""
-    from pixtral_sky.deploy.resolve import find, key_of_environment
-    from pixtral_sky.errors import NoEndpoint, SkyError
-
-    try:
-        return find(name=name)
-    except NoEndpoint as nothing:
-        from pixtral_sky.deploy import backend
-
-        try:
-            if not backend.locate(name or DEFAULT_NAME, key_of_environment()):
-                raise
-        except SkyError as trouble:
-            raise NoEndpoint(nothing.what, f"{nothing.hint} SkyPilot could not be asked: {trouble}") from None
-    return find(name=name or DEFAULT_NAME)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pixtral_sky.deploy.skypilot import NoMachine
     from pixtral_sky.deploy.store import Cluster
 
-TRIED = 20  # places of a launch that failed, each in a line
+TRIED = 20  # lines at most for the places that a failed launch has tried
 
 Spot = Annotated[
     bool, typer.Option("--spot", help="On spare capacity: cheaper, and taken away at any moment.")
@@ -104,7 +104,7 @@ def _show(plan: Plan, candidates: bool) -> None:
 
 
 def _launched(plan: Plan, minutes: float) -> Cluster:
-    """The cluster, when it answers. ``minutes`` are spent, while nobody gives a machine, on asking again."""
+    """Launch, and return the cluster when it answers. ``minutes``: to retry while no machine is free."""
     from pixtral_sky.deploy import clusters
     from pixtral_sky.deploy import launch as launching
     from pixtral_sky.deploy.skypilot import NoMachine

@@ -12,7 +12,7 @@ import typer
 from pixtral_sky import output
 from pixtral_sky.cli import common, options
 from pixtral_sky.deploy.store import DEFAULT_NAME
-from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError
+from pixtral_sky.errors import PixtralSkyError, SkyError
 
 if TYPE_CHECKING:
     from pixtral_sky.deploy.serve import Plan
@@ -27,13 +27,11 @@ app = typer.Typer(
 Name = Annotated[str, typer.Argument(help="The service.")]
 Replicas = Annotated[
     str | None,
-    typer.Option(
-        metavar="N..M", help="From so many to so many; 3: always three. Without it, as in the file."
-    ),
+    typer.Option(metavar="N..M", help="How many: from N to M, or always N. Without it, as in the file."),
 ]
 TargetQps = Annotated[
     float | None,
-    typer.Option(metavar="X", help="Queries per second that one replica gets before there are more."),
+    typer.Option(metavar="X", help="Queries per second and replica, above which there are more replicas."),
 ]
 Spot = Annotated[
     bool, typer.Option("--spot", help="On spare machines, and on ordinary ones as long as those are missing.")
@@ -110,11 +108,11 @@ def update(
     blue_green: BlueGreen = False,
     yes: options.Yes = False,
 ) -> None:
-    """Have a service be as the file and the options say, and wait until all that serves is so.
+    """Update a service to the file and the options, and wait until only the new version serves.
 
-    It keeps the key, unless PIXTRAL_API_KEY is another one. Where machines change, each is replaced: one
-    after the other, and requests go to old and new ones meanwhile. Answers that an old one still streams when
-    it is retired break off.
+    It keeps the key, unless PIXTRAL_API_KEY is another one. If the machines change, the replicas are replaced
+    one after the other, and requests go to old and new ones meanwhile. Answers that an old one still streams
+    when it is retired break off.
     """
     from pixtral_sky.deploy import serve
     from pixtral_sky.deploy.launch import Wanted
@@ -122,7 +120,7 @@ def update(
     wanted = Wanted(name, infra, gpus, spot, max_price=max_price)
     plan = serve.plan(_load(file, env, precision), wanted, replicas, target_qps)
     serve.check_update(plan)
-    _say_choice(plan)
+    common.say_choice(plan)
     for line in serve.changes(plan, blue_green):
         output.say(line)
     if warning := serve.change_of_key(plan, blue_green):
@@ -141,7 +139,7 @@ def update(
 def status(name: options.Only = None, as_json: options.Json = False) -> None:
     """Show services, their replicas, and their controller. Exit code 0 only when all of them answer.
 
-    To SkyServe's autoscaler, the look is a query like others, where a replica is ready to answer it.
+    Each service with a ready replica is sent one request, which SkyServe's autoscaler counts like any other.
     """
     from pixtral_sky.deploy import services
 
@@ -164,11 +162,10 @@ def status(name: options.Only = None, as_json: options.Json = False) -> None:
 @app.command()
 def down(name: Name = DEFAULT_NAME) -> None:
     """Take a service down: replicas, balancer, and the controller when no other service needs it."""
-    from pixtral_sky.deploy import services, store
+    from pixtral_sky.deploy import backend, services
 
-    store.check_name(name)
-    if not (said := services.down(name)):
-        raise NoEndpoint(f"There is no service named {name!r}.", "What there is: pixtral-sky serve status")
+    if not (said := backend.take_down(name, [services])):
+        raise services.nothing(name)
     output.say(said)
     with contextlib.suppress(SkyError):  # what was asked for is done
         if machine := services.controller():
@@ -186,11 +183,8 @@ def logs(
     lines: options.Lines = 0,
 ) -> None:
     """Show what a replica, the controller or the balancer says."""
-    from pixtral_sky.deploy import services, skypilot, store
+    from pixtral_sky.deploy import services
 
-    store.check_name(name)
-    if not skypilot.was_used():
-        raise NoEndpoint(f"There is no service named {name!r}.", "Bring one up: pixtral-sky serve up")
     services.logs(name, follow=follow, lines=lines, replica=replica, balancer=balancer)
 
 
@@ -200,16 +194,10 @@ def _load(file: Path | None, env: list[str] | None, precision: str | None) -> Ta
     return common.load(file or task.shipped("service.yaml"), env, precision)
 
 
-def _say_choice(plan: Plan) -> None:
-    common.say_choice(plan)
-    if plan.max_price is not None:
-        output.say("That is for each replica; the controller is not in it.")
-
-
 def _show_new(plan: Plan) -> None:
     from pixtral_sky.deploy import launch
 
-    _say_choice(plan)
+    common.say_choice(plan)
     launch.show_candidates(plan.task)
     low, high = plan.fewest, plan.most
     this = "" if plan.service.name == DEFAULT_NAME else f" {plan.service.name}"
@@ -220,7 +208,7 @@ def _show_new(plan: Plan) -> None:
 
 
 def _brought_up(plan: Plan) -> str:
-    """Its URL, when it answers."""
+    """Bring it up, and return its URL when it answers."""
     from pixtral_sky.deploy import serve, store
 
     name, then = plan.service.name, time.monotonic()

@@ -31,8 +31,8 @@ def status(
 
     while True:
         rows, trouble = backend.rows(name)
-        for text in trouble:
-            output.warn(text)
+        if trouble:
+            output.warn(str(trouble))
         if as_json:
             output.document([vars(row) for row in rows], indent=None if watch else 1)
         elif rows:

@@ -10,7 +10,7 @@ from pixtral_sky.deploy.store import DEFAULT_NAME
 
 
 def tunnel(name: options.Deployment = DEFAULT_NAME) -> None:
-    """Hold the way to a private deployment open until Ctrl-C, for curl and other clients.
+    """Hold the tunnel to a private deployment open until Ctrl-C, for curl and other clients.
 
     pixtral-sky's own commands open it by themselves.
 
@@ -19,15 +19,15 @@ def tunnel(name: options.Deployment = DEFAULT_NAME) -> None:
       pixtral-sky tunnel
       eval "$(pixtral-sky endpoint --env)" && bash examples/curl.sh     # meanwhile, elsewhere
     """
-    from pixtral_sky.cli.endpoint import find_anywhere
+    from pixtral_sky.deploy import backend
     from pixtral_sky.deploy.tunnel import PERSIST_SECONDS, Tunnel
 
-    found = find_anywhere(name)
+    found = backend.find(name)
     if not isinstance(found.tunnel, Tunnel):
         output.data(found.url)
         output.say(f"{name} needs no tunnel: use it as it is.")
         return
-    # Its end from outside is a Ctrl-C.
+    # SIGTERM ends it as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with output.phase(f"connecting to {name}"):
         found.tunnel.open()
@@ -37,5 +37,5 @@ def tunnel(name: options.Deployment = DEFAULT_NAME) -> None:
         output.say(f'Open until Ctrl-C. For other clients: eval "$(pixtral-sky endpoint{this} --env)"')
         found.tunnel.hold(output.say)
     except KeyboardInterrupt:
-        # Another command may be using it.
+        # It is not closed: another command may be using it.
         output.say(f"\nNo longer held open: it ends {PERSIST_SECONDS} s after its last use.")

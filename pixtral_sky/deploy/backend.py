@@ -1,7 +1,7 @@
 """What can be done with a deployment, whatever its kind.
 
-Each kind of deployment has a module with the functions of `Backend`, named once in KINDS. A fourth kind is a
-class in ``store``, such a module, and its name in KINDS.
+Each kind of deployment has a module with the functions of `Backend`. A fourth kind is a class in ``store``,
+such a module, and its entry in KINDS.
 """
 
 from __future__ import annotations
@@ -11,38 +11,43 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from pixtral_sky import output
-from pixtral_sky.deploy import clusters, rehearsals, services, skypilot, store
+from pixtral_sky.client.endpoint import Endpoint
+from pixtral_sky.deploy import clusters, rehearsals, resolve, services, skypilot, store
 from pixtral_sky.deploy.status import Row
 from pixtral_sky.deploy.store import Deployment
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
 
 
 class Backend(Protocol):
-    """The functions of a kind of deployment."""
+    """The functions of one kind of deployment."""
 
     @property
     def kind(self) -> type[Deployment]: ...
 
     @property
     def at_skypilot(self) -> bool:
-        """Whether they are SkyPilot's, with whatever that needs for them."""
+        """Whether SkyPilot runs this kind."""
 
     def records(self, names: list[str] | None) -> Sequence[Any]:
-        """Those of these names that SkyPilot has, or all: each with ``name`` and ``ours``."""
+        """What SkyPilot has of this kind, or of these names; each with ``name`` and ``ours``."""
 
-    def row(self, name: str, one: Any, record: Any, asked: bool) -> Row:
-        """What is said of it: ``one`` as it is remembered, ``record`` as SkyPilot has it, if it was asked."""
+    def row(self, name: str, one: Any, record: Any, otherwise: str) -> Row:
+        """The deployment's line in `status`.
 
-    def locate(self, name: str, key: str) -> bool:
-        """Remember where SkyPilot has it now; whether it has it. ``key``: for one whose key is not known."""
+        ``one``: as it is remembered here, or None. ``record``: as SkyPilot has it, or None; ``otherwise`` is
+        the state then: ended, launching or unknown.
+        """
+
+    def locate(self, name: str) -> bool:
+        """Remember SkyPilot's current address of it. Returns whether SkyPilot has it."""
 
     def logs(self, name: str, *, follow: bool, lines: int) -> None:
-        """Write the last ``lines`` of its log (0: all) to stdout. Raises NoEndpoint: there is none."""
+        """Write the last ``lines`` of its log (0: all) to stdout. Raises NoEndpoint if there is none."""
 
-    def down(self, name: str) -> str:
-        """Take it down, and return when nothing of it is left, with what a person is told.
+    def down(self, name: str, one: Any) -> str:
+        """Take it down; return, when nothing of it is left, what to tell the user.
 
-        Empty: there is none. Raises UsageError when what has the name is nobody's of this project.
+        ``one``: as it is remembered here, or None.
         """
 
 
@@ -54,16 +59,18 @@ def of(deployment: Deployment) -> Backend:
 
 
 def kinds_of(name: str) -> tuple[Backend, ...]:
-    """The one whose deployment is remembered under that name; any, when none is."""
-    store.check_name(name)
+    """The kind of the deployment that is remembered under this name; all kinds, if none is."""
     known = store.recall(name)
     return (of(known),) if known else KINDS
 
 
-def rows(name: str | None = None) -> tuple[list[Row], list[str]]:
-    """What runs, or only what has that name; and what could not be found out.
+# status ----------------------------------------------------------------------------------------------------
 
-    Raises NoEndpoint when nothing has that name, and SkyError when that could not be found out.
+
+def rows(name: str | None = None) -> tuple[list[Row], SkyError | None]:
+    """A row for each deployment, or for ``name`` alone; and SkyPilot's error, if it could not be asked.
+
+    Raises NoEndpoint when there is no deployment ``name``, and SkyError when SkyPilot could not be asked.
     """
     found: list[Row] = []
     remembered: dict[str, Deployment] = {}
@@ -78,64 +85,63 @@ def rows(name: str | None = None) -> tuple[list[Row], list[str]]:
     kinds = {each: of(one) for each, one in remembered.items()}
     records, asked, trouble = _records(name, kinds)
     for each in sorted({*kinds, *records}):
-        backend, record = records[each] if each in records else (kinds[each], None)
-        found.append(backend.row(each, remembered.get(each), record, backend in asked))
+        backend, record = records.get(each) or (kinds[each], None)
+        one = remembered.get(each)
+        otherwise = "unknown"
+        if not record and backend in asked:
+            otherwise = "launching" if skypilot.is_launching(getattr(one, "request", "")) else "ended"
+        found.append(backend.row(each, one, record, otherwise))
     if name and not found:
-        if trouble:
-            raise SkyError(trouble[0])
-        raise _nothing(name)
+        raise trouble or _nothing(name)
     return found, trouble
 
 
 def _records(
     name: str | None, remembered: Mapping[str, Backend]
-) -> tuple[dict[str, tuple[Backend, Any]], list[Backend], list[str]]:
-    """What SkyPilot has; the kinds that it was asked for, and what went wrong then.
+) -> tuple[dict[str, tuple[Backend, Any]], list[Backend], SkyError | None]:
+    """SkyPilot's records of this project, by name; the kinds for which it was asked; and its error.
 
-    It is not asked where it cannot have anything, nor for what is known to be of another kind.
+    SkyPilot is not asked if it was never used, nor for a name that is remembered as another kind.
     """
     records: dict[str, tuple[Backend, Any]] = {}
     asked: list[Backend] = []
     known = remembered.get(name or "")
-    for backend in KINDS:
-        try:
-            if known in (None, backend) and (backend in remembered.values() or skypilot.was_used()):
-                for each, record in _found(backend, name).items():
-                    records.setdefault(each, (backend, record))
-                    known = backend if name else None
-            asked.append(backend)
-        except SkyError as error:
-            return records, asked, [str(error)]
-    return records, asked, []
-
-
-def _found(backend: Backend, name: str | None = None) -> dict[str, Any]:
-    """What SkyPilot has of a kind and of this project, by name."""
-    records = backend.records([name] if name else None)
-    return {each.name: each for each in records if store.is_ours(each, backend.kind)}
-
-
-def names() -> tuple[list[str], SkyError | None]:
-    """All that is known here or to SkyPilot, sorted; and why SkyPilot does not say it."""
-    found, trouble = {*store.known()}, None
     try:
-        if skypilot.was_used():
-            found |= {name for each in KINDS for name in _found(each)}
+        for backend in KINDS:
+            if known in (None, backend) and (backend in remembered.values() or skypilot.was_used()):
+                for record in backend.records([name] if name else None):
+                    if store.is_ours(record, backend.kind):
+                        records.setdefault(record.name, (backend, record))
+                        known = backend if name else None
+            asked.append(backend)
     except SkyError as error:
-        trouble = error
-    return sorted(found), trouble
+        return records, asked, error
+    return records, asked, None
 
 
-def locate(name: str, key: str) -> bool:
-    """Whether SkyPilot has a deployment of that name; it is then remembered here, with its address."""
-    if not may_be_at_skypilot(name) or not skypilot.was_used():
-        return False
-    with output.phase("asking SkyPilot"):
-        return any(each.locate(name, key) for each in kinds_of(name))
+# endpoint, logs, down --------------------------------------------------------------------------------------
+
+
+def find(name: str | None) -> Endpoint:
+    """As `resolve.find`; a deployment that is not remembered here is looked up at SkyPilot."""
+    try:
+        return resolve.find(name=name)
+    except NoEndpoint as nothing:
+        name = name or store.DEFAULT_NAME
+        try:
+            if not may_be_at_skypilot(name) or not skypilot.was_used():
+                raise
+            with output.phase("asking SkyPilot"):
+                located = any(each.locate(name) for each in kinds_of(name))
+            if not located:
+                raise
+        except SkyError as trouble:
+            raise NoEndpoint(nothing.what, f"{nothing.hint} SkyPilot could not be asked: {trouble}") from None
+    return resolve.find(name=name)
 
 
 def logs(name: str, *, follow: bool, lines: int) -> None:
-    """Write its log to stdout. Raises NoEndpoint when nothing has that name."""
+    """Write the log of a deployment to stdout. Raises NoEndpoint when there is no such deployment."""
     kinds = kinds_of(name)
     if len(kinds) == 1:
         kinds[0].logs(name, follow=follow, lines=lines)
@@ -147,28 +153,54 @@ def logs(name: str, *, follow: bool, lines: int) -> None:
     raise _nothing(name)
 
 
-def down(name: str) -> str:
-    """Take it down, and return when nothing of it is left that costs money, with what a person is told.
+def names() -> tuple[list[str], SkyError | None]:
+    """The names of all deployments, sorted; and SkyPilot's error, if it could not be asked."""
+    records, _, trouble = _records(None, {})
+    return sorted({*store.known(), *records}), trouble
 
-    Raises NoEndpoint when nothing has that name.
+
+def down(name: str) -> str:
+    """Take a deployment down; return, when nothing that costs money is left, what to tell the user.
+
+    Raises NoEndpoint when there is no such deployment.
     """
-    if said := next(filter(None, (each.down(name) for each in kinds_of(name))), ""):
+    if said := take_down(name, kinds_of(name)):
         return said
     raise _nothing(name)
 
 
+def take_down(name: str, kinds: Sequence[Backend]) -> str:
+    """As `down`, among these kinds. Empty if there is none.
+
+    Raises UsageError when SkyPilot has something of another project under this name.
+    """
+    known = store.recall(name)
+    for each in kinds:
+        one = known if isinstance(known, each.kind) else None
+        if one or _at_skypilot(each, name):
+            return each.down(name, one)
+    return ""
+
+
+def _at_skypilot(backend: Backend, name: str) -> bool:
+    record = next(iter(backend.records([name])), None) if skypilot.was_used() else None
+    if record and not record.ours:
+        command = "sky serve down" if backend is services else "sky down"
+        raise UsageError(f"{name!r} is a {backend.kind.kind} with something else on it.", f"{command} {name}")
+    return record is not None
+
+
 def may_be_at_skypilot(name: str) -> bool:
+    """Whether SkyPilot may run it: not if it is remembered as a rehearsal."""
     with contextlib.suppress(PixtralSkyError):
         return any(each.at_skypilot for each in kinds_of(name))
     return True
 
 
 def leftovers() -> Iterator[str]:
-    """What of SkyPilot's own still costs money, each in a sentence. Raises SkyError."""
-    machines = clusters.controllers() if skypilot.was_used() else []
-    for each in sorted(machines, key=lambda machine: machine.name.startswith(services.CONTROLLER)):
-        of_services = each.name.startswith(services.CONTROLLER)
-        yield services.leftover(each) if of_services else clusters.leftover(each)
+    """A sentence for each of SkyPilot's own machines, which still cost money. Raises SkyError."""
+    if skypilot.was_used():
+        yield from map(services.leftover, sorted(clusters.controllers(), key=lambda each: each.name))
 
 
 def _nothing(name: str) -> NoEndpoint:

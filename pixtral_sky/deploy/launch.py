@@ -1,7 +1,4 @@
-"""Launching a cluster: what is checked before, what is remembered, and following it until it answers.
-
-SkyPilot is called by its SDK (see ``skypilot``).
-"""
+"""Launch a cluster: check, remember, launch, and follow it until it answers."""
 
 from __future__ import annotations
 
@@ -21,54 +18,58 @@ from pixtral_sky import output
 from pixtral_sky.deploy import candidates, clusters, huggingface, prices, services, skypilot, store, task
 from pixtral_sky.deploy.clusters import Record
 from pixtral_sky.deploy.resolve import key_for
-from pixtral_sky.deploy.skypilot import NoMachine, enabled_by, hide, plain, shown, sky_output, sky_sdk
+from pixtral_sky.deploy.skypilot import NoMachine, hide, plain, shown, sky_output, sky_sdk
 from pixtral_sky.deploy.status import problem
 from pixtral_sky.deploy.store import Cluster, Service
 from pixtral_sky.deploy.task import Task
 from pixtral_sky.errors import PixtralSkyError, SkyError, UsageError
 from pixtral_sky.text import reason
 
-RETRY_SECONDS = 60.0  # until it is asked again for a machine that nobody gives
-POLL_SECONDS = 3.0  # between two looks at a server that is starting
-CENT = 0.005  # USD: prices are shown by the cent, and one of two that look alike is no dearer
+RETRY_SECONDS = 60.0  # between two launches, while no machine is to be had
+POLL_SECONDS = 3.0  # between two requests to a server that is starting
+CENT = 0.005  # USD: tolerance, as prices are shown in cents
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a launch is to have in place of what its file has; None, or False: as in the file."""
+    """The options of a launch, which replace values of its file; None or False: as in the file."""
 
     name: str
-    infra: str | None = None  # as for --infra: aws/us-east-1
-    gpus: str | None = None  # as for --gpus: L4:2
+    infra: str | None = None  # in the syntax of --infra: aws/us-east-1
+    gpus: str | None = None  # in the syntax of --gpus: L4:2
     spot: bool = False
-    private: bool = False  # no port is opened
+    private: bool = False  # opens no port
     max_price: float | None = None  # USD an hour, for one machine
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A launch that can be made."""
+class Checked:
+    """What has passed all checks, and can be launched."""
 
     task: Any  # sky.Task
-    cluster: Cluster  # what will be remembered of it
-    running: Record | None  # what it updates
-    max_price: float | None = None  # USD an hour, for the machine
-    said: tuple[str, ...] = ()  # what a person is told of its candidates
-    warned: tuple[str, ...] = ()
+    max_price: float | None  # USD an hour, for one machine
+    said: tuple[str, ...]  # what to tell the user about its candidates
+    warned: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan(Checked):
+    cluster: Cluster  # to be remembered
+    running: Record | None  # the cluster that it updates
 
 
 class StoppedWaiting(KeyboardInterrupt):
-    """Ctrl-C between two tries, when nothing is on its way."""
+    """Ctrl-C between two launches, when none is in progress."""
 
 
 def plan(the_task: Task, wanted: Wanted) -> Plan:
-    """The launch of a task file, after all that can be checked: here, then at SkyPilot, then at the Hub.
+    """Plan the launch of a task file, after all checks: here, at SkyPilot, at the Hub.
 
-    Raises UsageError when it cannot be launched as it is, SkyError, and HubError: the licence of the weights.
+    Raises UsageError, SkyError, and HubError for the licence of the weights.
     """
     key, token, warned = checked(wanted, the_task.config, the_task.envs)
     with output.phase("SkyPilot's view"):
-        with contextlib.suppress(SkyError):  # a controller that does not answer is no reason not to launch
+        with contextlib.suppress(SkyError):  # a cluster needs no controller that answers
             if any(each.ours for each in services.records([wanted.name])):
                 raise store.is_a(Service.kind, wanted.name)
         made = prepare(the_task, wanted, key, token)
@@ -78,9 +79,8 @@ def plan(the_task: Task, wanted: Wanted) -> Plan:
 def checked(wanted: Wanted, config: Mapping[str, Any], envs: Mapping[str, str]) -> tuple[str, str, list[str]]:
     """The key, the token and the warnings of a launch, after all checks that need no server.
 
-    ``config`` is the file as data, ``envs`` are those of its script. Raises UsageError, or SkyError.
+    ``config``: the file as data; ``envs``: of its script. Raises UsageError or SkyError.
     """
-    store.check_name(wanted.name)
     if wanted.max_price is not None and not wanted.max_price > 0:
         raise UsageError(f"--max-price {wanted.max_price:g} is no price.", "For example: --max-price 2.50")
     key, token = key_for(wanted.name), huggingface.token()
@@ -90,57 +90,53 @@ def checked(wanted: Wanted, config: Mapping[str, Any], envs: Mapping[str, str]) 
 
 
 def licence(envs: Mapping[str, str], token: str) -> list[str]:
-    """Raise HubError when the token does not open the weights. Returns a warning if the Hub does not say."""
+    """Raise HubError when the token gives no access to the weights. A warning if the Hub does not say."""
     with output.phase("licence of the weights"):
         why = huggingface.check(envs.get("MODEL", ""), token, envs.get("MODEL_REVISION") or "main")
     return [why] if why else []
 
 
 def prepare(the_task: Task, wanted: Wanted, key: str, token: str) -> Plan:
-    """The launch as SkyPilot takes it.
-
-    What is running under that name is updated: on the same infra and GPUs, where no others are given.
-    """
+    """Plan the launch at SkyPilot. A cluster that runs under this name is updated, and keeps its machine."""
     name, envs = wanted.name, dict(the_task.config.get("envs") or {})
     config = {**the_task.config, "envs": envs}
     store.check_kind(name, Cluster)
     old = store.recall_as(name, Cluster)
     hide(key, token)
     port = task.number(envs, "PORT", 8081)
-    if "PORT" in envs:  # it may be empty, and the script takes it as it is
+    if "PORT" in envs:  # an empty one too, for the script has no default
         envs["PORT"] = port
     with sky_sdk() as sky:
-        running = next(iter(clusters.records_by(sky, [name])), None)
+        running = clusters.record(name)
         if running:
             _check_running(running, old, wanted.max_price)
             wanted = replace(wanted, infra=wanted.infra or running.infra, gpus=wanted.gpus or running.gpus)
         anywhere = made_task(sky, config, wanted, key, token, ports=None).resources
-        enabled = enabled_for(sky, anywhere)
+        enabled = enabled_for(anywhere)
+        places = candidates.per_cloud(sky, anywhere, enabled)
         private = wanted.private or bool(old and old.private)
-        private = private or not any(
-            skypilot.opens_ports(each.cloud, each) for each in candidates.per_cloud(sky, anywhere, enabled)
-        )
+        private = private or not any(skypilot.opens_ports(each.cloud, each) for each in places)
         if private:
             if not shutil.which("ssh"):
-                raise UsageError("The way to it is ssh, and there is none here.", "Install OpenSSH's client.")
+                raise UsageError("It is reached through ssh, which is not here.", "Install OpenSSH's client.")
             envs["LISTEN"] = "127.0.0.1"
         elif str(envs.get("LISTEN") or "").startswith("127."):
-            raise UsageError("LISTEN=127.0.0.1 wants no open port.", "Add --private")
+            raise UsageError("LISTEN=127.0.0.1 needs no open port.", "Add --private")
         the_sky_task = made_task(sky, config, wanted, key, token, ports=None if private else port)
         chosen = candidates.Chosen(list(the_sky_task.resources))
-        if not (running and running.infra):  # a machine that is there stays as it is
+        if not (running and running.infra):  # an update keeps the machine
             chosen = candidates.choose(sky, the_sky_task.resources, enabled, wanted.max_price)
             the_sky_task.set_resources(type(the_sky_task.resources)(chosen.resources))
-    url = ""  # SkyPilot tells: the address of before may be another's by now
+    url = ""  # the previous address may be someone else's by now
     if private:
         url = old.url if old and old.private else f"http://127.0.0.1:{store.free_port()}"
     request = old.request if old else ""
     cluster = Cluster(name, url, key, *task.limits(envs), time.time(), port, private, request)
-    return Plan(the_sky_task, cluster, running, wanted.max_price, chosen.said, chosen.warned)
+    return Plan(the_sky_task, wanted.max_price, chosen.said, chosen.warned, cluster, running)
 
 
 def _check_running(running: Record, old: Cluster | None, max_price: float | None) -> None:
-    """Raise UsageError for what an update cannot change: whose cluster it is, and what its machine costs."""
+    """Raise UsageError when it belongs to another project, or costs more than ``max_price``."""
     if not running.ours and not old:
         raise UsageError(f"{running.name!r} is a cluster with something else on it.", "Take another --name")
     if max_price is not None and running.hourly is not None and running.hourly > max_price + CENT:
@@ -150,13 +146,13 @@ def _check_running(running: Record, old: Cluster | None, max_price: float | None
         )
 
 
-def enabled_for(sky: Any, resources: Any) -> list[str]:
-    """What SkyPilot can launch on; empty when each of the resources names its cloud."""
+def enabled_for(resources: Any) -> list[str]:
+    """What SkyPilot can launch on; empty if all ``resources`` name their cloud."""
     from sky import exceptions
 
     if all(each.cloud for each in resources):
         return []
-    if not (found := enabled_by(sky)):
+    if not (found := skypilot.enabled()):
         raise exceptions.NoCloudAccessError
     return found
 
@@ -164,11 +160,11 @@ def enabled_for(sky: Any, resources: Any) -> list[str]:
 def made_task(
     sky: Any, config: Mapping[str, Any], wanted: Wanted, key: str, token: str, **resources: Any
 ) -> Any:
-    """SkyPilot's task for a file as data, changed to what is ``wanted``, as `sky launch` does it."""
+    """SkyPilot's task for a file as data, with the options of ``wanted``, made as `sky launch` makes it."""
     from sky.utils.infra_utils import InfraInfo
 
     if wanted.infra:
-        # In parts, as `sky launch` does it: beside an `infra` in the file, SkyPilot takes no other one.
+        # In parts: SkyPilot refuses a second `infra` beside the one in the file.
         place = InfraInfo.from_str(wanted.infra)
         resources["cloud"] = sky.CLOUD_REGISTRY.from_str(place.cloud)
         resources |= {"region": place.region, "zone": place.zone}
@@ -177,16 +173,16 @@ def made_task(
     if wanted.spot:
         resources["use_spot"] = True
     secrets = [("PIXTRAL_API_KEY", key), *([("HF_TOKEN", token)] if token else [])]
-    # It takes its dictionary apart.
+    # A copy: SkyPilot changes the dictionary.
     made = sky.Task.from_yaml_config(copy.deepcopy(dict(config)), secrets_overrides=secrets)
     made.set_resources_override(resources)
-    # With --gpus all its candidates become the same one.
-    unlike = {repr(each): each for each in made.resources}.values()
-    return made.set_resources(type(made.resources)(unlike))
+    # --gpus makes candidates equal, which differed in their GPUs.
+    distinct = {repr(each): each for each in made.resources}.values()
+    return made.set_resources(type(made.resources)(distinct))
 
 
 def show_candidates(task: Any) -> None:
-    """SkyPilot's own table of what it could launch on, with prices, and what it would choose."""
+    """Show SkyPilot's table of candidates and prices, and its choice."""
     with sky_sdk() as sky:
         with sky.Dag() as dag:
             dag.add(task)
@@ -196,9 +192,10 @@ def show_candidates(task: Any) -> None:
 def launch_patiently(
     plan: Plan, seconds: float, waits: Callable[[NoMachine, float], None]
 ) -> tuple[Cluster, int]:
-    """Launch it as `launch` does, and try again for ``seconds`` while nobody gives the machine.
+    """Launch as `launch` does, and again for ``seconds`` while no cloud has the machine.
 
-    ``waits`` is called before each wait, with the reason and the seconds left. SkyPilot has no request then.
+    ``waits`` is called before each wait, with the reason and the seconds left. Ctrl-C during a wait raises
+    StoppedWaiting.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -216,49 +213,48 @@ def launch_patiently(
 
 
 def launch(plan: Plan) -> tuple[Cluster, int]:
-    """Launch it, remember it, and return with the job's number when the job is queued.
+    """Launch, remember the cluster, and return it with the job's number when the job is queued.
 
-    It cancels what ran before under that name.
+    The cluster's earlier jobs are cancelled.
     """
     name, cluster = plan.cluster.name, plan.cluster
     old = store.recall(name)
-    store.remember(cluster)  # the key, before anything is locked with it
+    store.remember(cluster)  # first, so that the key of a server is never lost
     try:
         with sky_sdk() as sky:
             request = sky.launch(plan.task, cluster_name=name)
             cluster = replace(cluster, request=str(request))
             store.remember(cluster)
             job, handle = sky.stream_and_get(request, output_stream=sky_output)
-            hourly = _hourly(sky, name, handle) if plan.max_price is not None and not plan.running else None
     except SkyError:
-        if old and plan.running:  # what runs there goes on, with its own key
+        if old and plan.running:  # the running server keeps its key
             store.remember(old)
         raise
-    if plan.max_price is not None and not plan.running:
-        _keep_to_price(name, handle, hourly, plan.max_price)
     with sky_sdk() as sky:
+        if plan.max_price is not None and not plan.running:
+            _keep_to_price(name, handle, plan.max_price)
         older = [each.job_id for each in sky.get(sky.queue(name, skip_finished=True)) if each.job_id < job]
         if older:
             sky.get(sky.cancel(name, job_ids=older))
     if tunnel := cluster.tunnel():
         clusters.write_ssh_alias(name)
-        tunnel.close()  # it leads to the machine of before
+        tunnel.close()  # it may lead to an earlier machine
     return cluster, job
 
 
-def _hourly(sky: Any, name: str, handle: Any) -> float | None:
-    """USD an hour by the catalogs here, or else by the API server; None when neither has a price."""
+def _hourly(name: str, handle: Any) -> float | None:
+    """USD an hour by the catalogs here, else by the API server; None if neither has a price."""
     with contextlib.suppress(Exception):
-        if found := float(handle.launched_resources.get_cost(3600)):  # 0: the catalog has no price
+        if found := float(handle.launched_resources.get_cost(3600)):  # 0: no price
             return found
     with contextlib.suppress(Exception):
-        return clusters.records_by(sky, [name])[0].hourly or None
+        return clusters.records([name])[0].hourly or None
     return None
 
 
-def _keep_to_price(name: str, handle: Any, hourly: float | None, max_price: float) -> None:
-    """Take a new machine down, and raise SkyError, if it costs more: the API server may have other prices."""
-    machine = handle.launched_resources
+def _keep_to_price(name: str, handle: Any, max_price: float) -> None:
+    """Take a new machine down and raise SkyError if it costs more: the API server may have other prices."""
+    machine, hourly = handle.launched_resources, _hourly(name, handle)
     cloud = str(machine.cloud).lower()
     what = f"{machine.instance_type or 'a machine'} in {cloud}/{machine.region}"
     if hourly is None and cloud not in prices.OWN:
@@ -277,14 +273,14 @@ def _keep_to_price(name: str, handle: Any, hourly: float | None, max_price: floa
 
 
 def follow(cluster: Cluster, job: int) -> Iterator[str]:
-    """Yield the name of each phase of a job as it begins; end when the server answers a request with the key.
+    """Yield each phase of a job as it begins; end when the server answers a request with the key.
 
-    Raises SkyError with the script's own reason when the job ends first.
+    Raises SkyError with the script's reason when the job ends first.
     """
     lines: queue.Queue[str | None] = queue.Queue()
     said: deque[str] = deque(maxlen=500)
     begun: list[str] = []
-    runs = False
+    runs = False  # until then, the server of an earlier job may still answer
     with sky_sdk(silent=True) as sky:
         _listen(sky, cluster.name, job, lines)
         yield "waiting for the machine"
@@ -293,7 +289,7 @@ def follow(cluster: Cluster, job: int) -> Iterator[str]:
             with contextlib.suppress(queue.Empty):
                 line = lines.get(timeout=POLL_SECONDS / 3)
                 if line is not None:
-                    # What the job itself says begins with a name and a pid.
+                    # The job's own lines begin with a name and a pid.
                     text, its_own = re.subn(r"^\([^)]*pid=\d+[^)]*\) ", "", plain(line))
                     runs = runs or bool(its_own)
                     said.append(text := shown(text.rstrip()))
@@ -301,7 +297,7 @@ def follow(cluster: Cluster, job: int) -> Iterator[str]:
                         begun.append(text)
                         yield text.removeprefix("== ")
                     continue
-                # The log has ended, or the connection to it.
+                # The end of the log, or a lost connection.
                 status = sky.get(sky.job_status(cluster.name, [job]))[job]
                 if status is None or status.is_terminal():
                     raise _ended(cluster.name, status, said)
@@ -316,7 +312,7 @@ def follow(cluster: Cluster, job: int) -> Iterator[str]:
 
 
 def _listen(sky: Any, name: str, job: int, lines: queue.Queue[str | None]) -> None:
-    """Put the lines of a job's log into ``lines`` as they come, and None when there are no more."""
+    """Put each new line of a job's log into ``lines``, and None at the end."""
 
     def run() -> None:
         with contextlib.suppress(Exception):
@@ -335,10 +331,10 @@ def _ended(name: str, status: Any, said: deque[str]) -> SkyError:
 
 
 def left(plan: Plan) -> str:
-    """What a failed launch has left that costs money, in a sentence; with nothing left, it is forgotten."""
+    """A sentence on what a failed launch has left that costs money. If nothing is left, it is forgotten."""
     name = plan.cluster.name
     try:
-        there = clusters.records([name])
+        there = clusters.record(name)
     except PixtralSkyError:
         return f"What is left of it: pixtral-sky status {name}."
     if there:
@@ -349,14 +345,15 @@ def left(plan: Plan) -> str:
 
 
 def cost(name: str) -> str:
-    """What its machine costs, and its disk where that has a known price, in words."""
+    """The price of its machine and, if known, of its disk, for people."""
     record = None
     with contextlib.suppress(PixtralSkyError):
-        record = next(iter(clusters.records([name])), None)
+        record = clusters.record(name)
     if not record or not record.hourly:
         return "nothing that SkyPilot knows of"
     words = f"${record.hourly:.2f} an hour"
-    if price := record.disk_hourly:
+    cloud = record.infra.partition("/")[0]
+    if record.disk_gb and (price := prices.disk_hourly(cloud, record.disk_gb)):
         words += f", and about ${price:.2f} for its disk of {record.disk_gb} GB"
         words += f" (list price, {prices.DISK_PRICES_OF})"
     return words

@@ -1,6 +1,6 @@
-"""Rehearsals: the script, running on this machine; looked at, followed and stopped. A `backend.Backend`.
+"""Rehearsals, which run on this machine: list, logs, down. A `backend.Backend`.
 
-They are started by ``rehearsal.process``.
+``rehearsal.process`` starts them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ kind, at_skypilot = Rehearsal, False
 STOP_SECONDS = 15.0  # to end in order; then it is killed
 KILL_SECONDS = 10.0
 
-# What this process has started. It may outlive us, on purpose; until then somebody has to hold it.
+# The children of this process. A rehearsal may outlive us; until we end, its exit status must be collected.
 started: list[subprocess.Popen[bytes]] = []
 
 
@@ -33,9 +33,9 @@ def records(names: list[str] | None) -> Sequence[Any]:  # noqa: ARG001 (SkyPilot
     return ()
 
 
-def row(name: str, one: Rehearsal, record: Any, asked: bool) -> Row:  # noqa: ARG001
+def row(name: str, one: Rehearsal, record: Any, otherwise: str) -> Row:  # noqa: ARG001
     running = one.is_running()
-    # It is not asked once it has ended: somebody else may have its port.
+    # After its end, another program may listen on its port: that is not sent the key.
     why = problem(one) if running else f"it has ended; its log: {one.log}"
     return Row(
         name,
@@ -48,7 +48,7 @@ def row(name: str, one: Rehearsal, record: Any, asked: bool) -> Row:  # noqa: AR
     )
 
 
-def locate(name: str, key: str) -> bool:  # noqa: ARG001
+def locate(name: str) -> bool:  # noqa: ARG001
     return False
 
 
@@ -67,27 +67,25 @@ def logs(name: str, *, follow: bool, lines: int) -> None:
         output.data(file.read(), end="")
 
 
-def down(name: str) -> str:
-    one = store.recall_as(name, Rehearsal)
-    if not one:
-        return ""
+def down(name: str, one: Rehearsal) -> str:
     ran = one.is_running()
     with output.phase(f"stopping {name}"):
         stop(one)
-    return (
-        f"{name} is stopped: no process of it is left."
-        if ran
-        else f"{name} had ended by itself; it is forgotten."
-    )
+    if ran:
+        return f"{name} is stopped: no process of it is left."
+    return f"{name} had ended by itself; it is forgotten."
 
 
 def stop(deployment: Rehearsal) -> None:
-    """End every process of it, and forget it. A process that only took over its pid is left alone."""
+    """End all its processes, and forget it. Raises RehearsalError when a process does not end.
+
+    A stranger's process that has its pid by now is left alone.
+    """
     asked: set[int] = set()
     begin = time.monotonic()
     while left := processes(deployment):
         seconds = time.monotonic() - begin
-        # The script first: it ends the server, which ends its own in order, and cleans up behind them.
+        # The script first: it ends the server, which ends its own children, and then cleans up.
         in_order = seconds < STOP_SECONDS / 3 and any(process.pid == deployment.pid for process in left)
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -109,10 +107,10 @@ def stop(deployment: Rehearsal) -> None:
 
 
 def processes(deployment: Rehearsal) -> list[psutil.Process]:
-    """All that is alive of its session: the children of processes that ended are no one's descendants."""
+    """The live processes of its session; a process whose parent has ended is no longer its descendant."""
     with contextlib.suppress(psutil.NoSuchProcess):
         if not deployment.is_leader(psutil.Process(deployment.pid)):
-            return []  # a session's number is not used again while one of its processes lives
+            return []  # the system reuses no session id while a process of the session lives
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):

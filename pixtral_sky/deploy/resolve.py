@@ -1,4 +1,4 @@
-"""The one rule that says which endpoint is meant, and which key."""
+"""Which endpoint and which key are meant: the one place that decides."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pixtral_sky.client.endpoint import Endpoint, base_url
 from pixtral_sky.deploy.store import DEFAULT_NAME, Deployment, known, recall
 from pixtral_sky.errors import NoEndpoint, UsageError
 
-KEY = r"[A-Za-z0-9._~+/=-]*"  # the characters of a key, as templates/check.sh has them
+KEY = r"[A-Za-z0-9._~+/=-]*"  # as in templates/check.sh
 
 
 def endpoint_of(deployment: Deployment) -> Endpoint:
-    """The endpoint of a deployment. Raises NoEndpoint when it has ended, or has none yet."""
+    """The endpoint of a deployment. Raises NoEndpoint when it has ended or has no address yet."""
     deployment.check_running()
     if not deployment.url:
         raise NoEndpoint(
@@ -39,22 +39,25 @@ def check_key(key: str, hint: str) -> None:
 
 
 def new_key() -> str:
-    import secrets  # it takes a while, and `ask` makes none
+    import secrets  # slow to import, and `ask` does not need it
 
     return secrets.token_urlsafe(32)
 
 
 def key_for(name: str) -> str:
-    """The key of a launch: of the environment, else that of before, else a new one. Raises UsageError."""
+    """The key for a launch: from the environment, else the deployment's present one, else a new one.
+
+    Raises UsageError when the key has characters that the script refuses.
+    """
     old = recall(name)
     key = key_of_environment() or (old.key if old and not old.has_ended() else "") or new_key()
     check_key(key, "Unset it to have one made: unset PIXTRAL_API_KEY")
     return key
 
 
-def key_of_environment(environ: Mapping[str, str] = os.environ) -> str:
-    """PIXTRAL_API_KEY, unless it is for the endpoint that the environment names."""
-    return "" if environ.get("PIXTRAL_ENDPOINT") else environ.get("PIXTRAL_API_KEY", "")
+def key_of_environment() -> str:
+    """PIXTRAL_API_KEY; empty if PIXTRAL_ENDPOINT is set, to which the key belongs then."""
+    return "" if os.environ.get("PIXTRAL_ENDPOINT") else os.environ.get("PIXTRAL_API_KEY", "")
 
 
 def find(
@@ -63,17 +66,15 @@ def find(
     name: str | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Endpoint:
-    """The endpoint to use: as given, else from the environment, else the remembered deployment.
+    """The endpoint to use: ``url``, else the deployment ``name``, else PIXTRAL_ENDPOINT, else "pixtral".
 
-    ``name`` given without ``url`` asks for that deployment, whatever the environment says.
-    A key is never sent to a place that it was not given for: one from the environment goes with the
-    URL given or from the environment, one that is remembered only to its own deployment.
+    A key is sent only to the endpoint that it was given for: PIXTRAL_API_KEY to PIXTRAL_ENDPOINT, or to any
+    ``url`` if PIXTRAL_ENDPOINT is not set; a remembered key to its own deployment. ``key`` replaces both.
 
     Raises NoEndpoint when there is none.
     """
     if url:
         known_url = environ.get("PIXTRAL_ENDPOINT")
-        # The key of the environment is for the endpoint of the environment, where it names one.
         theirs = not known_url or base_url(known_url) == base_url(url)
         return Endpoint.at(url, key or (environ.get("PIXTRAL_API_KEY", "") if theirs else ""))
     if name is None and environ.get("PIXTRAL_ENDPOINT"):

@@ -1,4 +1,4 @@
-"""Bringing a service up and updating it: what is checked before, what is remembered, and following it."""
+"""Bring a service up, or update it: check, remember, do it, and follow it until it answers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from pixtral_sky.deploy import (
     prices,
     replica_policy,
     services,
+    skypilot,
     status,
     store,
     task,
 )
-from pixtral_sky.deploy.launch import CENT, Wanted, checked, enabled_for, licence, made_task
+from pixtral_sky.deploy.launch import CENT, Checked, Wanted, checked, enabled_for, licence, made_task
 from pixtral_sky.deploy.resolve import endpoint_of, key_of_environment
 from pixtral_sky.deploy.services import Replica, ServiceRecord
 from pixtral_sky.deploy.skypilot import hide, sky_output, sky_sdk
@@ -27,32 +28,28 @@ from pixtral_sky.deploy.task import Task
 from pixtral_sky.errors import EndpointError, NoEndpoint, PixtralSkyError, SkyError, Untrusted, UsageError
 
 POLL_SECONDS = 5.0
-PATIENCE = 3  # looks in a row that fail, in a wait of half an hour, before it is given up
-BALANCER_SECONDS = 120.0  # to learn of a replica that is ready: it asks the controller every 20
-# States of a service that is never ready again.
+PATIENCE = 3  # consecutive errors of SkyPilot before `follow` fails: a start takes half an hour
+BALANCER_SECONDS = 120.0  # to learn of a ready replica: it asks the controller every 20
+# The states of a service that never becomes ready again.
 ENDED = ("SHUTTING_DOWN", "CONTROLLER_FAILED", "FAILED_CLEANUP")
 
 
 class GivenUp(SkyError):
-    """Every replica that was waited for has failed."""
+    """Every replica that `follow` waits for has failed."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A service that can be brought up, or updated."""
+class Plan(Checked):
+    """Of an `up` or an `update`."""
 
-    task: Any  # sky.Task
-    service: Service  # what will be remembered of it
-    before: Service | None  # what was
-    running: ServiceRecord | None  # what it updates
-    replaces: bool  # whether there are other machines after it; else only their number changes
-    max_price: float | None = None  # USD an hour, for the machine of one replica
-    said: tuple[str, ...] = ()  # what a person is told of its candidates
-    warned: tuple[str, ...] = ()
+    service: Service  # to be remembered
+    before: Service | None  # as it is remembered now
+    running: ServiceRecord | None  # the service that it updates
+    replaces: bool  # whether it replaces the machines; if not, only their number changes
 
     @property
     def fewest(self) -> int:
-        """How many replicas it has at the least."""
+        """The least number of replicas."""
         return int(self.task.service.min_replicas)
 
     @property
@@ -61,10 +58,9 @@ class Plan:
 
 
 def plan(the_task: Task, wanted: Wanted, replicas: str | None, target_qps: float | None) -> Plan:
-    """The service of a file, after all that can be checked: here, then at SkyPilot, then at the Hub.
+    """Plan the service of a file, after all checks: here, at SkyPilot, at the Hub.
 
-    ``replicas``: as for --replicas. Raises UsageError when it cannot be brought up as it is, SkyError, and
-    HubError: the licence of the weights.
+    ``replicas``: in the syntax of --replicas. Raises UsageError, SkyError, and HubError for the licence.
     """
     config = replica_policy.with_replicas(the_task.config, replicas, target_qps, wanted.spot)
     key, token, warned = checked(wanted, config, the_task.envs)
@@ -75,7 +71,7 @@ def plan(the_task: Task, wanted: Wanted, replicas: str | None, target_qps: float
 
 
 def prepare(config: Mapping[str, Any], wanted: Wanted, key: str, token: str) -> Plan:
-    """The service of ``config``, a service file as data, as SkyPilot takes it. Raises UsageError."""
+    """Plan the service of ``config``, a service file as data, at SkyPilot. Raises UsageError."""
     name = wanted.name
     store.check_kind(name, Service)
     before = store.recall_as(name, Service)
@@ -83,7 +79,7 @@ def prepare(config: Mapping[str, Any], wanted: Wanted, key: str, token: str) -> 
         raise store.is_a(Cluster.kind, name)
     hide(key, token)
     with sky_sdk(silent=True) as sky:
-        running = services.find(sky, name)
+        running = services.record(name)
         made = made_task(sky, config, wanted, key, token)
         if running and not running.ours and not before:
             raise UsageError(f"{name!r} is a service with something else on it.", "Take another --name")
@@ -91,24 +87,29 @@ def prepare(config: Mapping[str, Any], wanted: Wanted, key: str, token: str) -> 
         chosen = candidates.choose(
             sky,
             made.resources,
-            enabled_for(sky, made.resources),
+            enabled_for(made.resources),
             wanted.max_price,
             fallback=bool(policy.dynamic_ondemand_fallback or policy.base_ondemand_fallback_replicas),
         )
         made.set_resources(type(made.resources)(chosen.resources))
-        sky.serve.validate_service_task(made, pool=False)  # as the server does, after all the questions
+        sky.serve.validate_service_task(
+            made, pool=False
+        )  # SkyPilot's server would refuse it only after the user has confirmed
         replaces = running is None or _machines(made.to_yaml_config()) != _machines(running.task)
     url = (running.url or (before.url if before else "")) if running else ""
     begun, request = before.created if before and running else time.time(), before.request if before else ""
     service = Service(name, url, key, *task.limits(config.get("envs") or {}), begun, request)
-    return Plan(made, service, before, running, replaces, wanted.max_price, chosen.said, chosen.warned)
+    said = chosen.said
+    if wanted.max_price is not None:
+        said = (*said, "That is for each replica; the controller is not in it.")
+    return Plan(made, wanted.max_price, said, chosen.warned, service, before, running, replaces)
 
 
 def _machines(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a task that describes its machines: where it does not change, SkyServe keeps them."""
+    """The part of a task that describes its machines: SkyServe keeps them if this part does not change."""
     from sky.utils import resources_utils
 
-    # As replica_managers.update_version() has it: candidates come in any order.
+    # The comparison of SkyServe's replica_managers.update_version(): the order of candidates does not matter.
     resources = dict(config.get("resources") or {})
     candidates = resources_utils.normalize_any_of_resources_config(resources.pop("any_of", []))
     same = {
@@ -120,24 +121,24 @@ def _machines(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def up(plan: Plan) -> Service:
-    """Bring it up, remember it, and return when its controller runs and has an address."""
+    """Bring it up, remember it, and return when the controller runs and the service has an address."""
     service = plan.service
-    store.remember(service)  # the key, before anything is locked with it
-    with sky_sdk(silent=True) as sky:  # it shows its candidates once more
+    store.remember(service)  # first, so that the key of a server is never lost
+    with sky_sdk(silent=True) as sky:  # it would show the candidates again
         request = sky.serve.up(plan.task, service.name)
     service = replace(service, request=str(request))
     store.remember(service)
     with sky_sdk() as sky:
         _, url = sky.stream_and_get(request, output_stream=sky_output)
-    service = replace(service, url=services.url_of(url))
+    service = replace(service, url=skypilot.url_of(url))
     store.remember(service)
     return service
 
 
 def update(plan: Plan, blue_green: bool) -> tuple[Service, int]:
-    """Have its replicas replaced, and return with the number of the new version when SkyServe has begun."""
+    """Begin the update, and return the service and the number of its new version."""
     service = plan.service
-    store.remember(service)  # the key, which may be another one
+    store.remember(service)  # first, so that a new key is never lost
     try:
         with sky_sdk(silent=True) as sky:
             mode = sky.serve.UpdateMode.BLUE_GREEN if blue_green else sky.serve.UpdateMode.ROLLING
@@ -146,7 +147,7 @@ def update(plan: Plan, blue_green: bool) -> tuple[Service, int]:
         store.remember(service)
         with sky_sdk() as sky:
             sky.stream_and_get(request, output_stream=sky_output)
-            record = services.find(sky, service.name)  # SkyServe's answer does not say the version
+            record = services.record(service.name)  # SkyServe's answer does not have the version
     except SkyError:
         keep(plan)
         raise
@@ -154,7 +155,7 @@ def update(plan: Plan, blue_green: bool) -> tuple[Service, int]:
 
 
 def keep(plan: Plan) -> None:
-    """Remember again what was there before the plan, with its own key: the plan has failed."""
+    """Undo what a failed plan has remembered: the service keeps its earlier key."""
     if plan.before:
         store.remember(plan.before)
     else:
@@ -162,15 +163,15 @@ def keep(plan: Plan) -> None:
 
 
 def follow(service: Service, version: int = 0) -> Iterator[str]:
-    """Yield each phase as it begins, until a replica of ``version`` or later is ready, and answers.
+    """Yield each phase as it begins, until a replica of ``version`` or later is ready and answers.
 
-    An update is over when no older replica serves; a service that nobody asks has no replica to wait for.
+    In an update, until no older replica is ready. A service that is asleep has no replica to wait for.
     Raises GivenUp when every such replica has failed, and SkyError when the service has ended.
     """
     name, last, failures, ready_since = service.name, "", 0, 0.0
     while True:
         try:
-            record = next(iter(services.records([name])), None)
+            record = services.record(name)
             failures = 0
         except SkyError:
             failures += 1
@@ -195,7 +196,7 @@ def follow(service: Service, version: int = 0) -> Iterator[str]:
             try:
                 status.reach(endpoint_of(services.remembered(record)))
                 return
-            except Untrusted as error:  # it is up, and no waiting helps
+            except Untrusted as error:  # waiting does not change a certificate
                 raise SkyError(f"{name!r} is up, but {error.what}", error.hint) from error
             except (EndpointError, NoEndpoint) as error:
                 problem = error.what.rstrip(".")
@@ -215,7 +216,7 @@ def follow(service: Service, version: int = 0) -> Iterator[str]:
 
 
 def follow_update(plan: Plan, service: Service, version: int) -> Iterator[str]:
-    """Follow an update. When all new replicas fail, what ran before goes on, with its key."""
+    """Follow an update. When all new replicas fail, the old ones stay, and so does their key."""
     try:
         yield from follow(service, version)
     except GivenUp as error:
@@ -225,7 +226,7 @@ def follow_update(plan: Plan, service: Service, version: int) -> Iterator[str]:
 
 
 def _phase(new: list[Replica], older: bool) -> str:
-    """The phase of the replica that is furthest."""
+    """The phase of the most advanced replica."""
     for state, words in (
         ("READY", "the older replicas are retired" if older else "the balancer learns of it"),
         ("NOT_READY", "a replica is not ready any more"),
@@ -243,17 +244,14 @@ def check_costs(plan: Plan) -> None:
         return
     name = plan.service.name
     (record,) = services.priced(services.records([name]))
-    if unknown := [each for each in record.replicas if each.live and each.launched and each.hourly is None]:
-        where = dict.fromkeys(
-            each.infra for each in unknown if each.infra.partition("/")[0] not in prices.OWN
+    live = [each for each in record.replicas if each.live]
+    unknown = [each.infra for each in live if each.launched and each.hourly is None]
+    if where := dict.fromkeys(each for each in unknown if each.partition("/")[0] not in prices.OWN):
+        output.warn(
+            f"No price is known of replicas in {', '.join(where)}: they may be more than"
+            f" ${plan.max_price:.2f} an hour. Look: pixtral-sky serve status {name}"
         )
-        if where:
-            output.warn(
-                f"No price is known of replicas in {', '.join(where)}: they may be more than"
-                f" ${plan.max_price:.2f} an hour. Look: pixtral-sky serve status {name}"
-            )
-    most = plan.max_price + CENT
-    if dear := [each for each in record.replicas if each.live and each.hourly and each.hourly > most]:
+    if dear := [each for each in live if each.hourly and each.hourly > plan.max_price + CENT]:
         one = dear[0]
         raise SkyError(
             f"Replica {one.number} of {name!r} ({one.machine}, {one.infra}) costs ${one.hourly:.2f} an hour,"
@@ -263,7 +261,7 @@ def check_costs(plan: Plan) -> None:
 
 
 def keep_to_price(plan: Plan) -> None:
-    """Check the costs of a new service, and take it down when a replica costs more."""
+    """As `check_costs`, for a new service, which is taken down when a replica costs more."""
     try:
         check_costs(plan)
     except SkyError as error:
@@ -272,7 +270,7 @@ def keep_to_price(plan: Plan) -> None:
 
 
 def check_new(plan: Plan) -> None:
-    """Raise UsageError when the service is there already, or on its way."""
+    """Raise UsageError when the service exists already, or is being brought up."""
     name = plan.service.name
     if plan.running:
         ended = plan.running.status in ENDED
@@ -282,7 +280,7 @@ def check_new(plan: Plan) -> None:
             if ended
             else f"To change it: pixtral-sky serve update --name {name}",
         )
-    if plan.before and clusters.is_launching(plan.before.request):
+    if plan.before and skypilot.is_launching(plan.before.request):
         raise UsageError(
             f"The service {name!r} is being brought up already.", f"Stop that: pixtral-sky serve down {name}"
         )
@@ -305,7 +303,7 @@ def check_update(plan: Plan) -> None:
 
 
 def changes(plan: Plan, blue_green: bool) -> list[str]:
-    """What an update does to the replicas that run, in sentences."""
+    """What an update does to the running replicas, in sentences."""
     assert plan.running
     said = []
     before, after = plan.running.policy, plan.task.service.autoscaling_policy_str()
@@ -322,7 +320,7 @@ def changes(plan: Plan, blue_green: bool) -> list[str]:
 
 
 def change_of_key(plan: Plan, blue_green: bool) -> str:
-    """What another key means for clients during the update; empty when the key stays."""
+    """What a new key means for clients during the update; empty if the key stays."""
     if not plan.before or plan.before.key in ("", plan.service.key):
         return ""
     if blue_green:
@@ -334,7 +332,7 @@ def change_of_key(plan: Plan, blue_green: bool) -> str:
 
 
 def cost(name: str) -> str:
-    """What a service that is up costs, in a sentence."""
+    """What a running service costs, in a sentence."""
     (record,) = services.priced(services.records([name]))
     controller = services.controller()
     known = [record.hourly, controller.hourly_now if controller else None]
@@ -344,15 +342,15 @@ def cost(name: str) -> str:
 
 
 def left(plan: Plan) -> str:
-    """What a failed `up` has left that costs money, in a sentence."""
+    """A sentence on what a failed `up` has left that costs money."""
     name = plan.service.name
     known = store.recall_as(name, Service)
     try:
-        there = bool(services.records([name]))
+        there = services.record(name)
         controller = services.controller()
     except PixtralSkyError:
         return f"What is left of it: pixtral-sky serve status {name}."
-    if there or (known and clusters.is_launching(known.request)):
+    if there or (known and skypilot.is_launching(known.request)):
         return f"It may cost money until: pixtral-sky serve down {name}."
     keep(plan)
     if controller and not services.records():

@@ -1,6 +1,6 @@
-"""Services on SkyServe: replicas behind one balancer; looked at, followed and taken down.
+"""Services on SkyServe, replicas behind one balancer: list, locate, logs, down. A `backend.Backend`.
 
-A `backend.Backend`. They are brought up and updated by ``serve``.
+``serve`` brings them up and updates them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
 
 kind, at_skypilot = Service, True
 POLL_SECONDS = 5.0
-REGISTER_SECONDS = 30.0  # for a service to appear whose bringing up was cancelled half-way
+REGISTER_SECONDS = 30.0  # after a cancelled `up`, in which the service may still appear
 DOWN_SECONDS = 900.0
-CONTROLLER = "sky-serve-controller-"  # what the name of SkyServe's own machine begins with
+CONTROLLER = "sky-serve-controller-"  # prefix: the name of SkyServe's own machine
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,19 @@ class Replica:
 
     number: int
     status: str  # PENDING, PROVISIONING, STARTING, READY, NOT_READY, PREEMPTED, SHUTTING_DOWN, FAILED...
-    detail: str  # what it waits for, where SkyServe says so
-    infra: str  # as for --infra: aws/us-east-1
-    gpus: str  # as for --gpus: L4:2
-    machine: str  # the cloud's name for such a one; empty where it has none
+    detail: str  # what it waits for, if SkyServe says so
+    infra: str  # in the syntax of --infra: aws/us-east-1
+    gpus: str  # in the syntax of --gpus: L4:2
+    machine: str  # the cloud's name of the machine type; empty if it has none
     spot: bool
     version: int
     launched: float | None  # seconds since the epoch
-    hourly: float | None  # USD; None when no price is known, or nobody has asked for it
-    url: str  # of its own; empty while it has none
+    hourly: float | None  # USD; None until `priced`, or if no price is known
+    url: str  # of this replica alone; empty while it has none
 
     @property
     def failed(self) -> bool:
-        """Whether SkyServe has given it up."""
+        """Whether SkyServe has given up on it."""
         return self.status.startswith("FAILED") or self.status == "UNKNOWN"
 
     @property
@@ -64,18 +64,18 @@ class ServiceRecord:
 
     name: str
     status: str  # CONTROLLER_INIT, READY, NO_REPLICA (also while the first ones start), or one of serve.ENDED
-    url: str  # of the balancer; empty while it has none
+    url: str  # of the balancer; empty while there is none
     uptime: float | None  # seconds since it was first ready
     target: int | None  # replicas that the autoscaler wants
     policy: str
     version: int  # the latest
-    versions: tuple[int, ...]  # that serve; more than one during an update
+    versions: tuple[int, ...]  # with ready replicas; more than one during an update
     replicas: tuple[Replica, ...]
-    task: Mapping[str, Any] = field(repr=False)  # its file, as data: with its secrets
+    task: Mapping[str, Any] = field(repr=False)  # its file as data, with its secrets
 
     @property
     def ours(self) -> bool:
-        """Whether that file is one of this project."""
+        """Whether its file is one of this project."""
         return task.is_ours(self.task)
 
     @property
@@ -84,71 +84,65 @@ class ServiceRecord:
 
     @property
     def asleep(self) -> bool:
-        """Whether it has no replica because nobody asks."""
-        return (
-            self.status == "NO_REPLICA" and self.target == 0 and not any(each.live for each in self.replicas)
-        )
+        """Whether it has no replica because there are no requests."""
+        return self.state == "asleep"
 
     @property
     def state(self) -> str:
-        """In words."""
+        """Its status for people: NO_REPLICA has four meanings."""
         if self.status != "NO_REPLICA":
             return self.status.lower().replace("_", " ")
         if any(each.live for each in self.replicas):
             return "starting"
-        return "asleep" if self.asleep else "failed" if self.replicas else "no replica"
+        return "asleep" if self.target == 0 else "failed" if self.replicas else "no replica"
 
     @property
     def hourly(self) -> float | None:
-        """USD of all replicas together; None when that of one is not known."""
+        """USD of all replicas together; None if the price of one is unknown."""
         prices = [each.hourly for each in self.replicas if each.launched]
         return None if None in prices else sum(filter(None, prices))
 
 
 def records(names: list[str] | None = None) -> list[ServiceRecord]:
-    """The services of those names that SkyServe has, or all of them. None, when it has no controller."""
+    """The services that SkyServe has, or those with these names. Empty if there is no controller."""
     with sky_sdk(silent=True) as sky:
-        return _records(sky, names)
+        from sky import exceptions
+        from sky.serve import serve_utils
+        from sky.utils.controller_utils import Controllers
 
-
-def find(sky: Any, name: str) -> ServiceRecord | None:
-    return next(iter(_records(sky, [name])), None)
-
-
-def _records(sky: Any, names: list[str] | None) -> list[ServiceRecord]:
-    from sky import exceptions
-    from sky.serve import serve_utils
-    from sky.utils.controller_utils import Controllers
-
-    # Asked for services, SkyPilot 0.14 without a controller tries for half a minute. (In its consolidation
-    # mode the API server is the controller.)
-    if not _controllers(sky) and not serve_utils.is_consolidation_mode():
-        return []
-    try:
-        return [_record(each) for each in sky.get(sky.serve.status(names))]
-    except exceptions.ClusterNotUpError as error:
-        # Its controller is stopped, or has never come up; not: it cannot be reached.
-        if str(error) == Controllers.SKY_SERVE_CONTROLLER.value.default_hint_if_non_existent:
+        # Without a controller, SkyPilot 0.14 tries for half a minute to ask it.
+        # In consolidation mode, the API server is the controller.
+        if not _controllers(sky) and not serve_utils.is_consolidation_mode():
             return []
-        raise
+        try:
+            return [_record(each) for each in sky.get(sky.serve.status(names))]
+        except exceptions.ClusterNotUpError as error:
+            # This text: the controller is stopped, or has never come up. Another text: it cannot be reached.
+            if str(error) == Controllers.SKY_SERVE_CONTROLLER.value.default_hint_if_non_existent:
+                return []
+            raise
+
+
+def record(name: str) -> ServiceRecord | None:
+    return next(iter(records([name])), None)
 
 
 def _controllers(sky: Any) -> list[Any]:
-    # It belongs to the API server, which may be that of many users.
+    # The controller belongs to the API server, which may have many users.
     return list(sky.get(sky.status([f"{CONTROLLER}*"], all_users=True)))
 
 
 def _record(given: Mapping[str, Any]) -> ServiceRecord:
     replicas = [_replica(each) for each in given.get("replica_info") or []]
-    first_ready = given.get("uptime")  # which is no duration, whatever SkyPilot's documentation says
+    first_ready = given.get("uptime")  # a time, although SkyPilot's documentation calls it a duration
     made_by = task_of(given.get("yaml_content"))
     secrets = made_by.get("secrets")
-    # SkyServe's log quotes them.
+    # SkyServe's log quotes secrets.
     hide(*(str(each) for each in (secrets.values() if isinstance(secrets, dict) else ()) if each))
     return ServiceRecord(
         name=given["name"],
         status=given["status"].value,
-        url=url_of(given.get("endpoint")),
+        url=skypilot.url_of(given.get("endpoint")),
         uptime=time.time() - first_ready if first_ready else None,
         target=given.get("target_num_replicas"),
         policy=given.get("policy") or "",
@@ -160,9 +154,9 @@ def _record(given: Mapping[str, Any]) -> ServiceRecord:
 
 
 def _replica(given: Mapping[str, Any]) -> Replica:
-    # SkyPilot's server keeps the handle back, but: 1x[spot](gpus=L4:2, cpus=24, mem=96, g2-standard-24, ...)
+    # SkyPilot's server sends only this text: 1x[spot](gpus=L4:2, cpus=24, mem=96, g2-standard-24, ...)
     resources = (given.get("resources_str_full") or "").partition("(")[2].rstrip(")")
-    words = [word for word in resources.split(", ") if word]
+    words = resources.split(", ")
     return Replica(
         number=given["replica_id"],
         status=given["status"].value,
@@ -174,70 +168,60 @@ def _replica(given: Mapping[str, Any]) -> Replica:
         version=given["version"],
         launched=given.get("launched_at"),
         hourly=None,
-        url=url_of(given.get("endpoint")),
+        url=skypilot.url_of(given.get("endpoint")),
     )
 
 
-def url_of(address: str | None) -> str:
-    """An address of SkyServe as a URL, or empty: it may be missing, or contain the word None."""
-    if not address or address in ("-", "None") or address.endswith("://None"):
-        return ""
-    return address if "://" in address else f"http://{address}"
-
-
 def priced(found: list[ServiceRecord]) -> list[ServiceRecord]:
-    """The services with the price of each replica, where SkyPilot's catalogs have one."""
-    prices: dict[tuple[str, str], list[Any]] = {}
-
-    def price(replica: Replica) -> float | None:
-        offers = prices.get((replica.infra, replica.gpus)) or []
-        both = [(each.price, each.spot_price) for each in offers if each.instance_type == replica.machine]
-        known = [spot if replica.spot else ordinary for ordinary, spot in both]
-        return min((each for each in known if each is not None), default=None)
-
-    # What runs is shown without its price too.
+    """The services with the price of each replica, as far as SkyPilot's catalogs know it."""
+    offers: dict[tuple[str, str], list[Any]] = {}
+    # Without the catalogs, services are shown without prices.
     with contextlib.suppress(SkyError), sky_sdk(silent=True) as sky:
         from sky.client import sdk
 
-        machines = [each for one in found for each in one.replicas if each.machine]
+        machines = [each for one in found for each in one.replicas if each.machine and each.gpus]
         for infra, gpus in {(each.infra, each.gpus) for each in machines}:
             (cloud, _, region), (gpu, _, count) = infra.partition("/"), gpus.partition(":")
-            if gpu:
-                offers = sky.get(
-                    sdk.list_accelerators(
-                        name_filter=f"^{gpu}$",
-                        region_filter=f"^{region}$",
-                        quantity_filter=int(float(count)),
-                        clouds=cloud,
-                    )
-                )
-                prices[infra, gpus] = offers.get(gpu) or []
-    return [
-        replace(one, replicas=tuple(replace(each, hourly=price(each)) for each in one.replicas))
-        for one in found
-    ]
+            request = sdk.list_accelerators(
+                name_filter=f"^{gpu}$",
+                region_filter=f"^{region}$",
+                quantity_filter=int(float(count)),
+                clouds=cloud,
+            )
+            offers[infra, gpus] = sky.get(request).get(gpu) or []
+
+    def with_price(replica: Replica) -> Replica:
+        same = [
+            each
+            for each in offers.get((replica.infra, replica.gpus), ())
+            if each.instance_type == replica.machine
+        ]
+        known = [each.spot_price if replica.spot else each.price for each in same]
+        return replace(replica, hourly=min((each for each in known if each is not None), default=None))
+
+    return [replace(one, replicas=tuple(map(with_price, one.replicas))) for one in found]
 
 
 def controller() -> Record | None:
-    """The machine of SkyServe's controller and balancers, if it is there."""
+    """The machine of SkyServe's controller and balancers, if there is one."""
     return next((each for each in clusters.controllers() if each.name.startswith(CONTROLLER)), None)
 
 
 def qps(name: str) -> float | None:
-    """The queries per second of the last minute, as SkyServe has counted them; None when it does not say."""
-    said = io.StringIO()
+    """The queries per second of the last minute, from the controller's log; None if it does not say."""
+    log = io.StringIO()
     with contextlib.suppress(SkyError), sky_sdk(silent=True) as sky:
-        sky.serve.tail_logs(name, "controller", follow=False, tail=100, output_stream=said)
+        sky.serve.tail_logs(name, "controller", follow=False, tail=100, output_stream=log)
     counted = re.findall(
-        r"(?:equests[ _]per[ _]second|requests in the last (\d+) seconds): (\d+(?:\.\d+)?)", said.getvalue()
+        r"(?:equests[ _]per[ _]second|requests in the last (\d+) seconds): (\d+(?:\.\d+)?)", log.getvalue()
     )
     return float(counted[-1][1]) / float(counted[-1][0] or 1) if counted else None
 
 
 def problem(service: Service, record: ServiceRecord) -> str:
-    """Why it does not answer a request with its key; empty when it does.
+    """Why it does not answer a request with its key; empty if it does.
 
-    It is asked only where a replica is ready: to the autoscaler, every request is one that wants a replica.
+    The request is made only if a replica is ready: for each request, the autoscaler may start a replica.
     """
     if record.ready and service.url:
         return status.problem(service)
@@ -249,23 +233,23 @@ def problem(service: Service, record: ServiceRecord) -> str:
 
 
 def problem_of(replica: Replica, key: str) -> str:
-    """Why a replica is not ready: its own answer to the request of SkyServe's probe."""
+    """Why a replica is not ready: its answer to a request like the one of SkyServe's probe."""
     if not replica.url or replica.status not in ("STARTING", "NOT_READY"):
         return replica.detail
     try:
         return status.problem_at(Endpoint(replica.url, key))
-    except PixtralSkyError as error:  # the key is none
+    except PixtralSkyError as error:  # the key has characters that no key can have
         return error.what
 
 
-def remembered(record: ServiceRecord, key: str = "") -> Service:
+def remembered(record: ServiceRecord) -> Service:
     """Remember a service with its current address.
 
-    ``key`` is for a service that was not brought up from here: its key is not known.
+    A service that was not brought up from here gets the key of the environment.
     """
-    known = store.recall_as(record.name, Service)
+    key, known = key_of_environment(), store.recall_as(record.name, Service)
     if known:
-        theirs = key and not known.request  # nobody here has made its key
+        theirs = key and not known.request  # not brought up from here: the environment knows its key better
         service = replace(known, url=record.url or known.url, key=key if theirs else known.key)
     else:
         limits, begun = task.limits(record.task.get("envs") or {}), time.time() - (record.uptime or 0)
@@ -275,32 +259,33 @@ def remembered(record: ServiceRecord, key: str = "") -> Service:
     return service
 
 
-def locate(name: str, key: str) -> bool:
-    ours = [each for each in records([name]) if store.is_ours(each, Service) and each.url]
-    for each in ours:
-        remembered(each, key)
-    return bool(ours)
+def locate(name: str) -> bool:
+    found = record(name)
+    if not found or not found.url or not store.is_ours(found, Service):
+        return False
+    remembered(found)
+    return True
 
 
-def row(name: str, one: Service | None, record: ServiceRecord | None, asked: bool) -> Row:
-    state = record.state if record else "ended" if asked else "unknown"
-    if not record and one and clusters.is_launching(one.request):
-        state = "launching"
-    why = {
-        "ended": "SkyServe has it no longer: taken down",
-        "launching": "it is being brought up",
-    }.get(state, "")
+def row(name: str, one: Service | None, record: ServiceRecord | None, otherwise: str) -> Row:
     if record:
         (record,) = priced([record])
+        state = f"{record.state}, {record.ready}/{len(record.replicas)}"
         one, why = _asked(record, one)
         why = f"{why} (pixtral-sky serve status {name})" if why else ""
-    elif one and not why:
-        why = status.problem(one)
+    else:
+        state = otherwise
+        why = {
+            "ended": "SkyServe has it no longer: taken down",
+            "launching": "it is being brought up",
+        }.get(state, "")
+        if one and not why:
+            why = status.problem(one)
     replicas = record.replicas if record else ()
     return Row(
         name,
         Service.kind,
-        f"{state}, {record.ready}/{len(replicas)}" if record else state,
+        state,
         infra=", ".join(sorted({each.infra for each in replicas} - {""})),
         gpus=", ".join(sorted({f"{each.gpus}{' spot' * each.spot}" for each in replicas if each.gpus})),
         age=time.time() - one.created if one else None,
@@ -312,16 +297,16 @@ def row(name: str, one: Service | None, record: ServiceRecord | None, asked: boo
 
 
 def _asked(record: ServiceRecord, service: Service | None = None) -> tuple[Service | None, str]:
-    """The service, remembered with its address as it is now, and why it does not answer."""
+    """The service, remembered with its current address, and why it does not answer."""
     try:
-        service = remembered(record, key_of_environment())
+        service = remembered(record)
         return service, problem(service, record)
-    except PixtralSkyError as error:  # the others are shown all the same
+    except PixtralSkyError as error:  # one service's error does not hide the others
         return service, str(error)
 
 
 def document(record: ServiceRecord) -> dict[str, Any]:
-    """All that is to be known of it, for --json. Each replica that is not ready is asked why."""
+    """All that is known of a service, for --json. Replicas that are not ready are asked why."""
     service, why = _asked(record)
 
     def of_replica(replica: Replica) -> str:
@@ -329,24 +314,16 @@ def document(record: ServiceRecord) -> dict[str, Any]:
             return f"pixtral-sky serve logs {record.name} --replica {replica.number}"
         return problem_of(replica, service.key if service else "")
 
-    # Each may take 10 s to say nothing.
+    # A silent replica takes 10 s.
     with ThreadPoolExecutor(8) as pool:
         problems = list(pool.map(of_replica, record.replicas))
+    same = ("name", "status", "state", "ready", "target", "policy", "version", "versions", "uptime", "hourly")
     return {
-        "name": record.name,
-        "status": record.status,
-        "state": record.state,
+        **{each: getattr(record, each) for each in same},
         "endpoint": service.url if service else record.url,
         "answers": not why,
         "problem": why,
-        "ready": record.ready,
-        "target": record.target,
-        "policy": record.policy,
         "qps": qps(record.name),
-        "version": record.version,
-        "versions": list(record.versions),
-        "uptime": record.uptime,
-        "hourly": record.hourly,
         "replicas": [
             {**vars(each), "problem": problem}
             for each, problem in zip(record.replicas, problems, strict=True)
@@ -355,32 +332,36 @@ def document(record: ServiceRecord) -> dict[str, Any]:
 
 
 def documents(name: str | None) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """All services, or that one, and their controller, for --json. Raises NoEndpoint: there is none."""
-    known = None
-    if name:
-        store.check_name(name)
-        known = store.recall_as(name, Service)
+    """All services, or the one called ``name``, and their controller, for --json.
+
+    Raises NoEndpoint when there is no service ``name``, and SkyError when it is starting or has ended.
+    """
+    known = store.recall_as(name, Service) if name else None
     found = records([name] if name else None) if skypilot.was_used() else []
     if name and not found:
-        if known and clusters.is_launching(known.request):
+        if known and skypilot.is_launching(known.request):
             raise SkyError(f"{name!r} is being brought up.", f"Stop that: pixtral-sky serve down {name}")
         if known:
             raise SkyError(f"SkyServe has {name!r} no longer.", f"Forget it: pixtral-sky serve down {name}")
-        raise NoEndpoint(f"There is no service named {name!r}.", "What there is: pixtral-sky serve status")
+        raise nothing(name)
     ours = priced([each for each in found if store.is_ours(each, Service)])
     if name and not ours:
         raise NoEndpoint(
             f"The service {name!r} at SkyServe is none of this project.", f"sky serve status {name}"
         )
-    machine = controller() if ours else None
-    if not machine:
-        return [document(each) for each in ours], None
-    about = {"name": machine.name, "status": machine.status, "infra": machine.infra}
-    return [document(each) for each in ours], {**about, "hourly": machine.hourly_now}
+    about: dict[str, Any] | None = None
+    if ours and (machine := controller()):
+        about = {"name": machine.name, "status": machine.status, "infra": machine.infra}
+        about["hourly"] = machine.hourly_now
+    return [document(each) for each in ours], about
+
+
+def nothing(name: str) -> NoEndpoint:
+    return NoEndpoint(f"There is no service named {name!r}.", "What there is: pixtral-sky serve status")
 
 
 class _Log(SkyOutput):
-    """SkyServe's log, which quotes whole task files, older versions too: without their secrets."""
+    """Removes secrets from SkyServe's log, which quotes whole task files, of older versions too."""
 
     def write(self, text: str) -> int:
         hidden = re.sub(
@@ -391,19 +372,19 @@ class _Log(SkyOutput):
 
 
 def logs(name: str, *, follow: bool, lines: int, replica: int | None = None, balancer: bool = False) -> None:
-    """Write the log of a replica, of the balancer or, without these, of the controller to stdout."""
+    """Write the log of a replica, of the balancer, or else of the controller to stdout."""
     if replica is not None and balancer:
-        raise UsageError("A log is that of a replica, or of the balancer.", "Leave one of both out.")
+        raise UsageError("--replica and --balancer are two logs.", "Give one of them.")
     if follow and lines:
         raise UsageError("SkyServe follows a log from its beginning only.", "Leave out --lines, or --follow.")
     target = "replica" if replica is not None else "load_balancer" if balancer else "controller"
-    out = _Log(sys.stdout)
+    store.check_name(name)
+    if not skypilot.was_used():
+        raise nothing(name)
+    out = _Log(sys.stdout)  # here: within sky_sdk, sys.stdout leads to stderr
     with sky_sdk() as sky:
-        # Its own answer to an unknown name is a log that is empty.
-        if not find(sky, name):
-            raise NoEndpoint(
-                f"There is no service named {name!r}.", "What there is: pixtral-sky serve status"
-            )
+        if not record(name):  # SkyPilot would show an empty log
+            raise nothing(name)
         sky.serve.tail_logs(
             name,
             target,
@@ -414,14 +395,7 @@ def logs(name: str, *, follow: bool, lines: int, replica: int | None = None, bal
         )
 
 
-def down(name: str) -> str:
-    one = store.recall_as(name, Service)
-    if not one:
-        record = next(iter(records([name])), None) if skypilot.was_used() else None
-        if not record:
-            return ""
-        if not record.ours:
-            raise UsageError(f"{name!r} is a service with something else on it.", f"sky serve down {name}")
+def down(name: str, one: Service | None) -> str:
     with output.phase(f"taking {name} down"):
         was_there = take_down(name, one.request if one else "")
     if one:
@@ -432,26 +406,26 @@ def down(name: str) -> str:
 
 
 def take_down(name: str, request: str = "") -> bool:
-    """Take a service down, and its controller when it was the last; return when SkyPilot has both no longer.
+    """Take a service down, and the controller with the last service; return when SkyPilot has neither.
 
-    ``request`` is a bringing up that may still be on its way. Returns whether there was one.
+    ``request``: of an `up` that may still be in progress. Returns whether there was anything to take down.
     Raises SkyError when something may still be there.
     """
     with sky_sdk(silent=True) as sky:
-        cancelled = bool(request) and clusters.cancel(sky, request)
-        found = find(sky, name)
+        cancelled = skypilot.cancel(request)
+        found = record(name)
         deadline = time.monotonic() + REGISTER_SECONDS
-        while cancelled and not found and time.monotonic() < deadline:  # the controller may have it already
+        while cancelled and not found and time.monotonic() < deadline:  # the controller may be adding it now
             time.sleep(POLL_SECONDS)
-            found = find(sky, name)
+            found = record(name)
         if found:
-            _check_alone(sky, name)
+            _check_alone(name)
             sky.get(sky.serve.down(name))
-            _wait_until_gone(sky, name)
+            _wait_until_gone(name)
         elif not cancelled:
             return False
         machine = next(iter(_controllers(sky)), None)
-        if machine and not _records(sky, None):
+        if machine and not records():
             sky.get(sky.down(machine.name))
             if sky.get(sky.status([machine.name], refresh=sky.StatusRefreshMode.FORCE, all_users=True)):
                 raise SkyError(
@@ -460,10 +434,13 @@ def take_down(name: str, request: str = "") -> bool:
     return True
 
 
-def _check_alone(sky: Any, name: str) -> None:
-    """SkyServe finds what it takes down by SQL's LIKE: '_' is any character, and letters have no case."""
+def _check_alone(name: str) -> None:
+    """Raise SkyError if `serve down` would end other services too.
+
+    SkyServe selects names by SQL's LIKE: '_' matches any character, and case is ignored.
+    """
     like = "".join("." if each == "_" else re.escape(each) for each in name)
-    others = [each.name for each in _records(sky, None) if each.name != name]
+    others = [each.name for each in records() if each.name != name]
     if along := [each for each in others if re.fullmatch(like, each, re.IGNORECASE)]:
         raise SkyError(
             f"SkyPilot would take {', '.join(along)} down together with {name!r}: to it the names are alike.",
@@ -471,9 +448,9 @@ def _check_alone(sky: Any, name: str) -> None:
         )
 
 
-def _wait_until_gone(sky: Any, name: str) -> None:
+def _wait_until_gone(name: str) -> None:
     deadline = time.monotonic() + DOWN_SECONDS
-    while left := find(sky, name):  # SkyServe answers before the machines are gone
+    while left := record(name):  # SkyServe answers before the machines are gone
         if left.status in ("FAILED_CLEANUP", "CONTROLLER_FAILED") or time.monotonic() > deadline:
             raise SkyError(
                 f"{name!r} is {left.status}: machines of it may still be there.",
@@ -483,10 +460,12 @@ def _wait_until_gone(sky: Any, name: str) -> None:
 
 
 def leftover(machine: Record) -> str:
-    """What SkyServe's controller costs that is left, and for what it is."""
+    """What a controller costs, and which services need it."""
+    price = f", ${machine.hourly_now:.2f} an hour" if machine.hourly_now else ""
     others = ""
-    with contextlib.suppress(SkyError):  # it costs money also where it cannot be asked
-        others = ", ".join(each.name for each in records())
+    if machine.name.startswith(CONTROLLER):
+        with contextlib.suppress(SkyError):  # a controller that does not answer costs money, too
+            others = ", ".join(each.name for each in records())
     if others:
-        return f"SkyPilot's {machine.name} stays {machine.status}{machine.price}, for: {others}."
-    return clusters.leftover(machine)
+        return f"SkyPilot's {machine.name} stays {machine.status}{price}, for: {others}."
+    return f"SkyPilot's {machine.name} is still {machine.status}{price}. End it: sky down {machine.name}"

@@ -1,7 +1,7 @@
-"""The only use of SkyPilot's SDK: `sky` is imported inside `sky_sdk` alone.
+"""SkyPilot's SDK: `sky_sdk` alone imports `sky`.
 
-https://docs.skypilot.co/en/latest/reference/api.html, skypilot 0.14.1. What SkyPilot says on the way is
-passed on to stderr, without the secrets that it was given; what it raises becomes a SkyError.
+https://docs.skypilot.co/en/latest/reference/api.html, skypilot 0.14.1. SkyPilot's output goes to stderr,
+without secrets; its exceptions become SkyError.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pixtral_sky.errors import PixtralSkyError, SkyError
 
 
 class NoMachine(SkyError):
-    """No cloud or region gives a machine now. ``tried``: each of them with its reason.
+    """No cloud or region has the machine now. ``tried``: each place with its reason.
 
-    ``later``: one may give it later. Otherwise nobody has such a machine.
+    ``later``: whether a place may have it later. If not, no place offers such a machine.
     """
 
     def __init__(self, what: str, hint: str, tried: tuple[str, ...] = (), later: bool = False) -> None:
@@ -35,10 +35,10 @@ class NoMachine(SkyError):
 
 
 class SkyOutput(io.TextIOBase):
-    """A stream for SkyPilot's own output, without secrets, and without colours unless at a terminal."""
+    """A stream for SkyPilot's output. It removes secrets, and colours if it is not a terminal."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream  # None: stderr, as it is then
+        self.stream = stream  # None: what sys.stderr is at the time of writing
         self.silent = False
 
     def write(self, text: str) -> int:
@@ -53,12 +53,12 @@ class SkyOutput(io.TextIOBase):
         return (self.stream or sys.stderr).isatty()
 
 
-sky_output = SkyOutput()  # to stderr, as stdout is for data
-_secrets: set[str] = set()  # that SkyPilot was given: its own words may quote them
+sky_output = SkyOutput()  # stderr: stdout is for data
+_secrets: set[str] = set()  # to be removed from SkyPilot's output, which may quote them
 
 
 def installed() -> str:
-    """The version of SkyPilot that is installed here, or an empty string."""
+    """The version of the installed SkyPilot; empty if there is none."""
     for name in ("skypilot", "skypilot-nightly"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
@@ -66,9 +66,9 @@ def installed() -> str:
 
 
 def was_used() -> bool:
-    """Whether SkyPilot was ever used from here: only then can it have anything running.
+    """Whether this user has ever used SkyPilot. If not, SkyPilot runs nothing, and is not asked.
 
-    Raises SkyError when it was, and is not installed: then it cannot be asked.
+    Raises SkyError when SkyPilot was used, but is not installed in this environment.
     """
     used = "SKYPILOT_API_SERVER_ENDPOINT" in os.environ or (Path.home() / ".sky").is_dir()
     if used and not installed():
@@ -80,18 +80,18 @@ def was_used() -> bool:
 
 
 def check_installed() -> None:
-    """Raises SkyError when SkyPilot is not."""
+    """Raise SkyError when SkyPilot is not installed."""
     if not installed():
         raise SkyError("SkyPilot is not installed here.", f"Run: {extras.install_skypilot()}")
 
 
 @contextlib.contextmanager
 def sky_sdk(silent: bool = False) -> Iterator[Any]:
-    """The module ``sky``. Raises SkyError for all that it raises."""
+    """The module ``sky``. Its exceptions become SkyError. ``silent`` drops its output."""
     check_installed()
     before, sky_output.silent = sky_output.silent, silent or output.quiet
     try:
-        # Its logger keeps the stdout that it meets when it is imported.
+        # SkyPilot's logger keeps the stdout of the moment when it is imported.
         with contextlib.redirect_stdout(sky_output):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -108,7 +108,7 @@ def sky_sdk(silent: bool = False) -> Iterator[Any]:
 
 
 def _explained(error: Exception) -> SkyError:
-    """SkyPilot's error as one line, with what helps next."""
+    """SkyPilot's exception as one line and a hint."""
     import requests
     from sky import exceptions
 
@@ -129,14 +129,14 @@ def _explained(error: Exception) -> SkyError:
 
 
 def _no_machine(error: Any, what: str) -> NoMachine:
-    """What SkyPilot's ResourcesUnavailableError says. https://docs.skypilot.co/en/latest/reference/api.html"""
+    """SkyPilot's ResourcesUnavailableError as NoMachine."""
     from sky import exceptions
 
     history = error.failover_history
-    # As SkyPilot's own controllers have it (serve/replica_managers.py): without such a one, nobody was asked.
+    # As serve/replica_managers.py of SkyPilot decides it: without such an entry, no cloud was asked.
     later = any(isinstance(each, exceptions.ResourcesUnavailableError) for each in history)
-    tried = tuple(dict.fromkeys(_tried(str(error)) or map(_reason, map(str, history))))
-    tried = tuple(filter(None, tried))
+    reasons = _tried(str(error)) or [_reason(str(each)) for each in history]
+    tried = tuple(dict.fromkeys(filter(None, reasons)))
     why = f"{len(tried)} places were tried, the last: " * (len(tried) > 1) + (tried[-1] if tried else what)
     return NoMachine(
         f"Nobody gives this machine now: {why}.", "Other GPUs: --gpus; elsewhere: --infra", tried, later
@@ -144,8 +144,10 @@ def _no_machine(error: Any, what: str) -> NoMachine:
 
 
 def _tried(text: str) -> list[str]:
-    """The places in the summary of a launch that failed everywhere: backends/cloud_vm_ray_backend.py,
-    `_format_provision_failure_blocks`."""
+    """The places in SkyPilot's summary of a failed launch, each with its reason.
+
+    Source: `_format_provision_failure_blocks` in backends/cloud_vm_ray_backend.py.
+    """
     blocks = re.findall(r"^✗ (.+) — (.+)\n((?:  .*\n|\n)*)", shown(plain(text)) + "\n", re.MULTILINE)
     return [
         f"{place}, {machine.strip('()').removesuffix(', ...')}: {_reason(reason)}"
@@ -154,77 +156,100 @@ def _tried(text: str) -> list[str]:
 
 
 def _reason(text: str) -> str:
-    """The cloud's own reason, or else SkyPilot's text without its list of candidates."""
+    """The cloud's reason; else SkyPilot's text without its list of candidates."""
     words = " ".join(shown(plain(text)).rpartition("Reason: ")[2].split())
     return re.sub(r" for [{\[].*", "", words)[:300].rstrip(". ")
 
 
 def plain(text: str) -> str:
-    """``text`` without the colours of a terminal."""
+    """``text`` without terminal colours."""
     return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
 
 
 def hide(*secrets: str) -> None:
-    """Show none of these secrets from now on. A shorter one may be part of any word, and is shown."""
-    _secrets.update(each for each in secrets if len(each) >= 6)
+    """Remove these secrets from SkyPilot's output from now on."""
+    _secrets.update(each for each in secrets if len(each) >= 6)  # a shorter one may be part of any word
 
 
 def shown(text: str) -> str:
-    """``text`` without the secrets that SkyPilot was given, and without a password in a URL."""
+    """``text`` without the secrets given to `hide`, and without passwords in URLs."""
     for secret in _secrets:
         text = text.replace(secret, "***")
     return re.sub(r"://[^/\s@]+@", "://***@", text)
 
 
 def server() -> str:
-    """The API server's version and address, in words; a local one is started when there is none."""
+    """The API server's version and address, for people. Starts a local server if none runs."""
     with sky_sdk(silent=True) as sky:
         from sky.client import sdk
 
-        sky.get(sdk.enabled_clouds())  # starts a local server, as api_info() does not
+        sky.get(sdk.enabled_clouds())  # starts a local server; api_info() does not
         info = sky.api_info()
         where = os.environ.get("SKYPILOT_API_SERVER_ENDPOINT", "on this machine")
         return shown(f"{info.version}, {where}")
 
 
 def enabled() -> list[str]:
-    """What SkyPilot can launch on, as for --infra: aws, kubernetes/CONTEXT, slurm/NAME."""
+    """What SkyPilot can launch on, in the syntax of --infra: aws, kubernetes/CONTEXT, slurm/NAME."""
     with sky_sdk(silent=True) as sky:
-        return enabled_by(sky)
+        from sky.client import sdk
 
-
-def enabled_by(sky: Any) -> list[str]:
-    from sky.client import sdk
-
-    # What the last `sky check` has found; the first time it is made now.
-    found: list[str] = sky.get(sdk.enabled_clouds(expand=True))
-    if not found:
-        sky.get(sdk.check(None, verbose=False))
-        found = sky.get(sdk.enabled_clouds(expand=True))
+        found: list[str] = sky.get(sdk.enabled_clouds(expand=True))  # as of the last `sky check`
+        if not found:
+            sky.get(sdk.check(None, verbose=False))
+            found = sky.get(sdk.enabled_clouds(expand=True))
     return sorted(name.lower() if "/" not in name else name for name in found)
 
 
 def task_of(text: str | None) -> dict[str, Any]:
-    """The task file that SkyPilot keeps of a cluster or a service, as data; empty without one."""
-    from sky.utils import yaml_utils  # its loader is many times as fast as yaml's own
+    """The task file that SkyPilot keeps with a cluster or service, as data; empty if it has none."""
+    from sky.utils import yaml_utils  # many times as fast as yaml.safe_load
 
     made = yaml_utils.safe_load(text or "")
     return made if isinstance(made, dict) else {}
 
 
 def infra(cloud: str | None, region: str | None) -> str:
-    """A cloud and region of SkyPilot, as for --infra: aws/us-east-1, slurm/NAME."""
+    """A cloud and region of SkyPilot in the syntax of --infra: aws/us-east-1, slurm/NAME."""
     cloud, region = (cloud or "").lower(), region or ""
-    # A pool of ssh machines is the context ssh-POOL inside of SkyPilot.
+    # SkyPilot's name for the ssh machines POOL is ssh-POOL.
     return "/".join(filter(None, [cloud, region.removeprefix("ssh-") if cloud == "ssh" else region]))
 
 
+def url_of(address: str | None) -> str:
+    """SkyPilot's address of an endpoint as a URL; empty if SkyPilot has none, for which it may say None."""
+    if not address or address in ("-", "None") or address.endswith("://None"):
+        return ""
+    return address if "://" in address else f"http://{address}"
+
+
+def is_launching(request: str) -> bool:
+    """Whether the launch with this request id is still in progress. False if SkyPilot does not say."""
+    with contextlib.suppress(SkyError), sky_sdk(silent=True) as sky:
+        return _in_progress(sky, request)
+    return False
+
+
+def cancel(request: str) -> bool:
+    """Cancel a launch in progress, which would make a machine after `down`. Returns whether it was one."""
+    with sky_sdk(silent=True) as sky:
+        if in_progress := _in_progress(sky, request):
+            sky.get(sky.api_cancel([request], silent=True))
+        return in_progress
+
+
+def _in_progress(sky: Any, request: str) -> bool:
+    # WAITING: for SkyPilot's own retry. All requests start with an empty one.
+    states = ("PENDING", "WAITING", "RUNNING")
+    return bool(request) and any(each.status in states for each in sky.api_status([request]))
+
+
 def opens_ports(cloud: Any, resources: Any) -> bool:
-    """Whether a cloud, as an object of SkyPilot's, opens ports for ``resources`` of it. Slurm never does."""
+    """Whether ``cloud`` (sky.clouds.Cloud) opens ports for ``resources``. Slurm never does."""
     from sky import clouds, exceptions
 
-    if isinstance(cloud, clouds.Kubernetes):  # ssh, too
-        return True  # asking it means asking the cluster, and it depends on how that is set up
+    if isinstance(cloud, clouds.Kubernetes):  # clouds.SSH is a subclass
+        return True  # whether it can depends on the set-up of the Kubernetes cluster, which would be asked
     try:
         cloud.check_features_are_supported(resources, {clouds.CloudImplementationFeatures.OPEN_PORTS})
     except exceptions.NotSupportedError:
@@ -233,7 +258,7 @@ def opens_ports(cloud: Any, resources: Any) -> bool:
 
 
 def check_file(path: Path | None = None) -> None:
-    """Raise UsageError or SkyError when the installed SkyPilot does not take the file."""
+    """Raise UsageError or SkyError when the installed SkyPilot does not accept the file."""
     config = task.read(path)
     with sky_sdk(silent=True) as sky:
         sky.Task.from_yaml_config(config)

@@ -1,4 +1,4 @@
-"""What is said of a deployment: a line of `status`, and whether it answers."""
+"""A deployment's line in `status`, and whether it answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pixtral_sky.errors import EndpointError, NoEndpoint
 
 @dataclass(frozen=True)
 class Row:
-    """One deployment. What is not known is None, or empty."""
+    """One deployment. Unknown values are None or empty."""
 
     name: str
     kind: str
@@ -24,12 +24,12 @@ class Row:
     spent: float | None = None  # USD
     endpoint: str = ""
     private: bool = False
-    answers: bool = False  # a request with its key was answered just now
-    problem: str = ""  # why it does not
+    answers: bool = False  # it has just answered a request with its key
+    problem: str = ""  # why it does not answer
 
 
 def problem(deployment: Deployment) -> str:
-    """Why it does not answer a request with its key; empty when it does."""
+    """Why it does not answer a request with its key; empty if it does."""
     try:
         return problem_at(endpoint_of(deployment))
     except NoEndpoint as error:
@@ -37,7 +37,7 @@ def problem(deployment: Deployment) -> str:
 
 
 def problem_at(endpoint: Endpoint) -> str:
-    """The same of an endpoint."""
+    """As `problem`, for an endpoint."""
     try:
         reach(endpoint)
     except (EndpointError, NoEndpoint) as error:
@@ -46,7 +46,7 @@ def problem_at(endpoint: Endpoint) -> str:
 
 
 def reach(endpoint: Endpoint) -> None:
-    """Ask it once, with its key. Raises EndpointError, or NoEndpoint."""
+    """Make one request, with its key. Raises EndpointError or NoEndpoint."""
     from pixtral_sky.client.client import Client
 
     with Client(endpoint, budget=0, read_timeout=10) as client:

@@ -1,7 +1,6 @@
-"""What was launched, under which name, and where it is written down.
+"""The deployments that were launched from here: one JSON file each, readable by its owner only.
 
-A deployment is one JSON file, readable by its owner only, named after it in the user's state
-directory (``$PIXTRAL_SKY_HOME`` moves it).
+They are in the user's state directory, or in ``$PIXTRAL_SKY_HOME``.
 """
 
 from __future__ import annotations
@@ -30,28 +29,24 @@ Kind = TypeVar("Kind", bound="Deployment")
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is known of everything that was launched."""
+    """What every kind of deployment has."""
 
     kind: ClassVar[str]
     name: str
-    url: str  # as for endpoint.Endpoint; empty while nobody knows it yet
+    url: str  # of its endpoint; empty while it is unknown
     key: str = field(repr=False)
-    max_model_len: int  # tokens; -1: all that fit, which only the server knows
+    max_model_len: int  # tokens; -1: as many as fit, which only the server knows
     max_images: int
     created: float  # seconds since the epoch
 
     def check_running(self) -> None:
-        """Raise NoEndpoint when it has ended, as far as this machine knows by itself."""
+        """Raise NoEndpoint when it has ended, as far as this machine knows without SkyPilot."""
 
     def has_ended(self) -> bool:
-        try:
-            self.check_running()
-        except NoEndpoint:
-            return True
         return False
 
     def tunnel(self) -> Tunnel | None:
-        """The tunnel whose local end is ``url``, if there is one."""
+        """The tunnel whose local end is ``url``; None if ``url`` needs none."""
         return None
 
 
@@ -60,19 +55,22 @@ class Rehearsal(Deployment):
     """The script, running on this machine."""
 
     kind = "rehearsal"
-    pid: int  # the leader of its session, which all its processes belong to
-    pid_born: float  # seconds after the machine was started: a pid alone may be reused
+    pid: int  # the leader of the session of all its processes
+    pid_born: float  # seconds after the machine was started: the system may reuse a pid
     log: str
 
+    def has_ended(self) -> bool:
+        return not self.is_running()
+
     def check_running(self) -> None:
-        if not self.is_running():
+        if self.has_ended():
             raise NoEndpoint(
                 f"The rehearsal {self.name!r} has ended (its log: {self.log}).",
                 f"Start it again: pixtral-sky rehearse --keep --name {self.name}",
             )
 
     def is_running(self) -> bool:
-        """Whether the very process that was started is still there: its pid, and its time of birth."""
+        """Whether the process that was started is alive."""
         import psutil
 
         try:
@@ -82,7 +80,7 @@ class Rehearsal(Deployment):
             return False
 
     def is_leader(self, process: psutil.Process) -> bool:
-        """Whether it is the process that was started, and not one that has got its pid since."""
+        """Whether ``process`` is the one that was started, rather than a later one with the same pid."""
         return process.pid == self.pid and abs(born(process) - self.pid_born) < 0.05
 
 
@@ -92,8 +90,8 @@ class Cluster(Deployment):
 
     kind = "cluster"
     port: int  # where the server listens, on that machine
-    private: bool  # reached through ssh only: ``url`` is the near end of a tunnel
-    request: str  # SkyPilot's id of the last launch; empty when it was not launched from here
+    private: bool  # reached through ssh only: ``url`` is the local end of a tunnel
+    request: str  # SkyPilot's id of the last launch; empty if it was not launched from here
 
     def tunnel(self) -> Tunnel | None:
         from pixtral_sky.deploy.tunnel import Tunnel
@@ -108,21 +106,23 @@ class Service(Deployment):
     """Replicas behind SkyServe's balancer, under the same name."""
 
     kind = "service"
-    request: str  # SkyPilot's id of what brought it up; empty when that was not done from here
+    request: str  # SkyPilot's id of the last `up` or `update`; empty if it was not brought up from here
 
 
 KINDS: dict[str, type[Deployment]] = {kind.kind: kind for kind in Deployment.__subclasses__()}
+# Of the fields, by annotation: a float that is whole may be written as an int.
+TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
 
 def born(process: psutil.Process) -> float:
-    """When it was started, in seconds after the machine was: setting the clock does not change it."""
+    """When it was started, in seconds after the machine was, which does not change with the clock."""
     import psutil
 
     return process.create_time() - psutil.boot_time()
 
 
 def home() -> Path:
-    """The directory of everything that is remembered; made, for its owner only, when it is first used."""
+    """The directory of all that is remembered here. It is created on first use, for its owner only."""
     import platformdirs
 
     path = Path(os.environ.get("PIXTRAL_SKY_HOME") or platformdirs.user_state_dir("pixtral-sky")).absolute()
@@ -131,7 +131,7 @@ def home() -> Path:
 
 
 def check_name(name: str) -> None:
-    """Raises UsageError when it is no name. SkyPilot's rule; it also keeps a name from being a path."""
+    """Raise UsageError for a name that SkyPilot does not take. Such a name is no path, either."""
     if not re.fullmatch(r"[a-zA-Z]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?", name):
         raise UsageError(
             f"{name[:70]!r} is no name for a deployment: it is up to 63 letters, digits, '-', '_' and '.'."
@@ -146,13 +146,16 @@ def _file(name: str) -> Path:
 
 
 def remember(deployment: Deployment) -> None:
-    """Write it down, whole or not at all, in a file of mode 0600."""
+    """Write its file atomically, with mode 0600."""
     with files.whole(_file(deployment.name)) as file:
         json.dump({"kind": deployment.kind, **asdict(deployment)}, file, indent=1)
 
 
 def recall(name: str = DEFAULT_NAME) -> Deployment | None:
-    """The deployment of that name, or None. A file that others can read is closed to them first."""
+    """The deployment of this name, or None. A file that others can read is set to mode 0600 first.
+
+    Raises UsageError for a bad name, and PixtralSkyError for a damaged file.
+    """
     path = _file(name)
     try:
         if path.stat().st_mode & 0o077:
@@ -165,13 +168,13 @@ def recall(name: str = DEFAULT_NAME) -> Deployment | None:
 
 
 def recall_as(name: str, kind: type[Kind]) -> Kind | None:
-    """The deployment of that name, or None, also where that name is one of another kind."""
+    """The deployment of this name if it is of this kind, else None."""
     known = recall(name)
     return known if isinstance(known, kind) else None
 
 
 def check_kind(name: str, kind: type[Deployment]) -> None:
-    """Raises UsageError when the name is that of a deployment of another kind, which has not ended."""
+    """Raise UsageError when a deployment of another kind has this name, and has not ended."""
     old = recall(name)
     if old and not isinstance(old, kind) and not old.has_ended():
         raise is_a(old.kind, name)
@@ -182,10 +185,10 @@ def is_a(kind: str, name: str) -> UsageError:
 
 
 def is_ours(record: Any, kind: type[Deployment]) -> bool:
-    """Whether a record of SkyPilot is of this project, and its name is not of another deployment here."""
+    """Whether SkyPilot's record is of this project, and no deployment of another kind has its name here."""
     try:
         known = recall(record.name)
-    except PixtralSkyError:  # a damaged file is no reason not to show what costs money
+    except PixtralSkyError:  # despite a damaged file, what costs money is shown
         return bool(record.ours)
     return isinstance(known, kind) or (known is None and bool(record.ours))
 
@@ -193,42 +196,36 @@ def is_ours(record: Any, kind: type[Deployment]) -> bool:
 def _deployment(data: Any) -> Deployment:
     kind = KINDS[data["kind"]]
     values = {each.name: data[each.name] for each in fields(kind)}
-    types: dict[str, tuple[type, ...]] = {
-        "str": (str,),
-        "int": (int,),
-        "float": (int, float),
-        "bool": (bool,),
-    }
-    if not all(type(values[each.name]) in types[str(each.type)] for each in fields(kind)):
+    if not all(type(values[each.name]) in TYPES[str(each.type)] for each in fields(kind)):
         raise TypeError("a field of another type")
     return kind(**values)
 
 
 def forget(name: str) -> None:
-    """Remove what is remembered of a deployment; nothing happens when there is nothing."""
+    """Remove the file of a deployment, if there is one."""
     _file(name).unlink(missing_ok=True)
 
 
 def known() -> list[str]:
-    """The names of all that is remembered, sorted."""
+    """The names of all remembered deployments, sorted."""
     return sorted(path.stem for path in (home() / "deployments").glob("[!.]*.json"))
 
 
 def free_port(wanted: int | None = None) -> int:
-    """A port of 127.0.0.1 that is ``wanted`` (0: any); without it 8081, or any other that is free.
+    """A free port of 127.0.0.1: ``wanted`` (0: any), or without it 8081 or else any.
 
-    Raises UsageError when ``wanted`` is taken, be it by a deployment that is still starting.
+    Raises UsageError when ``wanted`` is taken, even by a deployment that does not listen yet.
     """
     taken = set()
     for name in known():
-        with contextlib.suppress(PixtralSkyError):  # a damaged file is no reason not to start another
+        with contextlib.suppress(PixtralSkyError):  # a damaged file does not stop another deployment
             deployment = recall(name)
-            near = deployment and deployment.url.startswith("http://127.0.0.1:")
-            if deployment and near and not deployment.has_ended():
+            here = deployment and deployment.url.startswith("http://127.0.0.1:")
+            if deployment and here and not deployment.has_ended():
                 taken.add(urlsplit(deployment.url).port)
     for port in (8081, 0) if wanted is None else (wanted,):
         with socket.socket() as probe:
-            # As the server will: a port whose last connections are still closing is free.
+            # As the server does: a port whose last connections are still closing is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
                 probe.bind(("127.0.0.1", port))

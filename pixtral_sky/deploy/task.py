@@ -1,4 +1,4 @@
-"""A SkyPilot YAML of this project as data: what it runs, and what it promises."""
+"""A SkyPilot task file of this project, as data."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from pixtral_sky import memory
 from pixtral_sky.errors import UsageError
 from pixtral_sky.text import closest, os_reason
 
-# How the script begins: [[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number."
+# A check of the script: [[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number."
 REFUSES = r'\[\[ \$(\w+) =~ (\S+) \]\]\s*\|\|\s*fail "([^"]*)"'
-
-
-# What the programs read that run there: uv, pip, the Hub's client, vLLM and what it stands on.
+# The variables of the programs that the script starts: uv, pip, the Hub's client, vLLM and its libraries.
 THEIRS = (
     r"(?:UV|PIP|HF|VLLM|NCCL|TORCH|PYTORCH|CUDA|TRITON|OMP|SSL_CERT)_\w+"
     r"|\w+_(?:proxy|PROXY)|TMPDIR|LD_LIBRARY_PATH"
@@ -25,7 +23,7 @@ THEIRS = (
 
 @dataclass(frozen=True)
 class Task:
-    """A task file. ``run`` is the script, to the letter."""
+    """A task file. ``run`` is the script, unchanged."""
 
     path: Path
     run: str
@@ -35,14 +33,14 @@ class Task:
 
     @property
     def vllm_version(self) -> str:
-        """The version of vLLM that the file's ``setup`` pins: the only place where it is named."""
+        """The version of vLLM that the file's ``setup`` pins."""
         found = re.search(r"\bvllm==([\w.]+)", self.setup)
         if not found:
             raise UsageError(f"{self.path} pins no vLLM in its setup.", "It wants a line with: vllm==VERSION")
         return found.group(1)
 
     def number(self, name: str) -> int:
-        """An env that is a whole number. Raises UsageError when it is missing or is none."""
+        """The env ``name``, a whole number. Raises UsageError when it is missing or not a whole number."""
         value = self.envs.get(name, "")
         try:
             return int(value)
@@ -50,15 +48,15 @@ class Task:
             raise UsageError(f"{self.path}: envs.{name} is {value!r}, not a whole number.") from None
 
     def with_envs(self, given: Mapping[str, str]) -> Task:
-        """The same with ``given`` in place of its own. Raises as `check` does."""
+        """The task with these envs in place of its own. Raises as `check` does."""
         self.check(given)
         config = {**self.config, "envs": {**(self.config.get("envs") or {}), **given}}
         return replace(self, envs={**self.envs, **given}, config=config)
 
     def check(self, given: Mapping[str, str]) -> None:
-        """Raise UsageError for envs that nothing there reads, and for values that its script would refuse.
+        """Raise UsageError for envs that nothing reads, and for values that the script refuses.
 
-        The first would do nothing, and the script says the second on a machine that costs money by then.
+        The script would refuse them later, on a machine that costs money.
         """
         for name in given:
             if name not in self.envs and not self._reads(name):
@@ -69,21 +67,22 @@ class Task:
                 )
         values = {**self.envs, **given}
         for name, pattern, words in re.findall(REFUSES, self.run):
-            # In both languages these patterns mean the same; only Python's $ is also before a last newline.
+            # These patterns mean the same in bash, except that Python's $ also matches before a last newline.
             if name in values and not re.search(re.sub(r"\$$", r"\\Z", pattern), values[name]):
                 value = " ".join(values[name].split())[:100]
                 raise UsageError(words.replace(f"${name}", value))
 
     def _reads(self, name: str) -> bool:
-        """Whether the script has that word (lower case is what it sets itself), or its programs read it."""
+        """Whether the script, or a program that it starts, reads the variable ``name``."""
         if name.upper() in self.envs:
             return False
         word = re.search(rf"\b{name}\b", self.setup + self.run)
+        # The script sets its lower-case variables itself.
         return bool((name.isupper() and word) or re.fullmatch(THEIRS, name))
 
 
 def shipped(name: str) -> Path:
-    """A file of the project: beside the package in a checkout, inside it when it is installed."""
+    """A file of the project: beside the package in a checkout, inside the package once installed."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package.parent, package):
         if (folder / name).is_file():
@@ -92,9 +91,9 @@ def shipped(name: str) -> Path:
 
 
 def load(path: Path | None = None) -> Task:
-    """Read a task file; without ``path`` the ``pixtral.yaml`` that is shipped.
+    """Read a task file, by default the shipped ``pixtral.yaml``.
 
-    Raises UsageError when it cannot be read, is not YAML, or is no task.
+    Raises UsageError when it cannot be read, is not YAML, or is not a task.
     """
     data = read(path)
     path = path or shipped("pixtral.yaml")
@@ -103,13 +102,13 @@ def load(path: Path | None = None) -> Task:
     envs, setup = data.get("envs") or {}, data.get("setup") or ""
     if not isinstance(envs, dict) or not isinstance(setup, str):
         raise UsageError(f"{path} is no SkyPilot task: 'envs:' is a mapping and 'setup:' a text.")
-    # As SkyPilot does it: every value is a string.
+    # As in SkyPilot, every value is a string.
     envs = {str(name): "" if value is None else str(value) for name, value in envs.items()}
     return Task(path, data["run"], setup, envs, data)
 
 
 def read(path: Path | None = None) -> dict[str, Any]:
-    """A task file as it stands; without ``path`` the shipped ``pixtral.yaml``. Raises as `load` does."""
+    """A task file as data, by default the shipped ``pixtral.yaml``. Raises as `load` does."""
     import yaml
 
     path = path or shipped("pixtral.yaml")
@@ -126,12 +125,12 @@ def read(path: Path | None = None) -> dict[str, Any]:
 
 
 def is_ours(config: Mapping[str, Any]) -> bool:
-    """Whether a task file as data is one of this project."""
+    """Whether a task file, as data, is one of this project."""
     return "PIXTRAL_API_KEY" in (config.get("secrets") or {})
 
 
 def number(envs: Mapping[str, Any], name: str, otherwise: int) -> int:
-    """A whole number, or ``otherwise`` where the env is missing or empty. Else raises UsageError."""
+    """The env ``name``, a whole number, or ``otherwise`` if it is missing or empty. Raises UsageError."""
     try:
         return int(envs.get(name) or otherwise)
     except (TypeError, ValueError):
@@ -139,15 +138,15 @@ def number(envs: Mapping[str, Any], name: str, otherwise: int) -> int:
 
 
 def limits(envs: Mapping[str, Any]) -> tuple[int, int]:
-    """What a server with these envs takes in a request: tokens (-1: all that fit), and pictures."""
+    """The limits of a request to a server with these envs: tokens (-1: as many as fit), and pictures."""
     return number(envs, "MAX_MODEL_LEN", -1), number(envs, "MAX_IMAGES", memory.DEFAULT_IMAGES)
 
 
 def end(envs: Mapping[str, str]) -> str:
-    """When a server with these envs ends by itself. Raises UsageError when IDLE_MINUTES does not say."""
+    """When a server with these envs ends, for people. Raises UsageError for a bad IDLE_MINUTES."""
     minutes = envs.get("IDLE_MINUTES", "0")
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", minutes):
         raise UsageError(f"IDLE_MINUTES={minutes} is no number of minutes (0: never).")
-    return (
-        f"ends after {minutes} minutes without a request" if float(minutes) else "runs until you take it down"
-    )
+    if not float(minutes):
+        return "runs until you take it down"
+    return f"ends after {minutes} minutes without a request"

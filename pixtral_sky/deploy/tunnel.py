@@ -1,8 +1,8 @@
-"""The way to a server that listens on its own machine only: a port of 127.0.0.1 here, through ssh.
+"""Tunnels: a port of 127.0.0.1 here leads, through ssh, to a server that listens on 127.0.0.1 there.
 
-ssh does it all: one master connection a deployment, shared by every command, that ends itself after
-PERSIST_SECONDS without use (ssh_config(5): ControlMaster, ControlPersist). SkyPilot writes the way to a
-cluster into ``~/.sky/generated/ssh/NAME``.
+One ssh master connection per deployment is shared by all commands, and ends after PERSIST_SECONDS without use
+(ssh_config(5): ControlMaster, ControlPersist). SkyPilot writes the ssh configuration of a cluster into
+``~/.sky/generated/ssh/NAME``.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from pixtral_sky.errors import NoTunnel, Unreachable
 
 PERSIST_SECONDS = 60
 CONNECT_SECONDS = 20
-START_SECONDS = 60.0  # for all of it: a server that goes silent later than at the start has no limit in ssh
-CONTROL_SECONDS = 10.0  # for our own ssh in the background, which needs a few milliseconds
-CHECK_SECONDS = 2.0  # how often a tunnel that is held open is looked at, and opened again
+START_SECONDS = 60.0  # ssh itself has no limit for a server that goes silent after the connection
+CONTROL_SECONDS = 10.0  # for an answer of the master connection, which takes a few milliseconds
+CHECK_SECONDS = 2.0  # between two checks of a tunnel that is held open
 
 OPTIONS = {
-    "BatchMode": "yes",  # a question would wait for ever
+    "BatchMode": "yes",  # a prompt would wait for ever
     "ConnectTimeout": str(CONNECT_SECONDS),
     "ControlMaster": "yes",
     "ControlPersist": str(PERSIST_SECONDS),
-    "ExitOnForwardFailure": "yes",  # without its port it is of no use
+    "ExitOnForwardFailure": "yes",  # without the port, the tunnel is of no use
     "LogLevel": "ERROR",
-    # A connection that was dropped is noticed within 15 seconds: at the third silence, after two questions.
+    # A lost connection is noticed within 15 s: after two probes without an answer.
     "ServerAliveInterval": "5",
     "ServerAliveCountMax": "2",
 }
@@ -51,31 +51,32 @@ class Tunnel:
         """Return when it is open; another command may have opened it. Raises Unreachable."""
         if self.is_open():
             return
-        with self._alone():
+        with self._lock():
             if not self.is_open():
                 self._end()
                 self._start()
 
     def is_open(self) -> bool:
-        """Whether its ssh is there, with these ports; asking counts as use. Raises Unreachable: it hangs."""
-        # A forward that it has already is none to add; `-O check` would not tell which ports they are.
+        """Whether it is open, with these ports. The check counts as use. Raises Unreachable if ssh hangs."""
+        # Adding a forward that exists changes nothing; `-O check` would not say which ports it has.
         return self._control("forward", "-L", self._forward)
 
     def close(self) -> None:
-        """End it, for every command that uses it."""
-        with self._alone(), contextlib.suppress(Unreachable):
+        """Close it, for every command that uses it."""
+        with self._lock(), contextlib.suppress(Unreachable):
             self._end()
 
     def hold(self, notify: Callable[[str], None]) -> None:
-        """Keep it open until the program is interrupted; ``notify`` is told when it breaks, and is back.
+        """Keep it open until the program is interrupted; ``notify`` is told of lost and new connections.
 
-        Raises NoTunnel when SkyPilot has removed the way to the cluster, or another launch has changed it.
+        Raises NoTunnel when SkyPilot has removed its ssh configuration, or a launch has changed the port.
         """
         trouble = ""
         while True:
             try:
                 if not self.is_open():
-                    # Two that hold it in two ways would end each other. Twice: it may just have been opened.
+                    # Two holders with different ports would close each other's tunnel. Asked again: another
+                    # command may just have opened it.
                     if self._control("check") and not self.is_open():
                         raise NoTunnel(
                             f"{self.name!r} listens on another port now.",
@@ -88,7 +89,7 @@ class Tunnel:
             except NoTunnel:
                 raise
             except Unreachable as error:
-                if str(error) != trouble:  # once, and not every few seconds
+                if str(error) != trouble:  # once, not at every check
                     trouble = str(error)
                     notify(trouble)
             else:
@@ -102,8 +103,8 @@ class Tunnel:
         return f"127.0.0.1:{self.local_port}:127.0.0.1:{self.port}"
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One at a time: of two that start together, the second finds what the first has opened."""
+    def _lock(self) -> Iterator[None]:
+        """Of two commands that open the tunnel at once, the second finds it open."""
         with (self._folder() / f".{self.name}.lock").open("w") as file:  # no name begins with a dot
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -111,10 +112,13 @@ class Tunnel:
     def _start(self) -> None:
         config = Path.home() / ".sky/generated/ssh" / self.name
         if not config.is_file():
-            raise NoTunnel(f"SkyPilot has left no way to {self.name!r} here.", f"Run: sky status {self.name}")
+            raise NoTunnel(
+                f"SkyPilot's ssh configuration of {self.name!r} is missing here.",
+                f"Run: sky status {self.name}",
+            )
         arguments = ["-F", str(config), "-f", "-N", "-L", self._forward]
         arguments += [f"-o{option}={value}" for option, value in OPTIONS.items()]
-        # ssh itself takes ~ in that file from the system's list of users, SkyPilot from $HOME.
+        # For ~ in that file, ssh uses the home of the system's user list, SkyPilot $HOME.
         key = Path.home() / ".sky/generated/ssh-keys" / f"{self.name}.key"
         if key.is_file():
             arguments += ["-i", str(key)]
@@ -130,21 +134,24 @@ class Tunnel:
             raise Unreachable(f"ssh does not reach {self.name!r}: {reason}.", self._hint)
 
     def _end(self) -> None:
-        """End its ssh, if there is one, whatever its ports are."""
+        """End the ssh master, if there is one, whatever its ports are."""
         self._control("exit")
-        # A socket whose ssh was killed stays behind. Where there is one, a new ssh would do without: nobody
-        # could find it, and it would never end.
+        # A killed ssh leaves its socket. Beside it, a new ssh would run without one: no command could find
+        # it, and it would never end.
         (self._folder() / self.name).unlink(missing_ok=True)
 
     def _control(self, *command: str) -> bool:
-        """Tell its ssh; False when there is none, or it refuses. SkyPilot's file may be gone meanwhile."""
+        """Send a command to the ssh master; False if there is none, or it refuses.
+
+        Without SkyPilot's file, which may be gone.
+        """
         return not self._ssh("-F", "/dev/null", "-O", *command, seconds=CONTROL_SECONDS)
 
     def _ssh(self, *arguments: str, seconds: float) -> str:
-        """Run ssh to the end, or into the background; returns what was wrong, empty when nothing was."""
-        # In its folder and by a relative name, as the path of a socket is short (104 bytes on macOS).
+        """Run ssh until it ends or goes into the background. Returns its error, or an empty string."""
+        # A relative path, for the path of a socket has at most 104 bytes on macOS.
         command = ["ssh", *arguments, "-S", f"./{self.name}", self.name]
-        # Not a pipe, which an older ssh would hold open in the background.
+        # An older ssh in the background would hold a pipe open.
         with tempfile.TemporaryFile("w+", errors="replace") as said:
             try:
                 process = subprocess.run(
@@ -158,7 +165,7 @@ class Tunnel:
             except FileNotFoundError:
                 raise NoTunnel("There is no ssh on this machine.", "Install OpenSSH's client.") from None
             except subprocess.TimeoutExpired:
-                # It may still be there, and is left alone.
+                # ssh may still run, and is left alone.
                 raise Unreachable(
                     f"ssh does not reach {self.name!r}: it says nothing for {seconds:.0f} s.", self._hint
                 ) from None

@@ -617,7 +617,7 @@ def test_private_without_ssh(run: Run, server: FakeSky, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", "/nonexistent")
     result = run("-q", "launch", "--yes", "--private")
     assert result.code == 2
-    assert result.error == "The way to it is ssh, and there is none here. Install OpenSSH's client."
+    assert result.error == "It is reached through ssh, which is not here. Install OpenSSH's client."
     assert not launched(server)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pixtral_sky.deploy import clusters, store
+from pixtral_sky.deploy import clusters, skypilot, store
 from pixtral_sky.deploy.store import Cluster
 from pixtral_sky.errors import SkyError
 from tests.support.command_line import KEY
@@ -64,11 +64,11 @@ def test_the_state_of_no_job(server: FakeSky) -> None:
 def test_what_a_request_can_be(server: FakeSky) -> None:
     active = server.wire.RequestStatus.active_statuses()
     for each in server.wire.RequestStatus:
-        assert clusters.is_launching(server.pending(each.value)) == (each in active), each
-    assert not clusters.is_launching("")
-    assert not clusters.is_launching("of-another-server")
+        assert skypilot.is_launching(server.pending(each.value)) == (each in active), each
+    assert not skypilot.is_launching("")
+    assert not skypilot.is_launching("of-another-server")
     server.down_with = RuntimeError("no")
-    assert not clusters.is_launching("any")
+    assert not skypilot.is_launching("any")
 
 
 # A cluster -------------------------------------------------------------------------------------------------
@@ -130,20 +130,27 @@ def test_controllers(server: FakeSky) -> None:
     ]
 
 
-def test_find(server: FakeSky) -> None:
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
+
+
+def test_find(server: FakeSky, key: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert clusters.find("pixtral") is None
     server.cluster(endpoints={8081: "10.0.0.7:8081"}, ports=["8081"])
-    found = clusters.find("pixtral", KEY)
+    found = clusters.find("pixtral")
     assert found
     assert (found.url, found.key, found.request) == ("http://10.0.0.7:8081", KEY, "")
     assert found == store.recall()
+    monkeypatch.delenv("PIXTRAL_API_KEY")
     assert clusters.find("pixtral").key == KEY
-    assert clusters.find("pixtral", "another").key == "another", "nobody here knows better"
+    monkeypatch.setenv("PIXTRAL_API_KEY", "another")
+    assert clusters.find("pixtral").key == "another", "nobody here knows better"
 
 
 def test_a_cluster_that_listens_for_a_tunnel_only(server: FakeSky) -> None:
     server.cluster(ports=["8081"], envs={"LISTEN": "127.0.0.1"})
-    found = clusters.find("pixtral", KEY)
+    found = clusters.find("pixtral")
     assert found
     assert found.private
     assert found.url.startswith("http://127.0.0.1:")
@@ -163,6 +170,6 @@ def test_a_cluster_that_listens_for_a_tunnel_only(server: FakeSky) -> None:
 def test_what_a_bare_launch_was_given(server: FakeSky, command: str | None, port: int) -> None:
     """SkyPilot keeps the file as it was, and the command."""
     server.cluster(command=command)
-    found = clusters.find("pixtral", KEY)
+    found = clusters.find("pixtral")
     assert found
     assert (found.port, found.private) == (port, True)

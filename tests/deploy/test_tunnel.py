@@ -228,7 +228,7 @@ def test_no_name_is_that_of_a_lock(ssh: Ssh, home: Path) -> None:
 
 def test_skypilot_has_left_no_way(ssh: Ssh) -> None:
     text = fails(NoTunnel, Tunnel("other", 18081, 8081).open)
-    assert text == "SkyPilot has left no way to 'other' here. Run: sky status other"
+    assert text == "SkyPilot's ssh configuration of 'other' is missing here. Run: sky status other"
     assert not ssh.starts
 
 
