@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import os
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
+import yaml
 
 if TYPE_CHECKING:
     from tests.support.command_line import Result
     from tests.support.fake_sky import FakeSky
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def once() -> Iterator[None]:
+    """What takes a while and is the same each time: a text read as YAML, and the certificates of httpx."""
+    parse, certificates = functools.cache(yaml.safe_load), functools.cache(httpx.create_ssl_context)
+
+    def safe_load(stream: Any) -> Any:
+        return copy.deepcopy(parse(stream)) if isinstance(stream, str) else parse.__wrapped__(stream)
+
+    def create_ssl_context(*given: Any, **named: Any) -> ssl.SSLContext:
+        elsewhere = {"SSL_CERT_FILE", "SSL_CERT_DIR"} & {*os.environ}
+        return (certificates.__wrapped__ if elsewhere else certificates)(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "safe_load", safe_load)
+        for module in (httpx, httpx._transports.default):
+            patch.setattr(module, "create_ssl_context", create_ssl_context)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -179,10 +179,8 @@ def test_it_is_there_at_once():
     assert "PIL.Image" in modules
     assert not modules & {"httpx", "sky", "rich", "pydantic", "numpy", "jsonschema", "psutil", "ssl"}
 
-    fastest = min(seconds(*command) for _ in range(5))
-    print(f"{fastest:.2f} s")
     # Somewhat more than the 0.3 s that are wanted: other programs run on a machine that tests.
-    assert fastest < 0.5
+    assert any(seconds(*command) < 0.5 for _ in range(5))
 
 
 # --- against mistral-common, in the engine's Python

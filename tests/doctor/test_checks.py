@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from pixtral_sky.deploy import candidates, skypilot, store, task, tunnel
 from pixtral_sky.deploy.store import Cluster, Rehearsal
 from pixtral_sky.doctor import checks as doctor
 from pixtral_sky.errors import SkyError, Unreachable, UsageError
+from pixtral_sky.pictures import prepare
 from pixtral_sky.pixtral import MODEL
 from pixtral_sky.server.gateway import Gateway
 from tests.deploy.test_huggingface import GATED, OPENS, VARIABLES, FakeHub
@@ -38,6 +40,7 @@ from tests.support.fake_endpoint import (
 )
 
 CHART_TOKENS = 2795
+PREPARED = functools.cache(prepare.prepare)  # its picture is the same each time
 ANSWERS = says("A chart.", usage={"prompt_tokens": 2803, "completion_tokens": 8, "total_tokens": 2811})
 SUBJECTS = [
     *("pixtral-sky", "task file", "SkyPilot", "SkyPilot server", "SkyPilot infra", "SkyPilot task"),
@@ -101,6 +104,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(skypilot, "server", lambda: "0.14.1, on this machine")
     monkeypatch.setattr(skypilot, "enabled", lambda: ["aws", "slurm/e2e"])
     monkeypatch.setattr(skypilot, "check_file", lambda path: None)
+    monkeypatch.setattr(prepare, "prepare", PREPARED)
     programs = tmp_path / "bin"
     programs.mkdir()
     ssh = programs / "ssh"

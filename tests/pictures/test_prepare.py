@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import io
 import runpy
 import struct
@@ -39,6 +40,7 @@ def corners(width: int = 96, height: int = 64) -> Image.Image:
     return image
 
 
+@functools.cache
 def scene(width: int, height: int) -> Image.Image:
     """Smooth shapes with a little grain, as in a photo, up to all four borders."""
     coarse = Image.effect_noise((width // 8 + 1, height // 8 + 1), 90)
@@ -131,7 +133,7 @@ def test_a_film_behind_a_small_picture_is_not_sent() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO"])
-@pytest.mark.parametrize("size", [(96, 64), (1600, 1200)])
+@pytest.mark.parametrize("size", [(96, 64), (1200, 800)])
 def test_every_kind_is_read(kind: str, size: tuple[int, int]) -> None:
     picture = prepare.prepare(encoded(corners(*size), kind), "x")
     assert (picture.width, picture.height) == (pixtral.fit(*size) if max(size) > 1024 else size)
@@ -302,35 +304,34 @@ def test_16_bit_rgb_with_a_transparent_color() -> None:
 # EXIF
 
 
+UPRIGHT = {
+    1: [RED, GREEN, BLUE, YELLOW],
+    2: [GREEN, RED, YELLOW, BLUE],
+    3: [YELLOW, BLUE, GREEN, RED],
+    4: [BLUE, YELLOW, RED, GREEN],
+    5: [RED, BLUE, GREEN, YELLOW],
+    6: [BLUE, RED, YELLOW, GREEN],
+    7: [YELLOW, GREEN, BLUE, RED],
+    8: [GREEN, YELLOW, RED, BLUE],
+}
+
+
 @pytest.mark.parametrize(
-    ("kind", "size"),
+    ("kind", "size", "orientation"),
     [
-        *((kind, (96, 64)) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")),
-        *((kind, (1200, 600)) for kind in ("JPEG", "TIFF")),
+        *(("JPEG", size, orientation) for size in ((96, 64), (1200, 600)) for orientation in UPRIGHT),
+        *(("AVIF", (96, 64), orientation) for orientation in UPRIGHT),  # which has marks of its own for it
+        *((kind, (96, 64), 6) for kind in ("PNG", "WEBP", "TIFF")),
+        ("TIFF", (1200, 600), 6),
     ],
 )
-@pytest.mark.parametrize(
-    ("orientation", "expected"),
-    [
-        (1, [RED, GREEN, BLUE, YELLOW]),
-        (2, [GREEN, RED, YELLOW, BLUE]),
-        (3, [YELLOW, BLUE, GREEN, RED]),
-        (4, [BLUE, YELLOW, RED, GREEN]),
-        (5, [RED, BLUE, GREEN, YELLOW]),
-        (6, [BLUE, RED, YELLOW, GREEN]),
-        (7, [YELLOW, GREEN, BLUE, RED]),
-        (8, [GREEN, YELLOW, RED, BLUE]),
-    ],
-)
-def test_pictures_are_turned_upright(
-    kind: str, size: tuple[int, int], orientation: int, expected: list[tuple[int, int, int]]
-) -> None:
+def test_pictures_are_turned_upright(kind: str, size: tuple[int, int], orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture = prepare.prepare(encoded(corners(*size), kind, exif=exif), "x")
     upright = size if orientation < 5 else size[::-1]
     assert (picture.width, picture.height) == (pixtral.fit(*upright) if max(size) > 1024 else upright)
-    assert_corners(picture, expected)
+    assert_corners(picture, UPRIGHT[orientation])
 
 
 def test_what_is_stored_anew_says_nothing_but_pixels() -> None:
@@ -388,7 +389,7 @@ def test_empty() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
-@pytest.mark.parametrize("size", [(300, 200), (1400, 900)])
+@pytest.mark.parametrize("size", [(300, 200), (1040, 300)])
 def test_truncated(kind: str, size: tuple[int, int], capfd: pytest.CaptureFixture[str]) -> None:
     data = encoded(scene(*size), kind)
     for part in (0.1, 0.5, 0.9):

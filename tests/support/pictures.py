@@ -16,36 +16,11 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from pixtral_sky import pixtral
 
 WORDS = [
-    *("lorem", "ipsum", "dolor", "sit", "amet", "consetetur", "sadipscing", "elitr", "sed", "diam", "nonumy"),
-    *(
-        "eirmod",
-        "tempor",
-        "invidunt",
-        "ut",
-        "labore",
-        "et",
-        "dolore",
-        "magna",
-        "aliquyam",
-        "erat",
-        "voluptua",
-    ),
-    *(
-        "at",
-        "vero",
-        "eos",
-        "accusam",
-        "justo",
-        "duo",
-        "dolores",
-        "rebum",
-        "stet",
-        "clita",
-        "kasd",
-        "no",
-        "sea",
-    ),
-]
+    "lorem", "ipsum", "dolor", "sit", "amet", "consetetur", "sadipscing", "elitr", "sed", "diam",
+    "nonumy", "eirmod", "tempor", "invidunt", "ut", "labore", "et", "dolore", "magna", "aliquyam",
+    "erat", "voluptua", "at", "vero", "eos", "accusam", "justo", "duo", "dolores", "rebum", "stet",
+    "clita", "kasd", "no", "sea",
+]  # fmt: skip
 
 
 def photo(
