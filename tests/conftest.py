@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import os
 import signal
 import socket
 import ssl
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ import yaml
 
 if TYPE_CHECKING:
     from tests.support.command_line import Result
+    from tests.support.fake_endpoint import FakeEndpoint
     from tests.support.fake_sky import FakeSky
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +54,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "PIXTRAL_SKY_ENGINE",
         "PIXTRAL_SKY_DEBUG",
         "HF_TOKEN",
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+        *("http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     ):
         monkeypatch.delenv(name, raising=False)
     # SkyPilot's server: none is started, and one that runs here is left alone.
@@ -80,6 +85,23 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture(scope="module")
+def sky(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """SkyPilot's own package, in a home of its own, as it writes there when it is imported; and silent."""
+    logger = logging.getLogger("sky.serve.autoscalers")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SkyPilot's own
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("sky")))
+        patch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
+        import sky
+        import sky.serve.autoscalers
+        import sky.serve.serve_utils
+
+        logger.setLevel(logging.CRITICAL)
+        yield sky
+        logger.setLevel(logging.NOTSET)
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]:
     """SkyPilot's real SDK, with a fake API server behind it."""
@@ -87,6 +109,16 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]
 
     with fake_sky.started(monkeypatch, tmp_path) as server:
         yield server
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeEndpoint]:
+    """What answers, with the key."""
+    from tests.support.command_line import KEY
+    from tests.support.fake_endpoint import FakeEndpoint
+
+    with FakeEndpoint(key=KEY) as fake:
+        yield fake
 
 
 @pytest.fixture

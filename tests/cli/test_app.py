@@ -25,10 +25,10 @@ from pixtral_sky.deploy import rehearsals, resolve, store
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.rehearsal import checkpoint, engine
 from tests.support import deployments
-from tests.support.command_line import KEY, Result, packages
+from tests.support.command_line import KEY, Result, Run, packages
 from tests.support.fake_endpoint import FakeEndpoint
+from tests.support.processes import closed_port
 
-Run = Callable[..., Result]
 Remember = Callable[..., Rehearsal]
 COMMANDS = ("rehearse", "doctor", "launch", "status", "endpoint", "tunnel", "ask", "tokens", "logs", "down")
 
@@ -62,11 +62,6 @@ def remember() -> Iterator[Remember]:
     for process in processes:
         process.kill()
         process.wait()
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def subprocess_of(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:

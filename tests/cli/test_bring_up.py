@@ -14,11 +14,10 @@ import pytest
 from pixtral_sky.deploy import huggingface, skypilot, store
 from pixtral_sky.errors import HubError
 from pixtral_sky.extras import install_skypilot
-from tests.support.command_line import KEY, TOKEN, Result
+from tests.support.command_line import KEY, TOKEN, Result, Run, last
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import FakeSky
 
-Run = Callable[..., Result]
 pytestmark = pytest.mark.usefixtures("launcher")
 
 
@@ -66,10 +65,6 @@ def fake(command: Launch) -> Iterator[FakeEndpoint]:
     with FakeEndpoint(key=KEY) as fake:
         command.answers(fake)
         yield fake
-
-
-def last(result: Result) -> str:
-    return result.err.splitlines()[-1]
 
 
 def nothing_is_there(command: Launch) -> bool:

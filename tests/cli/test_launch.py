@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from pixtral_sky.deploy.store import Cluster
 from pixtral_sky.errors import UsageError
 from tests.conftest import ROOT
 from tests.support import fake_catalog, fake_sky
-from tests.support.command_line import KEY, TOKEN, Result
+from tests.support.command_line import KEY, TOKEN, Run
 from tests.support.deployments import cluster as remember_cluster
 from tests.support.deployments import rehearsal as remember_rehearsal
 from tests.support.fake_endpoint import FakeEndpoint
@@ -22,7 +22,6 @@ from tests.support.fake_sky import SETUP, STARTING, WAITING, FakeSky
 from tests.support.fake_sky import run as line
 from tests.support.fake_sky import setup as setup_line
 
-Run = Callable[..., Result]
 pytestmark = pytest.mark.usefixtures("launcher")
 
 

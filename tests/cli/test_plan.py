@@ -8,7 +8,6 @@ import importlib.util
 import json
 import re
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -21,9 +20,8 @@ from pixtral_sky.deploy.skypilot import sky_sdk
 from pixtral_sky.extras import install
 from tests.planning.test_plan import RESULT
 from tests.support import fake_catalog
-from tests.support.command_line import Result, imports, run_main, seconds
+from tests.support.command_line import Run, imports, run_main, seconds
 
-Run = Callable[..., Result]
 SOLD = ("--clouds", "aws,gcp,lambda,nebius,vast")
 
 

@@ -18,20 +18,19 @@ import pytest
 import yaml
 
 from pixtral_sky.client.endpoint import Endpoint
-from pixtral_sky.deploy import serve, services, skypilot, status, store, task
+from pixtral_sky.deploy import serve, services, status, store, task
 from pixtral_sky.deploy.store import Cluster, Rehearsal, Service
 from pixtral_sky.errors import Busy, SkyError
 from tests.cli.conftest import short
 from tests.conftest import ROOT
 from tests.support import fake_catalog, fake_sky
-from tests.support.command_line import KEY, TOKEN, Result
+from tests.support.command_line import KEY, TOKEN, Result, Run, last
 from tests.support.deployments import cluster as remember_cluster
 from tests.support.deployments import rehearsal as remember_rehearsal
 from tests.support.deployments import service as remember_service
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import FakeSky
 
-Run = Callable[..., Result]
 pytestmark = pytest.mark.usefixtures("launcher")
 CONTROLLER = "sky-serve-controller-abcd1234"
 READY = [{1: "PENDING", 2: "PENDING"}, {1: "PROVISIONING"}, {1: "STARTING", 2: "PROVISIONING"}, {1: "READY"}]
@@ -71,10 +70,6 @@ def slow_balancer(monkeypatch: pytest.MonkeyPatch) -> None:
         real(endpoint)
 
     monkeypatch.setattr(status, "reach", reach)
-
-
-def last(result: Result) -> str:
-    return result.err.splitlines()[-1]
 
 
 def foreign(server: FakeSky, name: str) -> None:
@@ -1617,17 +1612,6 @@ def test_endpoint_and_ask(run: Run, server: FakeSky, balancer: FakeEndpoint) -> 
     assert server.calls == []
 
 
-def test_down_of_a_service(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
-    server.serve.service("bare", {1: "READY"})
-    result = run("down")
-    assert result.code == 0
-    assert last(result) == f"Warning: SkyPilot's {CONTROLLER} stays UP, $0.38 an hour, for: bare."
-    assert run("down", "bare").code == 0
-    assert (server.machines, server.serve.services) == ({}, {})
-    assert store.known() == []
-    assert run("-q", "down", "bare").error.startswith("There is no deployment named 'bare'")
-
-
 def test_down_of_all(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
     server.serve.service("bare", {1: "READY"})
     foreign(server, "llama")
@@ -1642,15 +1626,6 @@ def test_down_of_all(run: Run, server: FakeSky, service: fake_sky.Service) -> No
     assert result.err.count(CONTROLLER) == 1
     assert "sky-jobs-controller-abcd1234 is still UP, $0.19 an hour. End it: sky down" in result.err
     assert last(result).endswith("for: llama.")
-
-
-def test_skypilot_is_missing(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skypilot, "installed", lambda: "")
-    assert "SkyPilot is not installed here." in run("-q", "serve", "up", "--yes").error
-    remember_service(url="http://127.0.0.1:9")
-    result = run("status", "--json")
-    assert json.loads(result.out)[0]["state"] == "unknown"
-    assert "SkyPilot was used here and is not installed in this environment: " in result.err
 
 
 def test_a_secret_in_an_error_is_not_shown(run: Run, server: FakeSky, service: fake_sky.Service) -> None:

@@ -132,10 +132,12 @@ def test_controllers(server: FakeSky) -> None:
 
 def test_find(server: FakeSky) -> None:
     assert clusters.find("pixtral") is None
-    server.cluster(endpoints={8081: "10.0.0.7:8081"}, ports=["8081"])
+    envs = {"MAX_IMAGES": 8, "MAX_MODEL_LEN": -1}
+    server.cluster(endpoints={8081: "10.0.0.7:8081"}, ports=["8081"], envs=envs)
     found = clusters.find("pixtral", KEY)
     assert found
     assert (found.url, found.key, found.request) == ("http://10.0.0.7:8081", KEY, "")
+    assert (found.max_images, found.max_model_len, found.private) == (8, -1, False)
     assert found == store.recall()
     assert clusters.find("pixtral").key == KEY
     assert clusters.find("pixtral", "another").key == "another", "nobody here knows better"

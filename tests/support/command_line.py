@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,20 @@ class Result:
     def phases(self) -> list[str]:
         """The lines that phases have left behind, without their seconds."""
         return re.findall(r"^  (\S.*?) +\d+\.\d s$", self.err, re.MULTILINE)
+
+
+Run = Callable[..., Result]
+
+
+def last(result: Result) -> str:
+    """The last line of what was said."""
+    return result.err.splitlines()[-1]
+
+
+def row(result: Result) -> dict[str, Any]:
+    """The only one of --json."""
+    (one,) = json.loads(result.out)
+    return dict(one)
 
 
 class Terminal(io.TextIOWrapper):

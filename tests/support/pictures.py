@@ -206,6 +206,11 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def plain(width: int = 32, height: int = 16, kind: str = "PNG") -> bytes:
+    """A file that is red all over."""
+    return saved(Image.new("RGB", (width, height), "red"), kind)
+
+
 def seen(image: Image.Image) -> Any:
     """What the server feeds its model: height x width x 3 floats, some below 0 and above 255.
 
