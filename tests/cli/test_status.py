@@ -15,7 +15,7 @@ import pytest
 from pixtral_sky.deploy import clusters, rehearsals, skypilot, store
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.extras import install_skypilot
-from tests.support import fake_sky
+from tests.support import fake_sky, golden
 from tests.support.command_line import KEY, Result, Run, row
 from tests.support.deployments import cluster as remember_cluster
 from tests.support.deployments import rehearsal as remember_rehearsal
@@ -50,19 +50,7 @@ def test_status_as_json(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     remember_cluster()
     one = row(run("status", "--json"))
     assert 1799 < one.pop("age") < 1815
-    assert one == {
-        "name": "pixtral",
-        "kind": "cluster",
-        "state": "up",
-        "infra": "aws/us-east-1",
-        "gpus": "A10G:4 spot",
-        "hourly": pytest.approx(5.672),
-        "spent": pytest.approx(2.836),
-        "endpoint": fake.url,
-        "private": False,
-        "answers": True,
-        "problem": "",
-    }
+    golden.check("status-json", one, url=fake.url)
 
 
 def test_status_of_a_private_one(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
