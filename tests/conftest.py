@@ -54,8 +54,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "PIXTRAL_SKY_ENGINE",
         "PIXTRAL_SKY_DEBUG",
         "HF_TOKEN",
-        *("SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
-        *("http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     ):
         monkeypatch.delenv(name, raising=False)
     # SkyPilot's server: none is started, and one that runs here is left alone.

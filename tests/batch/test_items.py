@@ -11,11 +11,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +32,7 @@ from pixtral_sky.pictures.picture import Picture
 from pixtral_sky.pictures.source import read_picture
 from tests.support import pdfs
 from tests.support.pictures import plain
+from tests.support.site import site
 
 DEFAULTS = Defaults("What is this?")
 
@@ -651,34 +650,16 @@ print((held() - before) * 1024 / 200_000)
 
 
 def test_a_picture_of_a_url_is_downloaded_here():
-    class Server(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/a.png" else 404)
-            self.end_headers()
-            self.wfile.write(PNG)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}"
-        body = {
-            "messages": [
-                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": f"{url}/a.png"}}]}
-            ]
-        }
-        for line in ({"images": [f"{url}/a.png"], "id": "x"}, request("x", **body)):
+    with site({"/a.png": PNG}) as url:
+        part = {"type": "image_url", "image_url": {"url": f"{url}/a.png"}}
+        for line in (
+            {"images": [f"{url}/a.png"], "id": "x"},
+            request("x", messages=[{"role": "user", "content": [part]}]),
+        ):
             content = item(manifest(line)).body(DEFAULTS)["messages"][0]["content"]
             assert content[-1]["image_url"]["url"] == DATA_URL
         with pytest.raises(PictureError, match="404"):
             item(manifest({"images": [f"{url}/b.png"]})).body(DEFAULTS)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 # --- OpenAI's format

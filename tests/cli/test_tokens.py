@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import http.server
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from pixtral_sky.rehearsal import engine
 from tests.conftest import ROOT
 from tests.support.command_line import Run, imports, run_main, seconds
 from tests.support.pictures import plain
+from tests.support.site import site
 
 KINDS = "Pictures are JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF and HEIC files."
 
@@ -81,31 +80,12 @@ def test_standard_input_and_a_data_url(run):
 
 
 def test_a_url(run):
-    class Server(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200 if self.path.startswith("/x.png") else 404)
-            self.end_headers()
-            self.wfile.write(plain(32, 32))
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}"
+    with site({"/x.png": plain(32, 32)}) as url:
         (row,) = json.loads(run(f"{url}/x.png?token=secret", "--json").out)
         assert (row["tokens"], row["picture"]) == (6, f"{url}/x.png")
         missing = run(f"{url}/y.png", "--json")
-        assert (missing.code, missing.error) == (
-            1,
-            f"{url}/y.png answers 404 Not Found. Download it yourself, and give the file.",
-        )
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    says = f"{url}/y.png answers 404 Not Found. Download it yourself, and give the file."
+    assert (missing.code, missing.error) == (1, says)
 
 
 @pytest.mark.parametrize(

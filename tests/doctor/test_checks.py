@@ -20,13 +20,13 @@ import yaml
 
 from pixtral_sky import __version__
 from pixtral_sky.deploy import candidates, skypilot, store, task, tunnel
-from pixtral_sky.deploy.store import Cluster, Rehearsal
 from pixtral_sky.doctor import checks as doctor
 from pixtral_sky.errors import SkyError, Unreachable, UsageError
 from pixtral_sky.pictures import prepare
 from pixtral_sky.pixtral import MODEL
 from pixtral_sky.server.gateway import Gateway
 from tests.deploy.test_huggingface import GATED, OPENS, VARIABLES, FakeHub
+from tests.support import deployments
 from tests.support.command_line import KEY, Result, run_main
 from tests.support.fake_endpoint import (
     Behaviour,
@@ -145,13 +145,7 @@ def served() -> Iterator[Callable[..., Served]]:
 
 def remember(url: str, name: str = "pixtral", key: str = KEY, pid_born: float | None = None) -> None:
     born = store.born(psutil.Process()) if pid_born is None else pid_born
-    store.remember(
-        Rehearsal(name, url, key, 32768, 4, time.time(), pid=os.getpid(), pid_born=born, log="/the/log")
-    )
-
-
-def cluster(url: str, key: str = KEY, private: bool = False) -> Cluster:
-    return Cluster("pixtral", url, key, 32768, 4, time.time(), port=8081, private=private, request="")
+    deployments.rehearsal(name, url=url, key=key, pid=os.getpid(), pid_born=born, log="/the/log")
 
 
 # All is well -----------------------------------------------------------------------------------------------
@@ -640,7 +634,7 @@ def test_a_rehearsal_that_has_ended(examine: Examine) -> None:
 
 
 def test_one_without_an_address_yet(examine: Examine) -> None:
-    store.remember(cluster(""))
+    deployments.cluster()
     result = examine()
     assert result.code == 0
     assert result.marks["endpoint"] == "-"
@@ -648,7 +642,7 @@ def test_one_without_an_address_yet(examine: Examine) -> None:
 
 
 def test_what_is_remembered_is_damaged(examine: Examine, home: Path) -> None:
-    store.remember(cluster(""))
+    deployments.cluster()
     (home / "deployments" / "pixtral.json").write_text("{")
     result = examine()
     assert result.code == 1
@@ -782,7 +776,7 @@ def test_through_a_tunnel(
     opened: list[tunnel.Tunnel] = []
     monkeypatch.setattr(tunnel.Tunnel, "open", lambda self: opened.append(self))
     fake = served()
-    store.remember(cluster(fake.url, private=True))
+    deployments.cluster(url=fake.url, private=True)
     result = examine()
     assert not result.not_ok
     assert opened[0] == tunnel.Tunnel("pixtral", fake.port, 8081)
@@ -791,7 +785,7 @@ def test_through_a_tunnel(
 
 def test_a_tunnel_that_does_not_open(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tunnel.Tunnel, "open", fails(Unreachable("ssh does not reach 'pixtral': no.")))
-    store.remember(cluster("http://127.0.0.1:9", private=True))
+    deployments.cluster(url="http://127.0.0.1:9", private=True)
     result = examine()
     assert result.not_ok == {"endpoint": "FAIL", **DEPENDENT}
     assert result.texts["endpoint"] == "ssh does not reach 'pixtral': no."
