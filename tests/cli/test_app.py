@@ -295,6 +295,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("content", "says"),
     [
         (None, "cannot be read: No such file"),
+        ("directory", "Is a directory"),
         (b"a: [1", "is not YAML"),
         (b"\xff\xfe\x00", "is not YAML"),
         (b"a: b: c\n\nd", "is not YAML"),
@@ -307,22 +308,18 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ],
 )
 def test_a_task_file_that_is_none(
-    run: Run, no_engine: list[str], tmp_path: Path, content: bytes | None, says: str
+    run: Run, no_engine: list[str], tmp_path: Path, content: Any, says: str
 ) -> None:
     path = tmp_path / "bad.yaml"
-    if content is not None:
+    if content == "directory":
+        path.mkdir()
+    elif content is not None:
         path.write_bytes(content)
     result = run("-q", "rehearse", "--file", path)
     assert result.code == 2
     assert result.error.startswith(str(path))
     assert says in result.error
     assert not no_engine
-
-
-def test_a_task_file_that_is_a_directory(run: Run, no_engine: list[str], tmp_path: Path) -> None:
-    result = run("rehearse", "--file", tmp_path)
-    assert result.code == 2
-    assert "Is a directory" in result.error
 
 
 def test_a_task_whose_numbers_are_none(

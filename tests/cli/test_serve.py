@@ -379,18 +379,6 @@ def test_a_name_that_is_a_cluster_of_another_project(
     assert run("serve", "up", "--yes").code == 0
 
 
-def test_a_name_that_is_a_rehearsal(
-    run: Run, server: FakeSky, balancer: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    remember_rehearsal("pixtral", key="old")
-    monkeypatch.setattr(Rehearsal, "is_running", lambda _: True)
-    assert "'pixtral' is a rehearsal. Take another --name" in last(run("serve", "up", "--yes"))
-    assert not begun(server)
-    monkeypatch.setattr(Rehearsal, "is_running", lambda _: False)
-    assert run("serve", "up", "--yes").code == 0
-    assert recalled().key == KEY
-
-
 def test_a_name_that_is_being_brought_up(run: Run, server: FakeSky) -> None:
     """In another terminal: the controller is on its way, and knows of nothing."""
     remember_service(request=server.pending())
@@ -597,20 +585,6 @@ def test_it_fails_and_others_have_the_controller(run: Run, server: FakeSky) -> N
     server.serve.service("second")
     server.errors["serve.up"] = RuntimeError("Max number of services reached")
     assert "Nothing of it is left that costs money." in last(run("serve", "up", "--yes"))
-
-
-def test_it_fails_and_skypilot_is_lost(run: Run, server: FakeSky) -> None:
-    def lost(name: str) -> None:
-        server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
-        raise server.down_with
-
-    server.serve.during_up = lost
-    result = run("serve", "up", "--yes")
-    assert last(result) == (
-        "Error: SkyPilot's API server does not answer. What is left of it: pixtral-sky serve status pixtral. Look "
-        "at it: sky api info; sky api start"
-    )
-    assert store.known() == ["pixtral"], "it may be there"
 
 
 def test_the_connection_is_lost_and_it_goes_on(

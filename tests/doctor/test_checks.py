@@ -360,36 +360,31 @@ def test_no_skypilot(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.texts["SkyPilot server"] == "not checked: 'SkyPilot' comes first."
 
 
-def test_another_skypilot_is_noted(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skypilot, "installed", lambda: "0.15.0")
+def fails(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: object) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("function", "answer", "subject", "says", "not_ok"),
+    [
+        ("installed", lambda: "0.15.0", "SkyPilot", "0.15.0; 0.14.1 is what was tested", {}),
+        ("enabled", list, "SkyPilot infra", "No cloud, Kubernetes or Slurm is enabled. Run: sky check", {"SkyPilot infra": "FAIL"}),
+        ("check_file", fails(UsageError("No field 'resorces'.")), "SkyPilot task", "No field 'resorces'.", {"SkyPilot task": "FAIL"}),
+        ("server", fails(SkyError("It does not answer.", "sky api start")), "SkyPilot server",
+         "It does not answer. sky api start", {"SkyPilot server": "FAIL", "SkyPilot infra": "?"}),
+    ],
+)  # fmt: skip
+def test_what_skypilot_says(
+    examine: Examine, monkeypatch: pytest.MonkeyPatch, function: str, answer: Callable[..., Any],
+    subject: str, says: str, not_ok: dict[str, str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(skypilot, function, answer)
     result = examine()
-    assert result.code == 0
-    assert result.texts["SkyPilot"] == "0.15.0; 0.14.1 is what was tested"
-
-
-def test_a_server_of_skypilot_that_does_not_answer(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skypilot, "server", fails(SkyError("It does not answer.", "sky api start")))
-    result = examine()
-    assert result.code == 1
-    assert result.marks["SkyPilot server"] == "FAIL"
-    assert result.texts["SkyPilot server"] == "It does not answer. sky api start"
-    assert result.marks["SkyPilot infra"] == "?"
-    assert result.marks["SkyPilot task"] == "ok"
-
-
-def test_skypilot_has_nowhere_to_launch(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skypilot, "enabled", list)
-    result = examine()
-    assert result.code == 1
-    assert result.texts["SkyPilot infra"] == "No cloud, Kubernetes or Slurm is enabled. Run: sky check"
-
-
-def test_skypilot_does_not_take_the_file(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skypilot, "check_file", fails(UsageError("No field 'resorces'.")))
-    result = examine()
-    assert result.code == 1
-    assert result.marks["SkyPilot task"] == "FAIL"
-    assert result.texts["SkyPilot task"] == "No field 'resorces'."
+    assert (result.code, result.texts[subject]) == (bool(not_ok), says)
+    assert result.not_ok == {**not_ok, "key": "-", "endpoint": "-"}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit])
@@ -403,13 +398,6 @@ def test_the_unexpected_is_a_line_without_a_secret(
     assert result.code == 1
     assert result.texts["SkyPilot server"] == (f"{error.__name__}: no *** nor ***[31m at http://***@host/.")
     assert result.marks["ssh"] == "ok"
-
-
-def fails(error: BaseException) -> Callable[..., Any]:
-    def fail(*_: object) -> Any:
-        raise error
-
-    return fail
 
 
 # What would fail on a machine that costs money ---------------------------------------------------------------
