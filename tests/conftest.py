@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import logging
+import os
 import signal
 import socket
+import ssl
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
+import yaml
 
 if TYPE_CHECKING:
     from tests.support.command_line import Result
+    from tests.support.fake_endpoint import FakeEndpoint
     from tests.support.fake_sky import FakeSky
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def once() -> Iterator[None]:
+    """What takes a while and is the same each time: a text read as YAML, and the certificates of httpx."""
+    parse, certificates = functools.cache(yaml.safe_load), functools.cache(httpx.create_ssl_context)
+
+    def safe_load(stream: Any) -> Any:
+        return copy.deepcopy(parse(stream)) if isinstance(stream, str) else parse.__wrapped__(stream)
+
+    def create_ssl_context(*given: Any, **named: Any) -> ssl.SSLContext:
+        elsewhere = {"SSL_CERT_FILE", "SSL_CERT_DIR"} & {*os.environ}
+        return (certificates.__wrapped__ if elsewhere else certificates)(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "safe_load", safe_load)
+        for module in (httpx, httpx._transports.default):
+            patch.setattr(module, "create_ssl_context", create_ssl_context)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +83,23 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture(scope="module")
+def sky(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """SkyPilot's own package, in a home of its own, as it writes there when it is imported; and silent."""
+    logger = logging.getLogger("sky.serve.autoscalers")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SkyPilot's own
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("sky")))
+        patch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
+        import sky
+        import sky.serve.autoscalers
+        import sky.serve.serve_utils
+
+        logger.setLevel(logging.CRITICAL)
+        yield sky
+        logger.setLevel(logging.NOTSET)
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]:
     """SkyPilot's real SDK, with a fake API server behind it."""
@@ -62,6 +107,16 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSky]
 
     with fake_sky.started(monkeypatch, tmp_path) as server:
         yield server
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeEndpoint]:
+    """What answers, with the key."""
+    from tests.support.command_line import KEY
+    from tests.support.fake_endpoint import FakeEndpoint
+
+    with FakeEndpoint(key=KEY) as fake:
+        yield fake
 
 
 @pytest.fixture

@@ -11,11 +11,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +21,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from pixtral_sky import pixtral
 from pixtral_sky.batch import jsonl
@@ -34,17 +31,13 @@ from pixtral_sky.extras import install
 from pixtral_sky.pictures.picture import Picture
 from pixtral_sky.pictures.source import read_picture
 from tests.support import pdfs
+from tests.support.pictures import plain
+from tests.support.site import site
 
 DEFAULTS = Defaults("What is this?")
 
 
-def picture(width: int = 32, height: int = 16, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height), "red").save(file, kind)
-    return file.getvalue()
-
-
-PNG = picture()
+PNG = plain()
 DATA_URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
 
 
@@ -380,17 +373,17 @@ def test_the_body_of_a_picture():
 
 
 def test_twenty_kinds_good_and_bad_in_one_folder():
-    make("p/good.jpg", data=picture(kind="JPEG"))
-    make("p/large.jpg", data=picture(3000, 2000, "JPEG"))
+    make("p/good.jpg", data=plain(kind="JPEG"))
+    make("p/large.jpg", data=plain(3000, 2000, "JPEG"))
     for kind in ("PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"):
-        make(f"p/good.{kind.lower()}", data=picture(kind=kind))
-    make("p/liar.png", data=picture(kind="JPEG"))
+        make(f"p/good.{kind.lower()}", data=plain(kind=kind))
+    make("p/liar.png", data=plain(kind="JPEG"))
     make("p/good.pdf", data=pdfs.made(b"", b""))
     good = 11
     make("p/empty.jpg", data=b"")
     make("p/text.jpg", data=b"hello")
     make("p/page.png", data=b"<html>")
-    make("p/half.jpg", data=picture(500, 500, "JPEG")[:900])
+    make("p/half.jpg", data=plain(500, 500, "JPEG")[:900])
     make("p/half.png", data=PNG[:50])
     make("p/pdf.jpg", data=pdfs.made(b""))
     Path("p/nowhere.jpg").symlink_to("gone")
@@ -450,7 +443,7 @@ def pictures_kept() -> int:
 
 def test_bodies_by_threads_keep_nothing():
     make("p/a.pdf", data=pdfs.made(*[b""] * 12))
-    make(*(f"p/{number}.jpg" for number in range(12)), data=picture(1500, 1000, "JPEG"))
+    make(*(f"p/{number}.jpg" for number in range(12)), data=plain(1500, 1000, "JPEG"))
     items = [each for each in walk(["p"]) if isinstance(each, Item)]
     before = pictures_kept()
     with ThreadPoolExecutor(4) as pool:
@@ -657,34 +650,16 @@ print((held() - before) * 1024 / 200_000)
 
 
 def test_a_picture_of_a_url_is_downloaded_here():
-    class Server(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/a.png" else 404)
-            self.end_headers()
-            self.wfile.write(PNG)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}"
-        body = {
-            "messages": [
-                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": f"{url}/a.png"}}]}
-            ]
-        }
-        for line in ({"images": [f"{url}/a.png"], "id": "x"}, request("x", **body)):
+    with site({"/a.png": PNG}) as url:
+        part = {"type": "image_url", "image_url": {"url": f"{url}/a.png"}}
+        for line in (
+            {"images": [f"{url}/a.png"], "id": "x"},
+            request("x", messages=[{"role": "user", "content": [part]}]),
+        ):
             content = item(manifest(line)).body(DEFAULTS)["messages"][0]["content"]
             assert content[-1]["image_url"]["url"] == DATA_URL
         with pytest.raises(PictureError, match="404"):
             item(manifest({"images": [f"{url}/b.png"]})).body(DEFAULTS)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 # --- OpenAI's format
@@ -727,8 +702,8 @@ def test_openai_and_back():
 
 
 def test_pictures_of_openai_requests():
-    large = "data:image/png;base64," + base64.b64encode(picture(2000, 500)).decode()
-    gif = "data:image/gif;base64," + base64.b64encode(picture(kind="GIF")).decode()
+    large = "data:image/png;base64," + base64.b64encode(plain(2000, 500)).decode()
+    gif = "data:image/gif;base64," + base64.b64encode(plain(kind="GIF")).decode()
     parts: list[Any] = [
         {"type": "image_url", "image_url": {"url": url, "detail": "low"}} for url in (DATA_URL, gif, large)
     ]
@@ -761,7 +736,7 @@ def test_pictures_of_openai_requests():
         ("data:image/png;base64,AAAA", "the data: URL is not a picture."),
         ("data:nonsense", "The data: URL is malformed: it has no comma."),
         (
-            "data:image/png;base64," + base64.b64encode(picture(1100, 9)[:99]).decode(),
+            "data:image/png;base64," + base64.b64encode(plain(1100, 9)[:99]).decode(),
             "the data: URL is damaged",
         ),
     ],

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ from PIL import Image
 
 from pixtral_sky.client.client import Client
 from tests.support import fake_endpoint as fake
-from tests.support.command_line import KEY, Result, run_main
+from tests.support.command_line import KEY, Result, Run, run_main
 from tests.support.fake_endpoint import FakeEndpoint, says
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture

@@ -26,10 +26,8 @@ from pixtral_sky.batch import runner
 from pixtral_sky.cli import progress
 from tests.conftest import ROOT
 from tests.support import fake_endpoint as fake
-from tests.support.command_line import KEY, Result, run_main
+from tests.support.command_line import KEY, Result, Run, run_main
 from tests.support.fake_endpoint import Exchange, FakeEndpoint, says
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture

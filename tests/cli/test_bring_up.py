@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from pixtral_sky.deploy import huggingface, skypilot, store
+from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.errors import HubError
 from pixtral_sky.extras import install_skypilot
-from tests.support.command_line import KEY, TOKEN, Result
+from tests.support import deployments
+from tests.support.command_line import KEY, TOKEN, Result, Run, last
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import FakeSky
 
-Run = Callable[..., Result]
 pytestmark = pytest.mark.usefixtures("launcher")
 
 
@@ -66,10 +67,6 @@ def fake(command: Launch) -> Iterator[FakeEndpoint]:
     with FakeEndpoint(key=KEY) as fake:
         command.answers(fake)
         yield fake
-
-
-def last(result: Result) -> str:
-    return result.err.splitlines()[-1]
 
 
 def nothing_is_there(command: Launch) -> bool:
@@ -236,6 +233,39 @@ def test_a_secret_in_an_error_is_not_shown(run: Run, command: Launch, said: str)
     result = run("-q", *command.words, "--yes")  # which looks for it
     assert result.code == 1
     assert "***" in result.error
+
+
+def test_a_rehearsal_of_that_name(
+    run: Run, command: Launch, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has ended is replaced."""
+    rehearsal = deployments.rehearsal(key="the old key")
+    monkeypatch.setattr(Rehearsal, "is_running", lambda _: True)
+    result = run("-q", *command.words, "--yes")
+    assert result.code == 2
+    assert result.error.startswith("'pixtral' is a rehearsal. Take another --name")
+    assert not command.server.requests(command.request)
+    assert store.recall() == rehearsal
+    monkeypatch.setattr(Rehearsal, "is_running", lambda _: False)
+    assert run(*command.words, "--yes").code == 0
+    assert store.recall().key == KEY
+
+
+def test_skypilot_is_lost_meanwhile(run: Run, command: Launch) -> None:
+    """What it has made cannot be looked at: it may be there."""
+
+    def lost(_: str) -> None:
+        command.server.down_with = command.server.sky.exceptions.ApiServerConnectionError(
+            "http://127.0.0.1:46580"
+        )
+        raise command.server.down_with
+
+    command.meanwhile(lost)
+    assert last(run(*command.words, "--yes")) == (
+        "Error: SkyPilot's API server does not answer. What is left of it: "
+        f"pixtral-sky {command.group}status pixtral. Look at it: sky api info; sky api start"
+    )
+    assert store.known() == ["pixtral"]
 
 
 def test_ctrl_c(run: Run, command: Launch) -> None:

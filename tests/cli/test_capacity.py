@@ -10,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,8 @@ from pixtral_sky.deploy import replica_policy, task
 from pixtral_sky.extras import install
 from pixtral_sky.planning import capacity, loads, policies
 from tests.conftest import ROOT
-from tests.support.command_line import Result, run_main
+from tests.support.command_line import Run, run_main
 
-Run = Callable[..., Result]
 HALF_PAST = 1800
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,15 +14,13 @@ from pixtral_sky.deploy.store import Cluster
 from pixtral_sky.errors import UsageError
 from tests.conftest import ROOT
 from tests.support import fake_catalog, fake_sky
-from tests.support.command_line import KEY, TOKEN, Result
+from tests.support.command_line import KEY, TOKEN, Run
 from tests.support.deployments import cluster as remember_cluster
-from tests.support.deployments import rehearsal as remember_rehearsal
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import SETUP, STARTING, WAITING, FakeSky
 from tests.support.fake_sky import run as line
 from tests.support.fake_sky import setup as setup_line
 
-Run = Callable[..., Result]
 pytestmark = pytest.mark.usefixtures("launcher")
 
 
@@ -86,13 +84,6 @@ def test_no_key_is_in_what_skypilot_keeps(run: Run, server: FakeSky, machine: Fa
     assert made_by
     assert "PIXTRAL_API_KEY: <redacted>" in made_by
     assert "SENTINEL" not in made_by
-
-
-def test_two_names(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
-    run("launch", "--yes")
-    run("launch", "--yes", "-n", "second")
-    assert sorted(server.machines) == ["pixtral", "second"]
-    assert [len(each.jobs) for each in server.machines.values()] == [1, 1]
 
 
 def test_it_is_ready_only_when_it_answers_with_the_key(
@@ -741,25 +732,6 @@ def test_a_cluster_of_another_project_is_left_alone(run: Run, server: FakeSky, m
     assert store.known() == []
 
 
-def test_a_rehearsal_of_that_name(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
-    rehearsal = remember_rehearsal()
-    monkeypatch.setattr(store.Rehearsal, "is_running", lambda _: True)
-    result = run("-q", "launch", "--yes")
-    assert result.code == 2
-    assert result.error.startswith("'pixtral' is a rehearsal. Take another --name")
-    assert not launched(server)
-    assert store.recall() == rehearsal
-
-
-def test_a_rehearsal_that_has_ended_is_replaced(
-    run: Run, server: FakeSky, machine: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    remember_rehearsal(url=machine.url, key="the old key")
-    monkeypatch.setattr(store.Rehearsal, "is_running", lambda _: False)
-    assert run("launch", "--yes").code == 0
-    assert isinstance(store.recall(), Cluster)
-
-
 @pytest.mark.parametrize("place", ["infra: aws/us-west-2", "cloud: aws"])
 def test_a_file_that_says_where(
     run: Run, server: FakeSky, machine: FakeEndpoint, tmp_path: Path, place: str
@@ -891,20 +863,6 @@ def test_a_launch_that_fails_leaves_a_machine(run: Run, server: FakeSky) -> None
         "pixtral-sky down pixtral. Its own view: sky status; sky api status"
     )
     assert store.known() == ["pixtral"]
-
-
-def test_a_failed_launch_that_cannot_be_looked_at(run: Run, server: FakeSky) -> None:
-    def lost(name: str) -> None:
-        server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
-        raise server.down_with
-
-    server.during_launch = lost
-    result = run("launch", "--yes")
-    assert result.err.splitlines()[-1] == (
-        "Error: SkyPilot's API server does not answer. What is left of it: pixtral-sky status pixtral. "
-        "Look at it: sky api info; sky api start"
-    )
-    assert store.known() == ["pixtral"], "it may be there"
 
 
 @pytest.mark.parametrize("early", [True, False])

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,35 +13,20 @@ from typing import Any
 import pytest
 
 from pixtral_sky.deploy import clusters, rehearsals, skypilot, store
-from pixtral_sky.deploy.store import Cluster, Rehearsal
+from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.extras import install_skypilot
-from tests.support import fake_sky
-from tests.support.command_line import KEY, Result
+from tests.support import fake_sky, golden
+from tests.support.command_line import KEY, Result, Run, row
 from tests.support.deployments import cluster as remember_cluster
 from tests.support.deployments import rehearsal as remember_rehearsal
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import FakeSky
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeEndpoint]:
-    """What answers on a cluster, with the key."""
-    with FakeEndpoint(key=KEY) as fake:
-        yield fake
 
 
 def running_rehearsal(monkeypatch: pytest.MonkeyPatch, name: str, url: str = "http://127.0.0.1:9") -> None:
     remember_rehearsal(name, url=url)
     monkeypatch.setattr(Rehearsal, "is_running", lambda _: True)
     monkeypatch.setattr(rehearsals, "stop", lambda one: store.forget(one.name))
-
-
-def row(result: Result) -> dict[str, Any]:
-    """The only one of --json."""
-    (one,) = json.loads(result.out)
-    return dict(one)
 
 
 # status ----------------------------------------------------------------------------------------------------
@@ -67,19 +51,7 @@ def test_status_as_json(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
     remember_cluster()
     one = row(run("status", "--json"))
     assert 1799 < one.pop("age") < 1815
-    assert one == {
-        "name": "pixtral",
-        "kind": "cluster",
-        "state": "up",
-        "infra": "aws/us-east-1",
-        "gpus": "A10G:4 spot",
-        "hourly": pytest.approx(5.672),
-        "spent": pytest.approx(2.836),
-        "endpoint": fake.url,
-        "private": False,
-        "answers": True,
-        "problem": "",
-    }
+    golden.check("status-json", one, url=fake.url)
 
 
 def test_status_of_a_private_one(run: Run, server: FakeSky, fake: FakeEndpoint) -> None:
@@ -282,22 +254,6 @@ def test_infra_is_as_skypilot_takes_it(run: Run, server: FakeSky, fake: FakeEndp
 
 
 # Clusters that nobody here has launched --------------------------------------------------------------------
-
-
-def test_a_bare_one_is_taken_up(
-    run: Run, server: FakeSky, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    server.cluster(
-        "bare", endpoints={8081: fake.url}, ports=["8081"], envs={"MAX_IMAGES": 8, "MAX_MODEL_LEN": -1}
-    )
-    result = run("status")
-    assert result.code == 0
-    assert fake.url in result.out
-    known = store.recall("bare")
-    assert isinstance(known, Cluster)
-    assert (known.key, known.max_images, known.max_model_len, known.private) == (KEY, 8, -1, False)
-    assert run("endpoint", "--name", "bare").out == f"{fake.url}\n"
 
 
 def test_a_bare_private_one(

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import base64
-import http.server
-import io
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from pixtral_sky.deploy import task
 from pixtral_sky.pictures.prepare import prepare
 from pixtral_sky.pixtral import MAX_IMAGE_TOKENS, image_tokens
 from pixtral_sky.rehearsal import engine
 from tests.conftest import ROOT
-from tests.support.command_line import Result, imports, run_main, seconds
+from tests.support.command_line import Run, imports, run_main, seconds
+from tests.support.pictures import plain
+from tests.support.site import site
 
-Run = Callable[..., Result]
 KINDS = "Pictures are JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF and HEIC files."
 
 
@@ -35,14 +32,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     return lambda *arguments, stdin=b"": run_main(monkeypatch, capsys, "tokens", *arguments, stdin=stdin)
 
 
-def picture(width: int, height: int, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height), "red").save(file, kind)
-    return file.getvalue()
-
-
 def test_a_small_picture_is_sent_as_it_is(run):
-    data = picture(400, 300)
+    data = plain(400, 300)
     Path("small.png").write_bytes(data)
     result = run("small.png")
     assert (result.code, result.err) == (0, "")
@@ -54,7 +45,7 @@ def test_a_small_picture_is_sent_as_it_is(run):
 
 
 def test_a_large_picture_is_shrunk_first(run):
-    data = picture(4000, 3000, "JPEG")
+    data = plain(4000, 3000, "JPEG")
     Path("large.jpg").write_bytes(data)
     (row,) = json.loads(run("large.jpg", "--json").out)
     sent = prepare(data, "large.jpg")
@@ -72,7 +63,7 @@ def test_a_large_picture_is_shrunk_first(run):
 
 def test_many_in_natural_order_with_their_sum(run):
     for number in (10, 2, 1):
-        Path(f"p{number}.png").write_bytes(picture(16 * number, 16))
+        Path(f"p{number}.png").write_bytes(plain(16 * number, 16))
     result = run("p*.png")
     assert [line.split()[-1] for line in result.out.splitlines()[1:]] == ["p1.png", "p2.png", "p10.png"]
     assert result.err == "3 pictures, 16 tokens in all\n"
@@ -80,7 +71,7 @@ def test_many_in_natural_order_with_their_sum(run):
 
 
 def test_standard_input_and_a_data_url(run):
-    data = picture(32, 32)
+    data = plain(32, 32)
     url = "data:image/png;base64," + base64.b64encode(data).decode()
     rows = json.loads(run("-", url, "--json", stdin=data).out)
     assert [row["tokens"] for row in rows] == [6, 6]
@@ -89,31 +80,12 @@ def test_standard_input_and_a_data_url(run):
 
 
 def test_a_url(run):
-    class Server(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200 if self.path.startswith("/x.png") else 404)
-            self.end_headers()
-            self.wfile.write(picture(32, 32))
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}"
+    with site({"/x.png": plain(32, 32)}) as url:
         (row,) = json.loads(run(f"{url}/x.png?token=secret", "--json").out)
         assert (row["tokens"], row["picture"]) == (6, f"{url}/x.png")
         missing = run(f"{url}/y.png", "--json")
-        assert (missing.code, missing.error) == (
-            1,
-            f"{url}/y.png answers 404 Not Found. Download it yourself, and give the file.",
-        )
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    says = f"{url}/y.png answers 404 Not Found. Download it yourself, and give the file."
+    assert (missing.code, missing.error) == (1, says)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +109,7 @@ def test_what_is_no_picture(run, arguments, stdin, code, says):
 @pytest.mark.parametrize(("stdin", "says"), [
     (b"", "standard input is empty."),
     (b"%PDF-1.7", "standard input is not a picture. It is a PDF; make pictures of its pages: pdftoppm -r 100 -png FILE page"),
-    (picture(32, 32)[:60], "standard input is damaged"),
+    (plain(32, 32)[:60], "standard input is damaged"),
 ])  # fmt: skip
 def test_what_is_no_whole_picture(run, stdin, says):
     result = run("-", "--json", stdin=stdin)
@@ -168,7 +140,7 @@ def test_how_many_go_into_a_prompt(run, monkeypatch, most, context, size, holds)
     shipped = task.load()
     shipped.envs.update(MAX_IMAGES=most, MAX_MODEL_LEN=context)
     monkeypatch.setattr(task, "load", lambda: shipped)
-    (row,) = json.loads(run("-", "--json", stdin=picture(size, size)).out)
+    (row,) = json.loads(run("-", "--json", stdin=plain(size, size)).out)
     assert row["per_prompt"] == holds
 
 
@@ -179,10 +151,8 @@ def test_it_is_there_at_once():
     assert "PIL.Image" in modules
     assert not modules & {"httpx", "sky", "rich", "pydantic", "numpy", "jsonschema", "psutil", "ssl"}
 
-    fastest = min(seconds(*command) for _ in range(5))
-    print(f"{fastest:.2f} s")
     # Somewhat more than the 0.3 s that are wanted: other programs run on a machine that tests.
-    assert fastest < 0.5
+    assert any(seconds(*command) < 0.5 for _ in range(5))
 
 
 # --- against mistral-common, in the engine's Python

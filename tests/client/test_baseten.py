@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,20 +21,13 @@ from pixtral_sky.errors import Busy, NotAnAPI, PixtralSkyError, Refused, Unautho
 from tests.client.test_endpoint import deployment
 from tests.conftest import ROOT
 from tests.support import fake_endpoint as fake
-from tests.support.command_line import KEY, Result, run_main
+from tests.support.command_line import KEY, Result, Run, run_main
 from tests.support.fake_endpoint import Behaviour, FakeEndpoint, Request, says
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 HOST = "https://model-abcd1234.api.baseten.co"
 WAY = "/environments/production"
 MODELS = {"object": "list", "data": [{"object": "model", "id": "pixtral", "max_model_len": 32768}]}
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
 
 
 def gateway_error(code: int, message: str) -> Behaviour:
@@ -293,8 +286,6 @@ def test_some_web_site() -> None:
 
 
 # The commands ----------------------------------------------------------------------------------------------
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture

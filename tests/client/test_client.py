@@ -28,13 +28,6 @@ WORDS = "the words of the SENTINEL question"
 MESSAGES = [{"role": "user", "content": WORDS}]
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
 class Talk:
     """A client of a fake endpoint whose pauses take no time, and what it said and slept meanwhile."""
 

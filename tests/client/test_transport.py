@@ -28,13 +28,6 @@ NAME = "pixtral.internal"
 MESSAGES = [{"role": "user", "content": "Hello?"}]
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
 @contextmanager
 def server(
     *answers: bytes, close: bool = False, late: bytes = b""

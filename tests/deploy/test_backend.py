@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,10 @@ from pixtral_sky.deploy import backend, store
 from pixtral_sky.deploy.store import Cluster, Deployment, Rehearsal, Service
 from pixtral_sky.errors import UsageError
 from tests.support import deployments
-from tests.support.command_line import KEY, Result
+from tests.support.command_line import KEY, Result, Run, row
 from tests.support.deployments import NOBODY
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_sky import FakeSky
-
-Run = Callable[..., Result]
 
 
 class Rehearsals:
@@ -129,19 +127,6 @@ def _stand(kind: Any, server: FakeSky) -> Iterator[Any]:
     for process in getattr(made, "processes", ()):
         process.kill()
         process.wait()
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeEndpoint]:
-    """What answers, with the key."""
-    with FakeEndpoint(key=KEY) as fake:
-        yield fake
-
-
-def row(result: Result) -> dict[str, Any]:
-    """The only one of --json."""
-    (one,) = json.loads(result.out)
-    return dict(one)
 
 
 def test_every_kind_has_a_backend() -> None:

@@ -12,42 +12,11 @@ from pixtral_sky.deploy import resolve, task
 from pixtral_sky.errors import UsageError
 from tests.conftest import ROOT
 
-VALUES = (
-    *(
-        "",
-        " ",
-        "0",
-        "1",
-        "4",
-        "08",
-        "-1",
-        "-2",
-        "1.5",
-        "1e3",
-        "30 min",
-        "inf",
-        "nan",
-        "four",
-        "1\n",
-        "\n1",
-        "1\n2",
-    ),
-    *(
-        "bf16",
-        "fp8",
-        "FP8",
-        "fp8 ",
-        "fp",
-        "main",
-        "refs/pr/1",
-        "-x",
-        "a b",
-        "$(id)",
-        "a/b",
-        "2026-11-15",
-        "2026-1-1",
-    ),
-)
+VALUES = [
+    "0", "1", "4", "08", "-1", "-2", "1.5", "1e3", "inf", "nan", "four", "bf16", "fp8", "FP8", "fp", "main",
+    "refs/pr/1", "-x", "$(id)", "a/b", "2026-11-15", "2026-1-1", "2026-01-01T00", "32k", "65536", "123456",
+    "", " ", "30 min", "fp8 ", "a b", "1\n", "\n1", "1\n2",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("file", ["pixtral.yaml", "service.yaml"])

@@ -137,10 +137,12 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_find(server: FakeSky, key: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert clusters.find("pixtral") is None
-    server.cluster(endpoints={8081: "10.0.0.7:8081"}, ports=["8081"])
+    envs = {"MAX_IMAGES": 8, "MAX_MODEL_LEN": -1}
+    server.cluster(endpoints={8081: "10.0.0.7:8081"}, ports=["8081"], envs=envs)
     found = clusters.find("pixtral")
     assert found
     assert (found.url, found.key, found.request) == ("http://10.0.0.7:8081", KEY, "")
+    assert (found.max_images, found.max_model_len, found.private) == (8, -1, False)
     assert found == store.recall()
     monkeypatch.delenv("PIXTRAL_API_KEY")
     assert clusters.find("pixtral").key == KEY

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -25,23 +23,6 @@ def shipped(name: str = "service.yaml", **policy) -> dict:
     merged = {**config["service"]["replica_policy"], **policy}
     config["service"]["replica_policy"] = {key: value for key, value in merged.items() if value is not None}
     return config
-
-
-@pytest.fixture(scope="module")
-def sky(tmp_path_factory):
-    """SkyPilot's own package, in a home of its own, and silent."""
-    logger = logging.getLogger("sky.serve.autoscalers")
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("sky")))
-        patch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
-        import sky
-        import sky.serve.autoscalers
-        import sky.serve.serve_utils
-
-        logger.setLevel(logging.CRITICAL)
-        yield sky
-        logger.setLevel(logging.NOTSET)
 
 
 class Replica(SimpleNamespace):

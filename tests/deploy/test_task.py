@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,19 +37,6 @@ PLACES = {
     "kubernetes": {"Kubernetes"},
     "regions": {"GCP/europe-west4", "AWS/eu-central-1", "Nebius/eu-north1"},
 }
-
-
-@pytest.fixture(scope="module")
-def sky(tmp_path_factory):
-    """SkyPilot's own package, in a home of its own: it writes there when it is imported."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # SkyPilot's own
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("sky")))
-        patch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
-        import sky
-        import sky.serve.serve_utils
-
-        yield sky
 
 
 def validate(sky, cfg: dict, key: str = "abc", is_service: bool = False):
@@ -468,12 +454,12 @@ def test_setup_with_no_hub(machine):
 
 @pytest.mark.parametrize("script", ["setup", "run"])
 @pytest.mark.parametrize(("name", "values"), [
-    ("MAX_IMAGES", ["four", "4 pics", "08", "0", ""]), ("MAX_MODEL_LEN", ["32k", "-2", "0"]), ("PRECISION", ["fp16", "", "FP8", "fp8 "]),
-    ("MODEL_REVISION", ["", "a b", "-x", "$(id)"]), ("PACKAGES_AS_OF", ["today", "2026-1-1", "2026-01-01T00"]),
-    ("IDLE_MINUTES", ["30 min", "nan", "inf", "-1", ""]), ("START_MINUTES", ["1.5", "-1", "", "0", "08"]), ("MAX_BODY_MIB", ["0", "-1", "inf", ""]), ("PORT", ["", "0", "http", "65536", "123456"]),
-    ("PIXTRAL_API_KEY", ["with space", 'a"b', "a\\b", "\u00fc", "a\nb", "$(id)"]),
+    ("MAX_IMAGES", ["four"]), ("MAX_MODEL_LEN", ["32k"]), ("PRECISION", ["fp16"]), ("MODEL_REVISION", ["$(id)"]),
+    ("PACKAGES_AS_OF", ["today"]), ("IDLE_MINUTES", ["30 min"]), ("START_MINUTES", ["1.5"]), ("MAX_BODY_MIB", ["0"]),
+    ("PORT", [""]), ("PIXTRAL_API_KEY", ["with space", 'a"b', "a\\b", "\u00fc", "a\nb", "$(id)"]),
 ])  # fmt: skip
 def test_a_value_that_is_none_is_said_at_once(machine, script, name, values):
+    """Many more values: test_checks.py."""
     for value in values:
         line = one_line(machine.run(script, **{name: value}))
         assert line.startswith(f"pixtral: {name}")

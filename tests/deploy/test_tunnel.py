@@ -23,7 +23,7 @@ from pixtral_sky.deploy.tunnel import Tunnel
 from pixtral_sky.errors import NoTunnel, PixtralSkyError, Unauthorized, Unreachable
 from tests.support import deployments
 from tests.support import fake_endpoint as fake
-from tests.support.command_line import KEY, Result
+from tests.support.command_line import KEY, Result, Run
 from tests.support.fake_endpoint import FakeEndpoint, says
 
 MESSAGES = [{"role": "user", "content": "What is this?"}]
@@ -444,8 +444,6 @@ def test_an_answer_that_is_no_success_opens_nothing_again(ssh: Ssh) -> None:
 
 
 # The command -----------------------------------------------------------------------------------------------
-
-Run = Callable[..., Result]
 
 
 def remember(name: str = NAME, private: bool = True, url: str = "http://127.0.0.1:18081") -> None:

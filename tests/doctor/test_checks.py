@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -19,12 +20,13 @@ import yaml
 
 from pixtral_sky import __version__
 from pixtral_sky.deploy import candidates, skypilot, store, task, tunnel
-from pixtral_sky.deploy.store import Cluster, Rehearsal
 from pixtral_sky.doctor import checks as doctor
 from pixtral_sky.errors import SkyError, Unreachable, UsageError
+from pixtral_sky.pictures import prepare
 from pixtral_sky.pixtral import MODEL
 from pixtral_sky.server.gateway import Gateway
 from tests.deploy.test_huggingface import GATED, OPENS, VARIABLES, FakeHub
+from tests.support import deployments
 from tests.support.command_line import KEY, Result, run_main
 from tests.support.fake_endpoint import (
     Behaviour,
@@ -38,6 +40,7 @@ from tests.support.fake_endpoint import (
 )
 
 CHART_TOKENS = 2795
+PREPARED = functools.cache(prepare.prepare)  # its picture is the same each time
 ANSWERS = says("A chart.", usage={"prompt_tokens": 2803, "completion_tokens": 8, "total_tokens": 2811})
 SUBJECTS = [
     *("pixtral-sky", "task file", "SkyPilot", "SkyPilot server", "SkyPilot infra", "SkyPilot task"),
@@ -101,6 +104,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(skypilot, "server", lambda: "0.14.1, on this machine")
     monkeypatch.setattr(skypilot, "enabled", lambda: ["aws", "slurm/e2e"])
     monkeypatch.setattr(skypilot, "check_file", lambda path: None)
+    monkeypatch.setattr(prepare, "prepare", PREPARED)
     programs = tmp_path / "bin"
     programs.mkdir()
     ssh = programs / "ssh"
@@ -141,13 +145,7 @@ def served() -> Iterator[Callable[..., Served]]:
 
 def remember(url: str, name: str = "pixtral", key: str = KEY, pid_born: float | None = None) -> None:
     born = store.born(psutil.Process()) if pid_born is None else pid_born
-    store.remember(
-        Rehearsal(name, url, key, 32768, 4, time.time(), pid=os.getpid(), pid_born=born, log="/the/log")
-    )
-
-
-def cluster(url: str, key: str = KEY, private: bool = False) -> Cluster:
-    return Cluster("pixtral", url, key, 32768, 4, time.time(), port=8081, private=private, request="")
+    deployments.rehearsal(name, url=url, key=key, pid=os.getpid(), pid_born=born, log="/the/log")
 
 
 # All is well -----------------------------------------------------------------------------------------------
@@ -362,36 +360,31 @@ def test_no_skypilot(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.texts["SkyPilot server"] == "not checked: 'SkyPilot' comes first."
 
 
-def test_another_skypilot_is_noted(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skypilot, "installed", lambda: "0.15.0")
+def fails(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: object) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("function", "answer", "subject", "says", "not_ok"),
+    [
+        ("installed", lambda: "0.15.0", "SkyPilot", "0.15.0; 0.14.1 is what was tested", {}),
+        ("enabled", list, "SkyPilot infra", "No cloud, Kubernetes or Slurm is enabled. Run: sky check", {"SkyPilot infra": "FAIL"}),
+        ("check_file", fails(UsageError("No field 'resorces'.")), "SkyPilot task", "No field 'resorces'.", {"SkyPilot task": "FAIL"}),
+        ("server", fails(SkyError("It does not answer.", "sky api start")), "SkyPilot server",
+         "It does not answer. sky api start", {"SkyPilot server": "FAIL", "SkyPilot infra": "?"}),
+    ],
+)  # fmt: skip
+def test_what_skypilot_says(
+    examine: Examine, monkeypatch: pytest.MonkeyPatch, function: str, answer: Callable[..., Any],
+    subject: str, says: str, not_ok: dict[str, str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(skypilot, function, answer)
     result = examine()
-    assert result.code == 0
-    assert result.texts["SkyPilot"] == "0.15.0; 0.14.1 is what was tested"
-
-
-def test_a_server_of_skypilot_that_does_not_answer(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skypilot, "server", fails(SkyError("It does not answer.", "sky api start")))
-    result = examine()
-    assert result.code == 1
-    assert result.marks["SkyPilot server"] == "FAIL"
-    assert result.texts["SkyPilot server"] == "It does not answer. sky api start"
-    assert result.marks["SkyPilot infra"] == "?"
-    assert result.marks["SkyPilot task"] == "ok"
-
-
-def test_skypilot_has_nowhere_to_launch(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skypilot, "enabled", list)
-    result = examine()
-    assert result.code == 1
-    assert result.texts["SkyPilot infra"] == "No cloud, Kubernetes or Slurm is enabled. Run: sky check"
-
-
-def test_skypilot_does_not_take_the_file(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skypilot, "check_file", fails(UsageError("No field 'resorces'.")))
-    result = examine()
-    assert result.code == 1
-    assert result.marks["SkyPilot task"] == "FAIL"
-    assert result.texts["SkyPilot task"] == "No field 'resorces'."
+    assert (result.code, result.texts[subject]) == (bool(not_ok), says)
+    assert result.not_ok == {**not_ok, "key": "-", "endpoint": "-"}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit])
@@ -405,13 +398,6 @@ def test_the_unexpected_is_a_line_without_a_secret(
     assert result.code == 1
     assert result.texts["SkyPilot server"] == (f"{error.__name__}: no *** nor ***[31m at http://***@host/.")
     assert result.marks["ssh"] == "ok"
-
-
-def fails(error: BaseException) -> Callable[..., Any]:
-    def fail(*_: object) -> Any:
-        raise error
-
-    return fail
 
 
 # What would fail on a machine that costs money ---------------------------------------------------------------
@@ -636,7 +622,7 @@ def test_a_rehearsal_that_has_ended(examine: Examine) -> None:
 
 
 def test_one_without_an_address_yet(examine: Examine) -> None:
-    store.remember(cluster(""))
+    deployments.cluster()
     result = examine()
     assert result.code == 0
     assert result.marks["endpoint"] == "-"
@@ -644,7 +630,7 @@ def test_one_without_an_address_yet(examine: Examine) -> None:
 
 
 def test_what_is_remembered_is_damaged(examine: Examine, home: Path) -> None:
-    store.remember(cluster(""))
+    deployments.cluster()
     (home / "deployments" / "pixtral.json").write_text("{")
     result = examine()
     assert result.code == 1
@@ -778,7 +764,7 @@ def test_through_a_tunnel(
     opened: list[tunnel.Tunnel] = []
     monkeypatch.setattr(tunnel.Tunnel, "open", lambda self: opened.append(self))
     fake = served()
-    store.remember(cluster(fake.url, private=True))
+    deployments.cluster(url=fake.url, private=True)
     result = examine()
     assert not result.not_ok
     assert opened[0] == tunnel.Tunnel("pixtral", fake.port, 8081)
@@ -787,7 +773,7 @@ def test_through_a_tunnel(
 
 def test_a_tunnel_that_does_not_open(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tunnel.Tunnel, "open", fails(Unreachable("ssh does not reach 'pixtral': no.")))
-    store.remember(cluster("http://127.0.0.1:9", private=True))
+    deployments.cluster(url="http://127.0.0.1:9", private=True)
     result = examine()
     assert result.not_ok == {"endpoint": "FAIL", **DEPENDENT}
     assert result.texts["endpoint"] == "ssh does not reach 'pixtral': no."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import io
 import runpy
 import struct
@@ -24,6 +25,7 @@ from pixtral_sky.pictures import prepare
 from pixtral_sky.pictures.picture import Picture
 from pixtral_sky.pictures.source import read_picture
 from pixtral_sky.text import shown
+from tests.support.pictures import saved
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RED, GREEN, BLUE, YELLOW = (220, 20, 30), (20, 200, 40), (30, 40, 220), (230, 220, 10)
@@ -39,6 +41,7 @@ def corners(width: int = 96, height: int = 64) -> Image.Image:
     return image
 
 
+@functools.cache
 def scene(width: int, height: int) -> Image.Image:
     """Smooth shapes with a little grain, as in a photo, up to all four borders."""
     coarse = Image.effect_noise((width // 8 + 1, height // 8 + 1), 90)
@@ -48,12 +51,6 @@ def scene(width: int, height: int) -> Image.Image:
     photo = Image.merge("RGB", channels).filter(ImageFilter.GaussianBlur(3))
     grain = Image.effect_noise((width, height), 40).filter(ImageFilter.GaussianBlur(1.5)).convert("RGB")
     return Image.blend(photo, grain, 0.1)
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)  # type: ignore[arg-type]
-    return file.getvalue()
 
 
 def decoded(picture: Picture) -> Image.Image:
@@ -110,7 +107,7 @@ def refused(data: bytes, name: str = "a.jpg") -> PictureError:
     ],
 )
 def test_what_needs_no_change_is_sent_byte_for_byte(image: Image.Image, kind: str, media_type: str) -> None:
-    data = encoded(image, kind)
+    data = saved(image, kind)
     picture = prepare.prepare(data, "a.gif")  # the extension says nothing
     assert picture.data == data
     assert (picture.name, picture.width, picture.height) == ("a.gif", *image.size)
@@ -121,7 +118,7 @@ def test_what_needs_no_change_is_sent_byte_for_byte(image: Image.Image, kind: st
 
 
 def test_a_film_behind_a_small_picture_is_not_sent() -> None:
-    data = encoded(corners(), "JPEG") + bytes(prepare.MAX_AS_IS)
+    data = saved(corners(), "JPEG") + bytes(prepare.MAX_AS_IS)
     picture = prepare.prepare(data, "motion.jpg")
     assert len(picture.data) < 10_000
     assert_corners(picture, [RED, GREEN, BLUE, YELLOW])
@@ -131,9 +128,9 @@ def test_a_film_behind_a_small_picture_is_not_sent() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO"])
-@pytest.mark.parametrize("size", [(96, 64), (1600, 1200)])
+@pytest.mark.parametrize("size", [(96, 64), (1200, 800)])
 def test_every_kind_is_read(kind: str, size: tuple[int, int]) -> None:
-    picture = prepare.prepare(encoded(corners(*size), kind), "x")
+    picture = prepare.prepare(saved(corners(*size), kind), "x")
     assert (picture.width, picture.height) == (pixtral.fit(*size) if max(size) > 1024 else size)
     assert picture.tokens == pixtral.image_tokens(*size)
     assert_corners(picture, [RED, GREEN, BLUE, YELLOW])
@@ -154,7 +151,7 @@ def test_a_turned_heic_is_turned_once() -> None:
     pillow_heif.register_heif_opener()
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = prepare.prepare(encoded(corners(256, 128), "HEIF", exif=exif.tobytes()), "IMG_1.HEIC")
+    picture = prepare.prepare(saved(corners(256, 128), "HEIF", exif=exif.tobytes()), "IMG_1.HEIC")
     assert (picture.width, picture.height) == (128, 256)
     assert_corners(picture, [BLUE, RED, YELLOW, GREEN])
 
@@ -169,13 +166,13 @@ def test_heic_without_its_plugin_names_the_command(brands: bytes, monkeypatch: p
 
 def test_avif_needs_no_heic_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    assert_corners(prepare.prepare(encoded(corners(), "AVIF"), "x"), [RED, GREEN, BLUE, YELLOW])
+    assert_corners(prepare.prepare(saved(corners(), "AVIF"), "x"), [RED, GREEN, BLUE, YELLOW])
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG", "MPO"])
 def test_the_first_of_many_frames_alone_is_sent(kind: str) -> None:
     more = [Image.new("RGB", (96, 64), color) for color in ("black", "white")]
-    data = encoded(corners(), kind, save_all=True, append_images=more)
+    data = saved(corners(), kind, save_all=True, append_images=more)
     picture = prepare.prepare(data, "x")
     assert picture.media_type == "image/png"
     with Image.open(io.BytesIO(picture.data)) as image:
@@ -185,14 +182,14 @@ def test_the_first_of_many_frames_alone_is_sent(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "PCX", "TGA", "PPM"])
 def test_other_kinds_are_refused(kind: str) -> None:
-    assert "not a picture" in refused(encoded(corners(), kind)).what
+    assert "not a picture" in refused(saved(corners(), kind)).what
 
 
 # Colors
 
 
 def test_cmyk() -> None:
-    picture = prepare.prepare(encoded(corners().convert("CMYK"), "JPEG", quality=95), "x")
+    picture = prepare.prepare(saved(corners().convert("CMYK"), "JPEG", quality=95), "x")
     assert picture.media_type == "image/png"
     assert_corners(picture, [RED, GREEN, BLUE, YELLOW])
 
@@ -227,18 +224,18 @@ def test_16_bit_gray_keeps_its_brightness() -> None:
 def test_wide_gray_is_brought_to_8_bits(mode: str, low: float, high: float) -> None:
     image = Image.new(mode, (64, 64), low)
     image.paste(high, (32, 0, 64, 64))
-    picture = decoded(prepare.prepare(encoded(image, "TIFF"), "x"))
+    picture = decoded(prepare.prepare(saved(image, "TIFF"), "x"))
     assert picture.getpixel((4, 4)) == (0, 0, 0)
     assert picture.getpixel((60, 4)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("value", [-7.0, float("nan"), float("inf")])
 def test_gray_without_a_range_is_no_crash(value: float) -> None:
-    assert prepare.prepare(encoded(Image.new("F", (8, 8), value), "TIFF"), "x").width == 8
+    assert prepare.prepare(saved(Image.new("F", (8, 8), value), "TIFF"), "x").width == 8
 
 
 def test_a_large_16_bit_picture_is_shrunk() -> None:
-    picture = prepare.prepare(encoded(Image.new("I;16", (1500, 20), 30_000), "PNG"), "x")
+    picture = prepare.prepare(saved(Image.new("I;16", (1500, 20), 30_000), "PNG"), "x")
     assert (picture.width, picture.height) == pixtral.fit(1500, 20)
     assert mean(picture) == pytest.approx(30_000 / 257, abs=2)
 
@@ -247,7 +244,7 @@ def test_1_bit() -> None:
     image = Image.new("1", (40, 40), 1)
     image.paste(0, (0, 0, 20, 40))
     for kind in ("PNG", "TIFF", "BMP"):
-        picture = decoded(prepare.prepare(encoded(image, kind), "x"))
+        picture = decoded(prepare.prepare(saved(image, kind), "x"))
         assert (picture.getpixel((3, 3)), picture.getpixel((33, 3))) == ((0, 0, 0), (255, 255, 255))
 
 
@@ -257,19 +254,19 @@ def transparent(mode: str) -> bytes:
         image = Image.new("P", (64, 32), 0)
         image.putpalette([*RED, 0, 0, 0])
         image.paste(1, (32, 0, 64, 32))
-        return encoded(image, "PNG", transparency=b"\xff\x00")
+        return saved(image, "PNG", transparency=b"\xff\x00")
     if mode == "GIF":
         image = Image.new("P", (64, 32), 0)
         image.putpalette([*RED, 0, 0, 0])
         image.paste(1, (32, 0, 64, 32))
-        return encoded(image, "GIF", transparency=1)
+        return saved(image, "GIF", transparency=1)
     if mode in ("RGB", "L", "1"):  # one color is the transparent one
         image = Image.new(mode, (64, 32), 255 if mode != "RGB" else RED)
         image.paste(0 if mode != "RGB" else (0, 0, 0), (32, 0, 64, 32))
-        return encoded(image, "PNG", transparency=0 if mode != "RGB" else (0, 0, 0))
+        return saved(image, "PNG", transparency=0 if mode != "RGB" else (0, 0, 0))
     image = Image.new(mode, (64, 32), (90, 255) if mode == "LA" else (*RED, 255))
     image.paste((0, 0) if mode == "LA" else (0, 0, 0, 0), (32, 0, 64, 32))
-    return encoded(image, "PNG")
+    return saved(image, "PNG")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "GIF", "RGB", "L", "1"])
@@ -284,12 +281,12 @@ def test_what_is_transparent_becomes_white(mode: str) -> None:
 
 
 def test_half_transparent_is_half_white() -> None:
-    image = decoded(prepare.prepare(encoded(Image.new("RGBA", (20, 20), (0, 0, 0, 128)), "WEBP"), "x"))
+    image = decoded(prepare.prepare(saved(Image.new("RGBA", (20, 20), (0, 0, 0, 128)), "WEBP"), "x"))
     assert near(image.getpixel((9, 9)), (127, 127, 127), 2)
 
 
 def test_a_large_transparent_picture() -> None:
-    picture = prepare.prepare(encoded(Image.new("RGBA", (1200, 40), (0, 0, 0, 0)), "PNG"), "x")
+    picture = prepare.prepare(saved(Image.new("RGBA", (1200, 40), (0, 0, 0, 0)), "PNG"), "x")
     assert near(decoded(picture).getpixel((500, 5)), (255, 255, 255), 2)
 
 
@@ -302,35 +299,34 @@ def test_16_bit_rgb_with_a_transparent_color() -> None:
 # EXIF
 
 
+UPRIGHT = {
+    1: [RED, GREEN, BLUE, YELLOW],
+    2: [GREEN, RED, YELLOW, BLUE],
+    3: [YELLOW, BLUE, GREEN, RED],
+    4: [BLUE, YELLOW, RED, GREEN],
+    5: [RED, BLUE, GREEN, YELLOW],
+    6: [BLUE, RED, YELLOW, GREEN],
+    7: [YELLOW, GREEN, BLUE, RED],
+    8: [GREEN, YELLOW, RED, BLUE],
+}
+
+
 @pytest.mark.parametrize(
-    ("kind", "size"),
+    ("kind", "size", "orientation"),
     [
-        *((kind, (96, 64)) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")),
-        *((kind, (1200, 600)) for kind in ("JPEG", "TIFF")),
+        *(("JPEG", size, orientation) for size in ((96, 64), (1200, 600)) for orientation in UPRIGHT),
+        *(("AVIF", (96, 64), orientation) for orientation in UPRIGHT),  # which has marks of its own for it
+        *((kind, (96, 64), 6) for kind in ("PNG", "WEBP", "TIFF")),
+        ("TIFF", (1200, 600), 6),
     ],
 )
-@pytest.mark.parametrize(
-    ("orientation", "expected"),
-    [
-        (1, [RED, GREEN, BLUE, YELLOW]),
-        (2, [GREEN, RED, YELLOW, BLUE]),
-        (3, [YELLOW, BLUE, GREEN, RED]),
-        (4, [BLUE, YELLOW, RED, GREEN]),
-        (5, [RED, BLUE, GREEN, YELLOW]),
-        (6, [BLUE, RED, YELLOW, GREEN]),
-        (7, [YELLOW, GREEN, BLUE, RED]),
-        (8, [GREEN, YELLOW, RED, BLUE]),
-    ],
-)
-def test_pictures_are_turned_upright(
-    kind: str, size: tuple[int, int], orientation: int, expected: list[tuple[int, int, int]]
-) -> None:
+def test_pictures_are_turned_upright(kind: str, size: tuple[int, int], orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = prepare.prepare(encoded(corners(*size), kind, exif=exif), "x")
+    picture = prepare.prepare(saved(corners(*size), kind, exif=exif), "x")
     upright = size if orientation < 5 else size[::-1]
     assert (picture.width, picture.height) == (pixtral.fit(*upright) if max(size) > 1024 else upright)
-    assert_corners(picture, expected)
+    assert_corners(picture, UPRIGHT[orientation])
 
 
 def test_what_is_stored_anew_says_nothing_but_pixels() -> None:
@@ -338,7 +334,7 @@ def test_what_is_stored_anew_says_nothing_but_pixels() -> None:
     exif[0x010E] = "SECRET"
     exif[0x0112] = 3
     for size in ((64, 64), (1100, 64)):
-        data = encoded(
+        data = saved(
             corners(*size), "JPEG", exif=exif, comment=b"SECRET", icc_profile=b"SECRET", xmp=b"SECRET"
         )
         assert data.count(b"SECRET") == 4
@@ -347,7 +343,7 @@ def test_what_is_stored_anew_says_nothing_but_pixels() -> None:
 
 def test_damaged_exif_is_no_reason_to_refuse() -> None:
     for junk in (b"Exif\0\0", b"Exif\0\0MM\0\x2a\xff\xff\xff\xff", b"Exif\0\0II" + bytes(range(99))):
-        data = encoded(corners(), "JPEG", exif=junk)
+        data = saved(corners(), "JPEG", exif=junk)
         assert prepare.prepare(data, "x").data == data
 
 
@@ -366,14 +362,14 @@ def test_the_size_sent_costs_the_same_tokens(width: int, height: int) -> None:
 @given(st.integers(1, 2500), st.integers(1, 400), st.booleans())
 def test_tokens_are_those_of_the_original(width: int, height: int, tall: bool) -> None:
     size = (height, width) if tall else (width, height)
-    picture = prepare.prepare(encoded(Image.new("L", size, 99), "BMP"), "x")
+    picture = prepare.prepare(saved(Image.new("L", size, 99), "BMP"), "x")
     assert picture.tokens == pixtral.image_tokens(*size)
     assert max(picture.width, picture.height) <= 1024
 
 
 @pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1), (1, 1), (1025, 1024)])
 def test_extreme_sizes(size: tuple[int, int]) -> None:
-    picture = prepare.prepare(encoded(Image.new("RGB", size, RED), "PNG"), "x")
+    picture = prepare.prepare(saved(Image.new("RGB", size, RED), "PNG"), "x")
     assert (picture.width, picture.height) == (pixtral.fit(*size) if max(size) > 1024 else size)
     image = decoded(picture)
     for place in [(0, 0), (image.width - 1, image.height - 1), (image.width // 2, image.height // 2)]:
@@ -388,9 +384,9 @@ def test_empty() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
-@pytest.mark.parametrize("size", [(300, 200), (1400, 900)])
+@pytest.mark.parametrize("size", [(300, 200), (1040, 300)])
 def test_truncated(kind: str, size: tuple[int, int], capfd: pytest.CaptureFixture[str]) -> None:
-    data = encoded(scene(*size), kind)
+    data = saved(scene(*size), kind)
     for part in (0.1, 0.5, 0.9):
         refused(data[: int(len(data) * part)])
     assert capfd.readouterr() == ("", "")  # the decoders in C keep quiet, too
@@ -398,7 +394,7 @@ def test_truncated(kind: str, size: tuple[int, int], capfd: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "tiff_adobe_deflate"])
 def test_a_truncated_compressed_tiff(compression: str, capfd: pytest.CaptureFixture[str]) -> None:
-    data = encoded(scene(300, 200), "TIFF", compression=compression)
+    data = saved(scene(300, 200), "TIFF", compression=compression)
     for part in (0.1, 0.5, 0.9):
         refused(data[: int(len(data) * part)])
     assert capfd.readouterr() == ("", "")
@@ -406,7 +402,7 @@ def test_a_truncated_compressed_tiff(compression: str, capfd: pytest.CaptureFixt
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_noise_in_a_file_is_an_error_or_a_picture(kind: str) -> None:
-    whole = encoded(scene(64, 48), kind)
+    whole = saved(scene(64, 48), kind)
     for at in range(0, min(len(whole), 1200), 23):
         data = bytearray(whole)
         data[at : at + 4] = b"\xff\x00\xff\xf7"
@@ -429,7 +425,7 @@ def test_a_large_picture_is_no_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)  # warns from here, refuses from twice that
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
-        assert prepare.prepare(encoded(corners(), "PNG"), "x").width == 96
+        assert prepare.prepare(saved(corners(), "PNG"), "x").width == 96
     assert not shown
 
 
@@ -438,7 +434,7 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         raise MemoryError
 
     monkeypatch.setattr(prepare, "_upload", fail)
-    assert "memory" in refused(encoded(corners(), "PNG")).what
+    assert "memory" in refused(saved(corners(), "PNG")).what
 
 
 def test_a_name_that_would_move_the_cursor() -> None:

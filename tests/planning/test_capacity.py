@@ -8,7 +8,6 @@ import logging
 import math
 import random
 import time
-import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -24,17 +23,6 @@ from tests.support.services import shown
 
 HOUR = 3600.0
 STARTUP = 600.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def sky(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("sky")))
-        patch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
-        import sky.serve.autoscalers
-
-        yield sky
 
 
 def spec(name: str = "service.yaml", **policy):

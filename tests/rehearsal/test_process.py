@@ -25,7 +25,7 @@ from pixtral_sky.deploy.task import Task
 from pixtral_sky.errors import RehearsalError, UsageError
 from pixtral_sky.rehearsal import process as rehearsal
 from tests.support.fake_endpoint import FakeEndpoint, status
-from tests.support.processes import of_session
+from tests.support.processes import closed_port, of_session
 
 ENVS = {"MAX_IMAGES": "4", "MAX_MODEL_LEN": "32768", "MODEL": "the/real-one", "PORT": "8081", "LISTEN": ""}
 
@@ -57,12 +57,6 @@ wait
 Start = Callable[..., Rehearsal]
 
 
-def some_port() -> int:
-    """Nobody listens there. (``free_port`` prefers one that others want, too.)"""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path) -> Iterator[Start]:
     """Starts a script. Whatever a test leaves behind is ended."""
@@ -73,7 +67,7 @@ def start(monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path) -> Iterat
 
     def start(run: str, name: str = "pixtral", port: int | None = None, **envs: str) -> Rehearsal:
         task = Task(tmp_path / "task.yaml", run, "", {**ENVS, **envs})
-        return rehearsal.start(task, tmp_path / "venv", tmp_path / "tiny", name, port or some_port())
+        return rehearsal.start(task, tmp_path / "venv", tmp_path / "tiny", name, port or closed_port())
 
     yield start
     for process in rehearsals.started:
@@ -170,7 +164,7 @@ def test_the_environment_of_the_script(
     monkeypatch.setenv("HF_TOKEN", "hf_USERS")
     monkeypatch.setenv("PIXTRAL_API_KEY", "sk-USERS")
     monkeypatch.setenv("PORT", "1")
-    port = some_port()
+    port = closed_port()
     deployment = start(DUMP, port=port, HF_TOKEN="hf_TASKS", PIXTRAL_API_KEY="sk-TASKS", IDLE_MINUTES="30")
     found = environ(deployment)
     assert {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -10,10 +11,12 @@ import signal
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
 
+from pixtral_sky.server import gateway as gateway_module
 from pixtral_sky.server.gateway import Gateway
 
 KEY = "k" * 43
@@ -409,12 +412,30 @@ def test_without_a_key_the_routes_are_the_same_for_this_machine(monkeypatch):
         server.close()
 
 
+class Hasty(asyncio.SelectorEventLoop):
+    """A loop that waits for nothing: its time goes on at once to what is due next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skipped, select = 0.0, self._selector.select
+
+        def skip(timeout: float | None = None):
+            self.skipped += timeout or 0
+            return select(0)
+
+        self._selector.select = skip
+
+    def time(self) -> float:
+        return super().time() + self.skipped
+
+
 def run_clock(monkeypatch, requests, idle_minutes="0.02", seconds=4.0):
     """Seconds until the clock (0.02 minutes: 1.2 s) ends the server while ``requests(gateway)`` runs; None: it did not."""
     monkeypatch.setenv("IDLE_MINUTES", idle_minutes)
     monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    killed = []
-    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number, time.monotonic())))
+    killed, loop = [], Hasty()
+    monkeypatch.setattr(gateway_module, "time", SimpleNamespace(monotonic=loop.time, time=time.time))
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number, loop.time())))
     started = asyncio.Event()
 
     async def app(scope, receive, send):
@@ -430,9 +451,9 @@ def run_clock(monkeypatch, requests, idle_minutes="0.02", seconds=4.0):
         gateway = Gateway(app)
         lifespan = asyncio.create_task(gateway({"type": "lifespan"}, None, None))
         await started.wait()
-        begin = time.monotonic()
+        begin = loop.time()
         work = asyncio.create_task(requests(gateway))
-        while time.monotonic() - begin < seconds and not killed:
+        while loop.time() - begin < seconds and not killed:
             await asyncio.sleep(0.02)
         work.cancel()
         lifespan.cancel()
@@ -442,7 +463,8 @@ def run_clock(monkeypatch, requests, idle_minutes="0.02", seconds=4.0):
         assert killed[0][:2] == (os.getpid(), signal.SIGTERM)
         return killed[0][2] - begin
 
-    return asyncio.run(main())
+    with contextlib.closing(loop):
+        return loop.run_until_complete(main())
 
 
 async def one(gateway, method, path, query=b"", key=KEY):

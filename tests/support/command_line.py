@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import re
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,20 @@ class Result:
     def phases(self) -> list[str]:
         """The lines that phases have left behind, without their seconds."""
         return re.findall(r"^  (\S.*?) +\d+\.\d s$", self.err, re.MULTILINE)
+
+
+Run = Callable[..., Result]
+
+
+def last(result: Result) -> str:
+    """The last line of what was said."""
+    return result.err.splitlines()[-1]
+
+
+def row(result: Result) -> dict[str, Any]:
+    """The only one of --json."""
+    (one,) = json.loads(result.out)
+    return dict(one)
 
 
 class Terminal(io.TextIOWrapper):
@@ -89,9 +105,9 @@ def imports(*arguments: object) -> tuple[str, set[str]]:
 
 
 def seconds(*arguments: object) -> float:
-    """From the start of ``pixtral-sky`` to its end."""
-    started = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-m", "pixtral_sky", *map(str, arguments)], capture_output=True, check=True
-    )
-    return time.monotonic() - started
+    """What ``pixtral-sky`` takes of a processor, from its start to its end, whatever else the machine does."""
+    before = os.times()
+    command = [sys.executable, "-m", "pixtral_sky", *map(str, arguments)]
+    subprocess.run(command, capture_output=True, check=True)
+    after = os.times()
+    return after.children_user - before.children_user + after.children_system - before.children_system

@@ -21,7 +21,6 @@ import json
 import os
 import re
 import sqlite3
-import ssl
 import sys
 import threading
 import time
@@ -33,7 +32,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 import typer.main
 
@@ -973,8 +971,6 @@ def started(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[FakeSky]:
     patch.setattr(services, "POLL_SECONDS", 0.002)
     patch.setattr(services, "REGISTER_SECONDS", 0.03)
     patch.setattr(typer.main, "get_command", _COMMAND)
-    # Nothing here speaks TLS, and to read all certificates takes a while, for each client anew.
-    patch.setattr(httpx, "create_ssl_context", lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     patch.setattr(clusters, "write_ssh_alias", server.aliases.append)
 
     def noted(what: str) -> Callable[[Tunnel], None]:

@@ -16,36 +16,11 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from pixtral_sky import pixtral
 
 WORDS = [
-    *("lorem", "ipsum", "dolor", "sit", "amet", "consetetur", "sadipscing", "elitr", "sed", "diam", "nonumy"),
-    *(
-        "eirmod",
-        "tempor",
-        "invidunt",
-        "ut",
-        "labore",
-        "et",
-        "dolore",
-        "magna",
-        "aliquyam",
-        "erat",
-        "voluptua",
-    ),
-    *(
-        "at",
-        "vero",
-        "eos",
-        "accusam",
-        "justo",
-        "duo",
-        "dolores",
-        "rebum",
-        "stet",
-        "clita",
-        "kasd",
-        "no",
-        "sea",
-    ),
-]
+    "lorem", "ipsum", "dolor", "sit", "amet", "consetetur", "sadipscing", "elitr", "sed", "diam",
+    "nonumy", "eirmod", "tempor", "invidunt", "ut", "labore", "et", "dolore", "magna", "aliquyam",
+    "erat", "voluptua", "at", "vero", "eos", "accusam", "justo", "duo", "dolores", "rebum", "stet",
+    "clita", "kasd", "no", "sea",
+]  # fmt: skip
 
 
 def photo(
@@ -229,6 +204,11 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def plain(width: int = 32, height: int = 16, kind: str = "PNG") -> bytes:
+    """A file that is red all over."""
+    return saved(Image.new("RGB", (width, height), "red"), kind)
 
 
 def seen(image: Image.Image) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 
 import psutil
 
@@ -23,3 +24,9 @@ def signal_session(leader: int, number: int) -> None:
     for process in of_session(leader):
         with contextlib.suppress(psutil.Error):
             process.send_signal(number)
+
+
+def closed_port() -> int:
+    """Nobody listens there. (``store.free_port`` prefers one that others want, too.)"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
