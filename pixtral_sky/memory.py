@@ -138,7 +138,8 @@ class Workload:
     @property
     def prompt(self) -> int:
         """Tokens of the pictures and the text."""
-        return (self.images and self.images * image_tokens(self.width, self.height)) + self.text
+        pictures = self.images * image_tokens(self.width, self.height) if self.images else 0
+        return pictures + self.text
 
     @property
     def tokens(self) -> int:

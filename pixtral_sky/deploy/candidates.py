@@ -204,9 +204,10 @@ def choose(
 
 def _that_work(sky: Any, resources: list[Any], enabled: Sequence[str]) -> tuple[list[Any], tuple[str, ...]]:
     """The resources that are not on Azure with SkyPilot's own image, and a warning."""
-    if not any(map(_on_old_image, per_cloud(sky, resources, enabled))):
+    every = list(per_cloud(sky, resources, enabled))
+    kept = [each for each in every if not _on_old_image(each)]
+    if len(kept) == len(every):
         return resources, ()
-    kept = [each for each in per_cloud(sky, resources, enabled) if not _on_old_image(each)]
     if not kept:
         raise UsageError(
             f"{OLD_IMAGE}.", "Name another in your file (resources.image_id), or go elsewhere: --infra"

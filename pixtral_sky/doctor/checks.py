@@ -112,9 +112,8 @@ class _Examination:
         for subject, step, needs in steps:
             missing = [need for need in needs if found[need] != "ok"]
             if any(found[need] == "absent" for need in missing):
-                found[subject] = "absent"
-                continue
-            if missing:
+                check = Check("absent", subject, "")
+            elif missing:
                 check = Check("unchecked", subject, f"not checked: {missing[0]!r} comes first.")
             else:
                 check = self.tried(subject, step)

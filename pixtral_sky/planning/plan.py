@@ -86,7 +86,7 @@ class Plan:
     offered: Set[str] | None  # GPUs (L4:2) with a price; None: prices were not read
 
 
-# What is asked for ----------------------------------------------------------------------------------------
+# The question ----------------------------------------------------------------------------------------
 
 
 def asked(
@@ -122,7 +122,7 @@ def asked(
         max_images = workload.images
     limit = wanted_context(context, max_images)
     pictures = max_images * MAX_IMAGE_TOKENS
-    needed = max(pictures + workload.text + workload.answer, workload.tokens)
+    needed = pictures + workload.text + workload.answer
     more = f"For example: --context {needed}" if needed <= MODEL_CONTEXT else "Less of it: --images"
     if limit <= pictures:
         raise UsageError(
@@ -177,7 +177,7 @@ def precisions(text: str) -> tuple[str, ...]:
     return (word,)
 
 
-# What carries it ------------------------------------------------------------------------------------------
+# The answer ------------------------------------------------------------------------------------------
 
 
 def plan(
