@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from pixtral_sky import __version__
+from pixtral_sky.cli.app import COMMANDS, GROUPS
 from pixtral_sky.client import client
 from pixtral_sky.deploy import rehearsals, resolve, store
 from pixtral_sky.deploy.store import Rehearsal
@@ -29,7 +30,6 @@ from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.processes import closed_port
 
 Remember = Callable[..., Rehearsal]
-COMMANDS = ("rehearse", "doctor", "launch", "status", "endpoint", "tunnel", "ask", "tokens", "logs", "down")
 
 
 @pytest.fixture
@@ -68,11 +68,11 @@ def subprocess_of(*arguments: str, **environ: str) -> subprocess.CompletedProces
 def test_help(run: Run, option: str) -> None:
     result = run(option)
     assert (result.code, result.err) == (0, "")
-    for command in COMMANDS:
+    for command in (*COMMANDS, *GROUPS):
         assert re.search(rf"^\W*{command}\s", result.out, re.MULTILINE), command
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", (*COMMANDS, *GROUPS))
 def test_help_of_a_command(run: Run, command: str) -> None:
     result = run(command, "--help")
     assert (result.code, result.err) == (0, "")

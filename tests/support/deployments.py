@@ -6,6 +6,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import psutil
+
 from pixtral_sky.deploy import store
 from pixtral_sky.deploy.store import Cluster, Rehearsal, Service
 from tests.support.command_line import KEY
@@ -28,6 +30,23 @@ def rehearsal(name: str = "pixtral", **fields: Any) -> Rehearsal:
     """One that has ended, unless ``pid`` and ``pid_born`` are those of a process."""
     made = Rehearsal(name, NOBODY, KEY, 32768, 4, time.time() - 600, 1, 1.0, "/log")
     return _remembered(replace(made, **fields))
+
+
+def running(name: str = "pixtral", **fields: Any) -> Rehearsal:
+    """A rehearsal that runs, its process is this one; it is not remembered."""
+    me = psutil.Process()
+    made = Rehearsal(
+        name,
+        "http://127.0.0.1:8081",
+        KEY,
+        32768,
+        4,
+        created=1.0,
+        pid=me.pid,
+        pid_born=store.born(me),
+        log="/the/log",
+    )
+    return replace(made, **fields)
 
 
 def _remembered(made: Any) -> Any:

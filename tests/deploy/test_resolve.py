@@ -1,0 +1,122 @@
+"""Which endpoint and which key are meant."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pixtral_sky.client.endpoint import Endpoint
+from pixtral_sky.deploy.resolve import find
+from pixtral_sky.deploy.store import remember
+from pixtral_sky.errors import NoEndpoint, UsageError
+from tests.support.command_line import KEY
+from tests.support.deployments import running
+
+ENV = {"PIXTRAL_ENDPOINT": "http://from-env:9000/v1", "PIXTRAL_API_KEY": "sk-ENV"}
+
+
+def test_the_argument_comes_first() -> None:
+    remember(running())
+    found = find("arg:1", "sk-ARG", environ=ENV)
+    assert (found.url, found.key) == ("http://arg:1", "sk-ARG")
+    assert found.max_model_len is None, "only the endpoint itself knows"
+
+
+def test_an_argument_takes_the_key_of_the_environment() -> None:
+    remember(running())
+    assert find("arg:1", environ={"PIXTRAL_API_KEY": "sk-ENV"}).key == "sk-ENV"
+    assert find("arg:1", environ={**ENV, "PIXTRAL_ENDPOINT": "http://arg:1/v1"}).key == "sk-ENV"
+    assert find("arg:1", environ={**ENV, "PIXTRAL_ENDPOINT": "other:1"}).key == "", "it is another's"
+    assert find("arg:1", environ={}).key == "", "and never the remembered one"
+
+
+def test_an_argument_goes_before_a_name() -> None:
+    remember(running("other"))
+    assert find("arg:1", name="other", environ={}) == Endpoint("http://arg:1")
+
+
+def test_then_the_environment() -> None:
+    remember(running())
+    found = find(environ=ENV)
+    assert (found.url, found.key) == ("http://from-env:9000", "sk-ENV")
+    assert find(environ={"PIXTRAL_ENDPOINT": "from-env:9000"}).key == "", "never the remembered one"
+    assert find(key="sk-ARG", environ=ENV).key == "sk-ARG"
+
+
+def test_then_what_is_remembered() -> None:
+    remember(running(url="http://127.0.0.1:7777", max_model_len=4096, max_images=2))
+    assert find(environ={}) == Endpoint(
+        "http://127.0.0.1:7777", KEY, max_model_len=4096, max_images=2, origin="pixtral"
+    )
+
+
+def test_a_name_goes_before_the_environment() -> None:
+    remember(running("other", key="sk-OTHER", url="http://127.0.0.1:7777"))
+    found = find(name="other", environ=ENV)
+    assert (found.url, found.key) == ("http://127.0.0.1:7777", "sk-OTHER")
+    with pytest.raises(NoEndpoint):
+        find(name="unknown", environ=ENV)
+
+
+def test_the_default_name_can_be_named() -> None:
+    remember(running())
+    assert find(name="pixtral", environ=ENV).url == "http://127.0.0.1:8081"
+
+
+def test_a_key_of_the_environment_is_not_for_a_remembered_running() -> None:
+    remember(running())
+    remember(running("open", key=""))
+    environ = {"PIXTRAL_API_KEY": "sk-ENV"}
+    assert find(environ=environ).key == KEY
+    assert find(name="open", environ=environ).key == ""
+    assert find(key="sk-ARG", environ=environ).key == "sk-ARG", "one that is given is for whatever is asked"
+
+
+def test_an_empty_variable_is_none() -> None:
+    remember(running())
+    assert find(environ={"PIXTRAL_ENDPOINT": ""}).key == KEY
+
+
+def test_the_real_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXTRAL_ENDPOINT", "real:1")
+    assert find().url == "http://real:1"
+
+
+def test_nothing_is_found() -> None:
+    with pytest.raises(NoEndpoint) as caught:
+        find(environ={})
+    assert caught.value.exit_code == 2
+    assert "pixtral-sky rehearse --keep" in caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_others_are_named() -> None:
+    remember(running("b"))
+    remember(running("a"))
+    with pytest.raises(NoEndpoint, match="'pixtral'") as caught:
+        find(environ={})
+    assert "a, b" in caught.value.hint
+
+
+def test_a_bad_url_of_the_environment() -> None:
+    with pytest.raises(UsageError, match="'ftp://x' is not the URL"):
+        find(environ={"PIXTRAL_ENDPOINT": "ftp://x"})
+
+
+def test_an_ended_rehearsal_is_said() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    remember(running(pid=child.pid, log="/the/log"))
+    with pytest.raises(NoEndpoint, match=r"'pixtral' has ended.*/the/log") as caught:
+        find(environ={})
+    assert "pixtral-sky rehearse --keep" in caught.value.hint
+    assert find("arg:1", environ={}).url == "http://arg:1", "it is in nobody's way"
+
+
+def test_the_hint_is_for_where_it_came_from() -> None:
+    remember(running())
+    assert find(environ={}).hint == "Is it running? pixtral-sky status pixtral"
+    assert "unset both" in find(environ=ENV).hint
+    assert "PIXTRAL_API_KEY right?" in find("arg:1", environ={}).hint
