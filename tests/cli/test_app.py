@@ -72,7 +72,7 @@ def test_help(run: Run, option: str) -> None:
         assert re.search(rf"^\W*{command}\s", result.out, re.MULTILINE), command
 
 
-@pytest.mark.parametrize("command", (*COMMANDS, *GROUPS))
+@pytest.mark.parametrize("command", [*COMMANDS, *GROUPS])
 def test_help_of_a_command(run: Run, command: str) -> None:
     result = run(command, "--help")
     assert (result.code, result.err) == (0, "")
