@@ -238,14 +238,14 @@ def _show(document: dict[str, Any]) -> None:
     now = time.time()
     rows = [
         (
-            str(each["number"]),
+            each["number"],
             each["status"],
             each["infra"] or "-",
             " ".join(filter(None, (each["gpus"], each["machine"]))) or "-",
             "yes" if each["spot"] else "no",
             common.age(now - each["launched"] if each["launched"] else None),
-            str(each["version"]),
-            "-" if each["hourly"] is None else f"{each['hourly']:.2f}",
+            each["version"],
+            each["hourly"],
             each["problem"] or "-",
         )
         for each in document["replicas"]

@@ -100,8 +100,7 @@ def prepare(the_task: Task, wanted: Wanted, key: str, token: str) -> Plan:
     """Plan the launch at SkyPilot. A cluster that runs under this name is updated, and keeps its machine."""
     name, envs = wanted.name, dict(the_task.config.get("envs") or {})
     config = {**the_task.config, "envs": envs}
-    store.check_kind(name, Cluster)
-    old = store.recall_as(name, Cluster)
+    old = store.check_kind(name, Cluster)
     hide(key, token)
     port = task.number(envs, "PORT", 8081)
     if "PORT" in envs:  # an empty one too, for the script has no default

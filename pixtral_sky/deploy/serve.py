@@ -73,8 +73,7 @@ def plan(the_task: Task, wanted: Wanted, replicas: str | None, target_qps: float
 def prepare(config: Mapping[str, Any], wanted: Wanted, key: str, token: str) -> Plan:
     """Plan the service of ``config``, a service file as data, at SkyPilot. Raises UsageError."""
     name = wanted.name
-    store.check_kind(name, Service)
-    before = store.recall_as(name, Service)
+    before = store.check_kind(name, Service)
     if any(each.ours for each in clusters.records([name])):
         raise store.is_a(Cluster.kind, name)
     hide(key, token)
@@ -190,7 +189,7 @@ def follow(service: Service, version: int = 0) -> Iterator[str]:
                 f"Every {'new ' if version else ''}replica of {name!r} has failed ({new[0].status}).",
                 f"Why: pixtral-sky serve logs {name} --replica {new[0].number}",
             )
-        if record.asleep:
+        if record.state == "asleep":
             return
         if any(each.status == "READY" for each in new) and not older:
             try:

@@ -99,7 +99,6 @@ class Machine:
     seconds: int = 1800
     reason: str | None = None
     command: str | None = None
-    to_down: bool = True
     mine: bool = True  # else SkyPilot's server has it for all its users
     hash: str = field(default_factory=lambda: str(uuid.uuid4()))
 
@@ -279,7 +278,7 @@ class FakeSky:
                 handle=self._handle(each),
                 status=each.status,
                 autostop=5,
-                to_down=each.to_down,
+                to_down=True,
                 cluster_hash=each.hash,
                 cluster_ever_up=True,
                 user_hash="abcd1234",
