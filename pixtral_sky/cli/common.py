@@ -87,9 +87,9 @@ def ask(question: str, default: bool, nobody: UsageError) -> None:
 
 @contextlib.contextmanager
 def accounted(name: str, group: str, left: Callable[[], str]) -> Iterator[None]:
-    """Around what makes something that costs money: if it fails, the user is told what ``left`` says is left.
+    """A context for making something that costs money: on failure, the user learns from ``left`` what is left.
 
-    ``group``: the prefix of the commands `status` and `down` for it, "serve " or empty.
+    ``group``: the prefix of its commands `status` and `down`, "serve " or empty.
     """
     from pixtral_sky.deploy.launch import StoppedWaiting
     from pixtral_sky.errors import PixtralSkyError
