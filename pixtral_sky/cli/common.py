@@ -87,7 +87,7 @@ def ask(question: str, default: bool, nobody: UsageError) -> None:
 
 @contextlib.contextmanager
 def accounted(name: str, group: str, left: Callable[[], str]) -> Iterator[None]:
-    """A context for making something that costs money: on failure, the user learns from ``left`` what is left.
+    """A context for making something that costs money: on failure, ``left`` tells the user what is left.
 
     ``group``: the prefix of its commands `status` and `down`, "serve " or empty.
     """
