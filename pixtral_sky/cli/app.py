@@ -32,8 +32,8 @@ COMMANDS = (
     "capacity",
     "logs",
     "down",
+    "serve",
 )
-GROUPS = ("serve",)
 # The base class of Typer's errors of the command line, which Typer does not export.
 NotUnderstood: Any = typer.BadParameter.__base__
 
@@ -68,19 +68,19 @@ def _app(only: str) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(options)
-    for name in COMMANDS:
-        if only in ("", name):
-            app.command()(getattr(importlib.import_module(f"pixtral_sky.cli.{name}"), name))
-    for name in GROUPS:
-        if only in ("", name):
-            app.add_typer(importlib.import_module(f"pixtral_sky.cli.{name}").app, name=name)
+    for name in [only] if only else COMMANDS:
+        module = importlib.import_module(f"pixtral_sky.cli.{name}")
+        if group := getattr(module, "app", None):
+            app.add_typer(group, name=name)
+        else:
+            app.command()(getattr(module, name))
     return app
 
 
 def _only(arguments: Sequence[str]) -> str:
     """The command in ``arguments``; empty if the first word is not one, as with --help."""
     first = next((word for word in arguments if word not in ("-q", "--quiet")), "")
-    return first if first in (*COMMANDS, *GROUPS) else ""
+    return first if first in COMMANDS else ""
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,9 +87,9 @@ def ask(question: str, default: bool, nobody: UsageError) -> None:
 
 @contextlib.contextmanager
 def accounted(name: str, group: str, left: Callable[[], str]) -> Iterator[None]:
-    """Around what makes something that costs money: if it fails, the user is told what ``left`` says is left.
+    """A context for making something that costs money: on failure, ``left`` tells the user what is left.
 
-    ``group``: the prefix of the commands `status` and `down` for it, "serve " or empty.
+    ``group``: the prefix of its commands `status` and `down`, "serve " or empty.
     """
     from pixtral_sky.deploy.launch import StoppedWaiting
     from pixtral_sky.errors import PixtralSkyError
@@ -121,13 +121,20 @@ def say_next(name: str, service: bool = False) -> None:
     output.say("Next:  " + "   |   ".join(f"pixtral-sky {command}" for command in commands))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> None:
-    """Print rows in columns. A column with "-" in every row is left out."""
-    columns = [column for column in zip(head, *rows, strict=True) if set(column[1:]) != {"-"}]
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], indent: str = "") -> None:
+    """Print rows in columns: floats by the cent, and "-" for None. A column of "-" is left out."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    columns = [column for column in zip(head, *cells, strict=True) if set(column[1:]) != {"-"}]
     widths = [max(map(len, column)) for column in columns]
     for line in zip(*columns, strict=True):
-        cells = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        output.data(f"{indent}{cells}".rstrip())
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        output.data(f"{indent}{text}".rstrip())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def age(seconds: float | None) -> str:

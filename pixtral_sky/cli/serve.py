@@ -16,7 +16,6 @@ from pixtral_sky.errors import PixtralSkyError, SkyError
 
 if TYPE_CHECKING:
     from pixtral_sky.deploy.serve import Plan
-    from pixtral_sky.deploy.task import Task
 
 app = typer.Typer(
     help="Replicas of Pixtral behind one endpoint, with SkyServe.",
@@ -70,12 +69,13 @@ def up(
       pixtral-sky serve up --replicas 2..8 --target-qps 2 --spot
       pixtral-sky serve up --file examples/scale-to-zero.yaml
     """
-    from pixtral_sky.deploy import serve
+    from pixtral_sky.deploy import serve, task
     from pixtral_sky.deploy.launch import Wanted
 
     started = time.monotonic()
     wanted = Wanted(name, infra, gpus, spot, max_price=max_price)
-    plan = serve.plan(_load(file, env, precision), wanted, replicas, target_qps)
+    the_task = common.load(file or task.shipped("service.yaml"), env, precision)
+    plan = serve.plan(the_task, wanted, replicas, target_qps)
     serve.check_new(plan)
     _show_new(plan)
     if dry_run:
@@ -114,11 +114,12 @@ def update(
     one after the other, and requests go to old and new ones meanwhile. Answers that an old one still streams
     when it is retired break off.
     """
-    from pixtral_sky.deploy import serve
+    from pixtral_sky.deploy import serve, task
     from pixtral_sky.deploy.launch import Wanted
 
     wanted = Wanted(name, infra, gpus, spot, max_price=max_price)
-    plan = serve.plan(_load(file, env, precision), wanted, replicas, target_qps)
+    the_task = common.load(file or task.shipped("service.yaml"), env, precision)
+    plan = serve.plan(the_task, wanted, replicas, target_qps)
     serve.check_update(plan)
     common.say_choice(plan)
     for line in serve.changes(plan, blue_green):
@@ -188,12 +189,6 @@ def logs(
     services.logs(name, follow=follow, lines=lines, replica=replica, balancer=balancer)
 
 
-def _load(file: Path | None, env: list[str] | None, precision: str | None) -> Task:
-    from pixtral_sky.deploy import task
-
-    return common.load(file or task.shipped("service.yaml"), env, precision)
-
-
 def _show_new(plan: Plan) -> None:
     from pixtral_sky.deploy import launch
 
@@ -238,14 +233,14 @@ def _show(document: dict[str, Any]) -> None:
     now = time.time()
     rows = [
         (
-            str(each["number"]),
+            each["number"],
             each["status"],
             each["infra"] or "-",
             " ".join(filter(None, (each["gpus"], each["machine"]))) or "-",
             "yes" if each["spot"] else "no",
             common.age(now - each["launched"] if each["launched"] else None),
-            str(each["version"]),
-            "-" if each["hourly"] is None else f"{each['hourly']:.2f}",
+            each["version"],
+            each["hourly"],
             each["problem"] or "-",
         )
         for each in document["replicas"]

@@ -57,8 +57,8 @@ def _table(rows: list[Row]) -> None:
                 row.infra or "-",
                 row.gpus or "-",
                 common.age(row.age),
-                "-" if row.hourly is None else f"{row.hourly:.2f}",
-                "-" if row.spent is None else f"{row.spent:.2f}",
+                row.hourly,
+                row.spent,
                 f"{row.endpoint} (ssh)" if row.private else row.endpoint or "-",
                 "yes" if row.answers else f"no: {row.problem}",
             )

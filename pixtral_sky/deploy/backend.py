@@ -31,21 +31,21 @@ class Backend(Protocol):
     def records(self, names: list[str] | None) -> Sequence[Any]:
         """What SkyPilot has of this kind, or of these names; each with ``name`` and ``ours``."""
 
-    def row(self, name: str, one: Any, record: Any, otherwise: str) -> Row:
+    def row(self, one: Any, record: Any, otherwise: str) -> Row:
         """The deployment's line in `status`.
 
         ``one``: as it is remembered here, or None. ``record``: as SkyPilot has it, or None; ``otherwise`` is
         the state then: ended, launching or unknown.
         """
 
-    def locate(self, name: str) -> bool:
-        """Remember SkyPilot's current address of it. Returns whether SkyPilot has it."""
+    def locate(self, name: str) -> Deployment | None:
+        """The deployment, remembered with SkyPilot's current address of it; None if SkyPilot has none."""
 
     def logs(self, name: str, *, follow: bool, lines: int) -> None:
         """Write the last ``lines`` of its log (0: all) to stdout. Raises NoEndpoint if there is none."""
 
-    def down(self, name: str, one: Any) -> str:
-        """Take it down; return, when nothing of it is left, what to tell the user.
+    def down(self, name: str, one: Any) -> bool:
+        """Take it down; return when nothing of it is left. False if there was nothing.
 
         ``one``: as it is remembered here, or None.
         """
@@ -90,7 +90,7 @@ def rows(name: str | None = None) -> tuple[list[Row], SkyError | None]:
         otherwise = "unknown"
         if not record and backend in asked:
             otherwise = "launching" if skypilot.is_launching(getattr(one, "request", "")) else "ended"
-        found.append(backend.row(each, one, record, otherwise))
+        found.append(backend.row(one, record, otherwise))
     if name and not found:
         raise trouble or _nothing(name)
     return found, trouble
@@ -178,7 +178,12 @@ def take_down(name: str, kinds: Sequence[Backend]) -> str:
     for each in kinds:
         one = known if isinstance(known, each.kind) else None
         if one or _at_skypilot(each, name):
-            return each.down(name, one)
+            was_there = each.down(name, one)
+            if one:  # else the name may be that of another kind here
+                store.forget(name)
+            if was_there:
+                return f"{name} is down: there is nothing of it left."
+            return f"{name} was gone already; it is forgotten."
     return ""
 
 

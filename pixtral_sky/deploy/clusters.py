@@ -19,13 +19,17 @@ from typing import Any
 from pixtral_sky.deploy import skypilot, store, task
 from pixtral_sky.deploy.resolve import key_of_environment
 from pixtral_sky.deploy.skypilot import SkyOutput, hide, infra, plain, shown, sky_output, sky_sdk, task_of
-from pixtral_sky.deploy.status import Row, problem
+from pixtral_sky.deploy.status import Row, problem, row_of
 from pixtral_sky.deploy.store import Cluster
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError
 
 kind, at_skypilot = Cluster, True
 ALIAS_SECONDS = 180.0
 CONTROLLERS = ("sky-serve-controller-", "sky-jobs-controller-")  # prefixes: SkyPilot's own machines
+ABSENT = {
+    "ended": "SkyPilot has it no longer: idle, preempted or taken down",
+    "launching": "it is being launched",
+}
 STATES = {"UP": "up", "INIT": "launching", "STOPPED": "stopped", "AUTOSTOPPING": "ending"}
 
 
@@ -114,7 +118,7 @@ def job_status(name: str) -> str:
     return ""
 
 
-def find(name: str) -> Cluster | None:
+def locate(name: str) -> Cluster | None:
     """The cluster ``name``, with its current endpoint if it has one; None if SkyPilot has none of ours.
 
     A cluster that was not launched from here is remembered, with the key of the environment.
@@ -140,10 +144,6 @@ def _adopted(record: Record, key: str) -> Cluster:
     if private:
         write_ssh_alias(record.name)
     return cluster
-
-
-def locate(name: str) -> bool:
-    return find(name) is not None
 
 
 def located(cluster: Cluster) -> Cluster:
@@ -179,32 +179,33 @@ def write_ssh_alias(name: str) -> None:
         )
 
 
-def row(name: str, one: Cluster | None, record: Record | None, otherwise: str) -> Row:
-    state = STATES.get(record.status, record.status.lower()) if record else otherwise
+def row(one: Cluster | None, record: Record | None, otherwise: str) -> Row:
+    if not record:
+        assert one
+        return row_of(one, otherwise, ABSENT.get(otherwise, ""))
+    state = STATES.get(record.status, record.status.lower())
     why = {
-        "ended": "SkyPilot has it no longer: idle, preempted or taken down",
-        "launching": (record and record.reason) or "it is being launched",
-        "stopped": f"it is stopped, and its disk costs money: pixtral-sky launch --name {name}",
+        "launching": record.reason or ABSENT["launching"],
+        "stopped": f"it is stopped, and its disk costs money: pixtral-sky launch --name {record.name}",
     }.get(state, "")
     try:
         if state == "up":
-            one = find(name)
+            one = locate(record.name)
         if not why:
             why = problem(one) if one else "its endpoint is not known"
             if why and state == "up":
-                why = _problem_of_job(name) or why
+                why = _problem_of_job(record.name) or why
     except PixtralSkyError as error:  # one cluster's error does not hide the others
         why = str(error)
-    launched = record.launched if record else one.created if one else time.time()
     return Row(
-        name,
+        record.name,
         Cluster.kind,
         state,
-        infra=record.infra if record else "",
-        gpus=f"{record.gpus}{' spot' * record.spot}" if record else "",
-        age=time.time() - launched,
-        hourly=record.hourly_now if record else None,
-        spent=record.spent if record else None,
+        infra=record.infra,
+        gpus=f"{record.gpus}{' spot' * record.spot}",
+        age=time.time() - record.launched,
+        hourly=record.hourly_now,
+        spent=record.spent,
         endpoint=one.url if one else "",
         private=bool(one and one.private),
         answers=not why,
@@ -239,14 +240,10 @@ def logs(name: str, *, follow: bool, lines: int) -> None:
             sky.tail_logs(name, None, follow=follow, tail=lines, output_stream=out)
 
 
-def down(name: str, one: Cluster | None) -> str:
+def down(name: str, one: Cluster | None) -> bool:
     if one and (tunnel := one.tunnel()):
         tunnel.close()
-    was_there = take_down(name, one.request if one else "")
-    store.forget(name)
-    if was_there:
-        return f"{name} is down: SkyPilot and its cloud have nothing of it left."
-    return f"{name} had ended by itself; it is forgotten."
+    return take_down(name, one.request if one else "")
 
 
 def take_down(name: str, request: str = "") -> bool:

@@ -67,7 +67,7 @@ def plan(the_task: Task, wanted: Wanted) -> Plan:
 
     Raises UsageError, SkyError, and HubError for the licence of the weights.
     """
-    key, token, warned = checked(wanted, the_task.config, the_task.envs)
+    key, token, warned = checked(the_task, wanted)
     with output.phase("SkyPilot's view"):
         with contextlib.suppress(SkyError):  # a cluster needs no controller that answers
             if any(each.ours for each in services.records([wanted.name])):
@@ -76,17 +76,17 @@ def plan(the_task: Task, wanted: Wanted) -> Plan:
     return replace(made, warned=(*made.warned, *warned, *licence(the_task.envs, token)))
 
 
-def checked(wanted: Wanted, config: Mapping[str, Any], envs: Mapping[str, str]) -> tuple[str, str, list[str]]:
+def checked(the_task: Task, wanted: Wanted) -> tuple[str, str, list[str]]:
     """The key, the token and the warnings of a launch, after all checks that need no server.
 
-    ``config``: the file as data; ``envs``: of its script. Raises UsageError or SkyError.
+    Raises UsageError or SkyError.
     """
     if wanted.max_price is not None and not wanted.max_price > 0:
         raise UsageError(f"--max-price {wanted.max_price:g} is no price.", "For example: --max-price 2.50")
     key, token = key_for(wanted.name), huggingface.token()
     skypilot.check_installed()
     candidates.check_infra(wanted.infra)
-    return key, token, candidates.check_gpus(wanted.gpus, config, envs, wanted.infra)
+    return key, token, candidates.check_gpus(wanted.gpus, the_task.config, the_task.envs, wanted.infra)
 
 
 def licence(envs: Mapping[str, str], token: str) -> list[str]:
@@ -100,8 +100,7 @@ def prepare(the_task: Task, wanted: Wanted, key: str, token: str) -> Plan:
     """Plan the launch at SkyPilot. A cluster that runs under this name is updated, and keeps its machine."""
     name, envs = wanted.name, dict(the_task.config.get("envs") or {})
     config = {**the_task.config, "envs": envs}
-    store.check_kind(name, Cluster)
-    old = store.recall_as(name, Cluster)
+    old = store.check_kind(name, Cluster)
     hide(key, token)
     port = task.number(envs, "PORT", 8081)
     if "PORT" in envs:  # an empty one too, for the script has no default

@@ -17,7 +17,7 @@ import psutil
 
 from pixtral_sky import output
 from pixtral_sky.deploy import store
-from pixtral_sky.deploy.status import Row, problem
+from pixtral_sky.deploy.status import Row, row_of
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.errors import NoEndpoint, RehearsalError
 
@@ -33,23 +33,15 @@ def records(names: list[str] | None) -> Sequence[Any]:  # noqa: ARG001 (SkyPilot
     return ()
 
 
-def row(name: str, one: Rehearsal, record: Any, otherwise: str) -> Row:  # noqa: ARG001
-    running = one.is_running()
-    # After its end, another program may listen on its port: that is not sent the key.
-    why = problem(one) if running else f"it has ended; its log: {one.log}"
-    return Row(
-        name,
-        one.kind,
-        "running" if running else "ended",
-        age=time.time() - one.created,
-        endpoint=one.url,
-        answers=not why,
-        problem=why,
-    )
+def row(one: Rehearsal, record: Any, otherwise: str) -> Row:  # noqa: ARG001
+    if one.is_running():
+        return row_of(one, "running")
+    # Another program may listen on its port by now: that is not sent the key.
+    return row_of(one, "ended", f"it has ended; its log: {one.log}")
 
 
-def locate(name: str) -> bool:  # noqa: ARG001
-    return False
+def locate(name: str) -> None:
+    """SkyPilot has no rehearsal."""
 
 
 def logs(name: str, *, follow: bool, lines: int) -> None:
@@ -67,13 +59,11 @@ def logs(name: str, *, follow: bool, lines: int) -> None:
         output.data(file.read(), end="")
 
 
-def down(name: str, one: Rehearsal) -> str:
+def down(name: str, one: Rehearsal) -> bool:
     ran = one.is_running()
     with output.phase(f"stopping {name}"):
         stop(one)
-    if ran:
-        return f"{name} is stopped: no process of it is left."
-    return f"{name} had ended by itself; it is forgotten."
+    return ran
 
 
 def stop(deployment: Rehearsal) -> None:

@@ -63,7 +63,7 @@ def plan(the_task: Task, wanted: Wanted, replicas: str | None, target_qps: float
     ``replicas``: in the syntax of --replicas. Raises UsageError, SkyError, and HubError for the licence.
     """
     config = replica_policy.with_replicas(the_task.config, replicas, target_qps, wanted.spot)
-    key, token, warned = checked(wanted, config, the_task.envs)
+    key, token, warned = checked(the_task, wanted)
     warned = [*replica_policy.check(config, key), *warned]
     with output.phase("SkyPilot's view"):
         made = prepare(config, wanted, key, token)
@@ -73,8 +73,7 @@ def plan(the_task: Task, wanted: Wanted, replicas: str | None, target_qps: float
 def prepare(config: Mapping[str, Any], wanted: Wanted, key: str, token: str) -> Plan:
     """Plan the service of ``config``, a service file as data, at SkyPilot. Raises UsageError."""
     name = wanted.name
-    store.check_kind(name, Service)
-    before = store.recall_as(name, Service)
+    before = store.check_kind(name, Service)
     if any(each.ours for each in clusters.records([name])):
         raise store.is_a(Cluster.kind, name)
     hide(key, token)
@@ -92,9 +91,8 @@ def prepare(config: Mapping[str, Any], wanted: Wanted, key: str, token: str) -> 
             fallback=bool(policy.dynamic_ondemand_fallback or policy.base_ondemand_fallback_replicas),
         )
         made.set_resources(type(made.resources)(chosen.resources))
-        sky.serve.validate_service_task(
-            made, pool=False
-        )  # SkyPilot's server would refuse it only after the user has confirmed
+        # The server would refuse it as well, but only after the user has confirmed.
+        sky.serve.validate_service_task(made, pool=False)
         replaces = running is None or _machines(made.to_yaml_config()) != _machines(running.task)
     url = (running.url or (before.url if before else "")) if running else ""
     begun, request = before.created if before and running else time.time(), before.request if before else ""
@@ -112,11 +110,8 @@ def _machines(config: Mapping[str, Any]) -> dict[str, Any]:
     # The comparison of SkyServe's replica_managers.update_version(): the order of candidates does not matter.
     resources = dict(config.get("resources") or {})
     candidates = resources_utils.normalize_any_of_resources_config(resources.pop("any_of", []))
-    same = {
-        name: value
-        for name, value in config.items()
-        if name not in ("service", "pool", "resources", "_user_specified_yaml")
-    }
+    other = ("service", "pool", "resources", "_user_specified_yaml")
+    same = {name: value for name, value in config.items() if name not in other}
     return {**same, "resources": resources, "candidates": candidates}
 
 
@@ -190,7 +185,7 @@ def follow(service: Service, version: int = 0) -> Iterator[str]:
                 f"Every {'new ' if version else ''}replica of {name!r} has failed ({new[0].status}).",
                 f"Why: pixtral-sky serve logs {name} --replica {new[0].number}",
             )
-        if record.asleep:
+        if record.state == "asleep":
             return
         if any(each.status == "READY" for each in new) and not older:
             try:
@@ -310,13 +305,10 @@ def changes(plan: Plan, blue_green: bool) -> list[str]:
     if before != after:
         said.append(f"{before} becomes: {after}.")
     number = sum(each.live for each in plan.running.replicas)
-    if not plan.replaces:
-        said.append("The machines stay as they are: none is replaced.")
-    elif blue_green:
-        said.append(f"All are replaced ({number} now), at once, when enough new ones are ready.")
-    else:
-        said.append(f"All are replaced ({number} now), one after the other.")
-    return said
+    how = "at once, when enough new ones are ready" if blue_green else "one after the other"
+    if plan.replaces:
+        return [*said, f"All are replaced ({number} now), {how}."]
+    return [*said, "The machines stay as they are: none is replaced."]
 
 
 def change_of_key(plan: Plan, blue_green: bool) -> str:

@@ -21,7 +21,7 @@ from pixtral_sky.deploy import clusters, skypilot, status, store, task
 from pixtral_sky.deploy.clusters import Record
 from pixtral_sky.deploy.resolve import key_of_environment
 from pixtral_sky.deploy.skypilot import SkyOutput, hide, infra, sky_sdk, task_of
-from pixtral_sky.deploy.status import Row
+from pixtral_sky.deploy.status import Row, row_of
 from pixtral_sky.deploy.store import Service
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
 
@@ -29,6 +29,7 @@ kind, at_skypilot = Service, True
 POLL_SECONDS = 5.0
 REGISTER_SECONDS = 30.0  # after a cancelled `up`, in which the service may still appear
 DOWN_SECONDS = 900.0
+ABSENT = {"ended": "SkyServe has it no longer: taken down", "launching": "it is being brought up"}
 CONTROLLER = "sky-serve-controller-"  # prefix: the name of SkyServe's own machine
 
 
@@ -83,13 +84,8 @@ class ServiceRecord:
         return sum(each.status == "READY" for each in self.replicas)
 
     @property
-    def asleep(self) -> bool:
-        """Whether it has no replica because there are no requests."""
-        return self.state == "asleep"
-
-    @property
     def state(self) -> str:
-        """Its status for people: NO_REPLICA has four meanings."""
+        """Its status for people. NO_REPLICA has four meanings; asleep: there are no requests."""
         if self.status != "NO_REPLICA":
             return self.status.lower().replace("_", " ")
         if any(each.live for each in self.replicas):
@@ -225,7 +221,7 @@ def problem(service: Service, record: ServiceRecord) -> str:
     """
     if record.ready and service.url:
         return status.problem(service)
-    if record.asleep:
+    if record.state == "asleep":
         return "it has no replica, and the next request calls one"
     if record.state == "failed":
         return "every replica has failed"
@@ -259,37 +255,28 @@ def remembered(record: ServiceRecord) -> Service:
     return service
 
 
-def locate(name: str) -> bool:
+def locate(name: str) -> Service | None:
     found = record(name)
-    if not found or not found.url or not store.is_ours(found, Service):
-        return False
-    remembered(found)
-    return True
+    return remembered(found) if found and found.url and store.is_ours(found, Service) else None
 
 
-def row(name: str, one: Service | None, record: ServiceRecord | None, otherwise: str) -> Row:
-    if record:
-        (record,) = priced([record])
-        state = f"{record.state}, {record.ready}/{len(record.replicas)}"
-        one, why = _asked(record, one)
-        why = f"{why} (pixtral-sky serve status {name})" if why else ""
-    else:
-        state = otherwise
-        why = {
-            "ended": "SkyServe has it no longer: taken down",
-            "launching": "it is being brought up",
-        }.get(state, "")
-        if one and not why:
-            why = status.problem(one)
-    replicas = record.replicas if record else ()
+def row(one: Service | None, record: ServiceRecord | None, otherwise: str) -> Row:
+    if not record:
+        assert one
+        return row_of(one, otherwise, ABSENT.get(otherwise, ""))
+    (record,) = priced([record])
+    one, why = _asked(record, one)
+    why = f"{why} (pixtral-sky serve status {record.name})" if why else ""
     return Row(
-        name,
+        record.name,
         Service.kind,
-        state,
-        infra=", ".join(sorted({each.infra for each in replicas} - {""})),
-        gpus=", ".join(sorted({f"{each.gpus}{' spot' * each.spot}" for each in replicas if each.gpus})),
+        f"{record.state}, {record.ready}/{len(record.replicas)}",
+        infra=", ".join(sorted({each.infra for each in record.replicas} - {""})),
+        gpus=", ".join(
+            sorted({f"{each.gpus}{' spot' * each.spot}" for each in record.replicas if each.gpus})
+        ),
         age=time.time() - one.created if one else None,
-        hourly=record.hourly if record else None,
+        hourly=record.hourly,
         endpoint=one.url if one else "",
         answers=not why,
         problem=why,
@@ -395,14 +382,9 @@ def logs(name: str, *, follow: bool, lines: int, replica: int | None = None, bal
         )
 
 
-def down(name: str, one: Service | None) -> str:
+def down(name: str, one: Service | None) -> bool:
     with output.phase(f"taking {name} down"):
-        was_there = take_down(name, one.request if one else "")
-    if one:
-        store.forget(name)
-    if was_there:
-        return f"{name} is down: SkyPilot has no replica of it left."
-    return f"{name} was gone already; it is forgotten."
+        return take_down(name, one.request if one else "")
 
 
 def take_down(name: str, request: str = "") -> bool:

@@ -225,6 +225,8 @@ def url_of(address: str | None) -> str:
 
 def is_launching(request: str) -> bool:
     """Whether the launch with this request id is still in progress. False if SkyPilot does not say."""
+    if not request:
+        return False
     with contextlib.suppress(SkyError), sky_sdk(silent=True) as sky:
         return _in_progress(sky, request)
     return False
@@ -239,7 +241,7 @@ def cancel(request: str) -> bool:
 
 
 def _in_progress(sky: Any, request: str) -> bool:
-    # WAITING: for SkyPilot's own retry. All requests start with an empty one.
+    # WAITING: for SkyPilot's own retry. An empty id would be a prefix of all ids.
     states = ("PENDING", "WAITING", "RUNNING")
     return bool(request) and any(each.status in states for each in sky.api_status([request]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from pixtral_sky.client.endpoint import Endpoint
@@ -26,6 +27,21 @@ class Row:
     private: bool = False
     answers: bool = False  # it has just answered a request with its key
     problem: str = ""  # why it does not answer
+
+
+def row_of(deployment: Deployment, state: str, why: str = "") -> Row:
+    """A deployment's row without a record of SkyPilot. ``why`` it does not answer; if empty, it is asked."""
+    why = why or problem(deployment)
+    return Row(
+        deployment.name,
+        deployment.kind,
+        state,
+        age=time.time() - deployment.created,
+        endpoint=deployment.url,
+        private=deployment.tunnel() is not None,
+        answers=not why,
+        problem=why,
+    )
 
 
 def problem(deployment: Deployment) -> str:

@@ -173,11 +173,12 @@ def recall_as(name: str, kind: type[Kind]) -> Kind | None:
     return known if isinstance(known, kind) else None
 
 
-def check_kind(name: str, kind: type[Deployment]) -> None:
-    """Raise UsageError when a deployment of another kind has this name, and has not ended."""
+def check_kind(name: str, kind: type[Kind]) -> Kind | None:
+    """As `recall_as`. Raises UsageError when the name is of another kind that has not ended."""
     old = recall(name)
     if old and not isinstance(old, kind) and not old.has_ended():
         raise is_a(old.kind, name)
+    return old if isinstance(old, kind) else None
 
 
 def is_a(kind: str, name: str) -> UsageError:

@@ -1250,7 +1250,7 @@ def test_down(run: Run, server: FakeSky, service: fake_sky.Service) -> None:
     result = run("serve", "down")
     assert (result.code, result.out) == (0, "")
     assert result.phases == ["taking pixtral down"]
-    assert last(result) == "pixtral is down: SkyPilot has no replica of it left."
+    assert last(result) == "pixtral is down: there is nothing of it left."
     assert server.serve.services == {}
     assert server.machines == {}
     assert store.known() == []
@@ -1358,7 +1358,7 @@ def test_down_of_one_on_its_way(run: Run, server: FakeSky, status: str, controll
         server.serve.controller()
     result = run("serve", "down")
     assert result.code == 0
-    assert last(result) == "pixtral is down: SkyPilot has no replica of it left."
+    assert last(result) == "pixtral is down: there is nothing of it left."
     assert server.asked("api_cancel") == [[request]]
     assert server.machines == {}
     assert store.known() == []

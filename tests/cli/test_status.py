@@ -413,7 +413,7 @@ def test_down(run: Run, server: FakeSky) -> None:
     result = run("down")
     assert (result.code, result.out) == (0, "")
     assert "Terminating cluster pixtral...done." in result.err
-    assert result.err.endswith("pixtral is down: SkyPilot and its cloud have nothing of it left.\n")
+    assert result.err.endswith("pixtral is down: there is nothing of it left.\n")
     assert list(server.machines) == ["other"]
     assert store.known() == ["other"]
     assert server.tunnels == [("close", "pixtral", 8765, 8081)]
@@ -456,7 +456,7 @@ def test_down_of_a_launch_on_its_way(run: Run, server: FakeSky, status: str) -> 
     assert server.asked("api_cancel") == [[request]]
     order = [name for name, _ in server.calls]
     assert order.index("api_cancel") < order.index("down")
-    assert "had ended by itself" not in result.err
+    assert "was gone already" not in result.err
     assert store.known() == []
 
 
@@ -530,7 +530,7 @@ def test_down_all_without_skypilots_server(
     server.down_with = server.sky.exceptions.ApiServerConnectionError("http://127.0.0.1:46580")
     result = run("down", "--all", "--yes")
     assert result.code == 1
-    assert "here is stopped" in result.err
+    assert "here is down" in result.err
     assert store.known() == ["pixtral"]
 
 

@@ -135,24 +135,24 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
 
 
-def test_find(server: FakeSky, key: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert clusters.find("pixtral") is None
+def test_locate(server: FakeSky, key: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert clusters.locate("pixtral") is None
     envs = {"MAX_IMAGES": 8, "MAX_MODEL_LEN": -1}
     server.cluster(endpoints={8081: "10.0.0.7:8081"}, ports=["8081"], envs=envs)
-    found = clusters.find("pixtral")
+    found = clusters.locate("pixtral")
     assert found
     assert (found.url, found.key, found.request) == ("http://10.0.0.7:8081", KEY, "")
     assert (found.max_images, found.max_model_len, found.private) == (8, -1, False)
     assert found == store.recall()
     monkeypatch.delenv("PIXTRAL_API_KEY")
-    assert clusters.find("pixtral").key == KEY
+    assert clusters.locate("pixtral").key == KEY
     monkeypatch.setenv("PIXTRAL_API_KEY", "another")
-    assert clusters.find("pixtral").key == "another", "nobody here knows better"
+    assert clusters.locate("pixtral").key == "another", "nobody here knows better"
 
 
 def test_a_cluster_that_listens_for_a_tunnel_only(server: FakeSky) -> None:
     server.cluster(ports=["8081"], envs={"LISTEN": "127.0.0.1"})
-    found = clusters.find("pixtral")
+    found = clusters.locate("pixtral")
     assert found
     assert found.private
     assert found.url.startswith("http://127.0.0.1:")
@@ -172,6 +172,6 @@ def test_a_cluster_that_listens_for_a_tunnel_only(server: FakeSky) -> None:
 def test_what_a_bare_launch_was_given(server: FakeSky, command: str | None, port: int) -> None:
     """SkyPilot keeps the file as it was, and the command."""
     server.cluster(command=command)
-    found = clusters.find("pixtral")
+    found = clusters.locate("pixtral")
     assert found
     assert (found.port, found.private) == (port, True)

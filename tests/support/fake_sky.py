@@ -1,13 +1,12 @@
-"""A SkyPilot API server in this process: the functions of the real SDK, without the network.
+"""A fake SkyPilot API server in this process, in place of the network.
 
-What goes in is the real SDK's (a ``sky.Task`` is dumped to YAML, and loaded again as the server does), and what
-comes out as well: each answer and each error goes through SkyPilot's own encoders and decoders. Only what the
-server would do at a cloud is played here.
+Requests and answers are those of the real SDK: a ``sky.Task`` is dumped to YAML and loaded again, as the server
+does, and each answer and error passes SkyPilot's own encoders and decoders. Only the clouds are simulated.
 
-    server.cluster("pixtral", gpus={"L4": 2})          # one that is there already
-    server.script = [*SETUP, run("== starting the server")]   # what the next job says
-    server.serve.service("pixtral", {1: "READY", 2: "STARTING"})   # a service that is there already
-    server.serve.course = [{1: "STARTING"}, {1: "READY"}]      # how the next one goes on, a step a look
+    server.cluster("pixtral", gpus={"L4": 2})          # a cluster that exists
+    server.script = [*SETUP, run("== starting the server")]   # the log of the next job
+    server.serve.service("pixtral", {1: "READY", 2: "STARTING"})   # a service that exists
+    server.serve.course = [{1: "STARTING"}, {1: "READY"}]      # the states of the next service, a step per `status`
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ STARTING = run("== starting the server")
 
 @dataclass
 class Job:
-    """``script`` is what its log has: lines, what is raised once to whoever reads it, and what is called once."""
+    """``script``: lines of its log, exceptions that a reader gets once, and functions that are called once."""
 
     number: int
     script: list[Any]
@@ -85,27 +84,26 @@ class Job:
 
 @dataclass
 class Machine:
-    """A cluster that the server has."""
+    """A cluster of the server."""
 
     name: str
     status: Any
-    resources: Any  # sky.Resources; None while it is not known
+    resources: Any  # sky.Resources; None while unknown
     yaml: str | None
     endpoints: dict[int, str] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
-    hourly: float | None = 1.4  # None: it is in no cost report
+    hourly: float | None = 1.4  # None: not in the cost report
     seconds: int = 1800
     reason: str | None = None
     command: str | None = None
-    to_down: bool = True
-    mine: bool = True  # else SkyPilot's server has it for all its users
+    mine: bool = True  # False: shown only with all_users
     hash: str = field(default_factory=lambda: str(uuid.uuid4()))
 
 
 class FakeSky:
-    """See the module. ``calls`` has the name of every request and what it was asked, in order.
+    """See the module. ``calls``: the name and the arguments of every request, in order.
 
-    ``down_with`` is raised by every function, ``errors`` by the answer to a request of that name; of a list, each
+    Every function raises ``down_with``. The answer to a request raises its entry in ``errors``; of a list, each
     once.
     """
 
@@ -123,8 +121,8 @@ class FakeSky:
         self.provision_log = ["Launching on AWS us-east-1.\n", "Waiting for ssh.\n"]
         self.during_launch: Callable[[str], None] = lambda name: None
         self.stays = False  # `down` does nothing
-        self.lands: dict[str, Any] = {}  # how a launched machine differs from what was asked for
-        self.real: dict[str, Callable[..., Any]] = {}  # what it is in place of
+        self.lands: dict[str, Any] = {}  # how a launched machine differs from the requested one
+        self.real: dict[str, Callable[..., Any]] = {}  # the functions that it replaces
         self.aliases: list[str] = []
         self.tunnels: list[tuple[str, str, int, int]] = []
         self.tasks: list[Any] = []  # as they came in
@@ -149,7 +147,7 @@ class FakeSky:
         envs: dict[str, Any] | None = None,
         **fields: Any,
     ) -> Machine:
-        """A cluster that is there, as somebody has launched it."""
+        """Add a running cluster."""
         import yaml
 
         resources = self.sky.Resources(
@@ -171,22 +169,22 @@ class FakeSky:
         return machine
 
     def pending(self, status: str = "RUNNING", name: str = "pixtral") -> str:
-        """The id of a launch that is on its way."""
+        """The id of a new launch with this status."""
         request = self._request("launch", name, lambda _: None, later=True)
         self._requests[request].status = self.wire.RequestStatus(status)
         self.calls.clear()
         return str(request)
 
     def asked(self, name: str) -> list[Any]:
-        """What the requests of that name have asked for."""
+        """The arguments of all requests with this name."""
         return [body for each, body in self.calls if each == name]
 
     def requests(self, name: str) -> list[str]:
-        """The ids of those of that name."""
+        """The ids of all requests with this name."""
         return [each.request_id for each in self._requests.values() if each.name == f"sky.{name}"]
 
     def ends(self, status: str) -> Callable[[Job], None]:
-        """A step of a script: the job is in that state then."""
+        """A step of a script, which sets the job's status."""
 
         def step(job: Job) -> None:
             job.status = self.sky.JobStatus(status)
@@ -277,7 +275,7 @@ class FakeSky:
                 handle=self._handle(each),
                 status=each.status,
                 autostop=5,
-                to_down=each.to_down,
+                to_down=True,
                 cluster_hash=each.hash,
                 cluster_ever_up=True,
                 user_hash="abcd1234",
@@ -581,7 +579,7 @@ class FakeSky:
 
 @dataclass
 class Replica:
-    """A replica that the controller has: SkyServe's own ``ReplicaInfo``, and the machine."""
+    """A replica of the controller: SkyServe's own ``ReplicaInfo``, and the machine."""
 
     info: Any
     resources: Any  # sky.Resources
@@ -592,7 +590,7 @@ class Replica:
 
 @dataclass
 class Service:
-    """A service that the controller has."""
+    """A service of the controller."""
 
     name: str
     tasks: dict[int, str]  # the YAML of each version
@@ -600,7 +598,7 @@ class Service:
     status: str | None = None  # None: as the prober sets it
     target: int | None = 2
     replicas: dict[int, Replica] = field(default_factory=dict)
-    # Applied one after the other when somebody looks: {replica: its state, or None when it is gone}, or a call.
+    # One step per `status`: {replica: its state; None removes it}, or a function.
     course: list[Any] = field(default_factory=list)
     mode: Any = None
     first_ready: int | None = None
@@ -612,9 +610,9 @@ class Service:
 
 
 class FakeServe:
-    """SkyServe's part of the SDK; records and replicas are made by SkyServe's own functions.
+    """SkyServe's part of the SDK; SkyServe's own functions make records and replicas.
 
-    ``course`` is how a service goes on that is brought up next, ``update_course`` one that is updated.
+    ``course``: the steps of the next service that is brought up; ``update_course``: of the next update.
     """
 
     def __init__(self, server: FakeSky) -> None:
@@ -630,7 +628,7 @@ class FakeServe:
     # For tests
 
     def controller(self, status: str = "UP", **fields: Any) -> Machine:
-        """SkyServe's machine; made when there is none."""
+        """SkyServe's machine, which is added if there is none."""
         name = "sky-serve-controller-abcd1234"
         if name not in self.server.machines:
             sky = self.server.sky
@@ -649,7 +647,7 @@ class FakeServe:
         config: dict[str, Any] | None = None,
         **fields: Any,
     ) -> Service:
-        """One that is there, as somebody has brought it up."""
+        """Add a running service."""
         from pixtral_sky.deploy import task
 
         made_of = json.dumps(config) if config else (file or task.shipped("service.yaml")).read_text()
@@ -661,7 +659,7 @@ class FakeServe:
         return self.services[name]
 
     def moves(self, service: Service, step: Any) -> None:
-        """A step of a course."""
+        """Apply a step of a course."""
         if callable(step):
             step(service)
             return
@@ -686,7 +684,7 @@ class FakeServe:
         url: str | None = None,
         seconds: int = 1800,
     ) -> Replica:
-        """A replica of the latest version, in no state yet."""
+        """Add a replica of the latest version, without a state."""
         from sky.serve.replica_managers import ReplicaInfo
 
         info = ReplicaInfo(number, f"{service.name}-{number}", "8081", spot, None, service.version, None)
@@ -956,7 +954,7 @@ def _spec(text: str) -> Any:
 
 @contextlib.contextmanager
 def started(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[FakeSky]:
-    """A server in place of the network, for somebody who has used SkyPilot; no ssh either."""
+    """A server in place of the network, for a user who has used SkyPilot before; ssh fails."""
     server = FakeSky(_package(folder))
     _install(server, patch)
     (Path.home() / ".sky").mkdir(parents=True)
@@ -986,7 +984,7 @@ def started(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[FakeSky]:
 
 
 def _package(folder: Path) -> Any:
-    """SkyPilot's own package. It writes to the home that it is imported with: to none that a test looks at."""
+    """Import SkyPilot. It writes to the home directory of that moment, which is not a test's."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SkyPilot's own
         patch.setenv("HOME", str(folder / "imported"))
@@ -998,7 +996,7 @@ def _package(folder: Path) -> Any:
 
 
 def _install(server: FakeSky, patch: pytest.MonkeyPatch) -> None:
-    """``server`` in place of the SDK's own functions; whatever else would go to a server fails."""
+    """Replace the SDK's functions by those of ``server``; any other request to a server fails."""
     from sky import clouds
     from sky.client import sdk
     from sky.serve.client import sdk as serve_sdk

@@ -697,7 +697,7 @@ def test_the_journey(cli, tmp_path):
     finally:
         down = cli("down")
     assert down.returncode == 0, down.stderr
-    assert "no process of it is left" in down.stderr
+    assert "nothing of it left" in down.stderr
     assert ours() <= before
     assert cli("status").returncode == 1
     gone = cli("ask", "x")
