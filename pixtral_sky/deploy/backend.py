@@ -1,7 +1,7 @@
 """What can be done with a deployment, whatever its kind.
 
 Each kind of deployment has a module with the functions of `Backend`. A fourth kind is a class in ``store``,
-such a module, and its entry in KINDS.
+such a module, and its entry in BACKENDS.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ class Backend(Protocol):
         """
 
 
-KINDS: tuple[Backend, ...] = (rehearsals, clusters, services)
+BACKENDS: tuple[Backend, ...] = (rehearsals, clusters, services)
 
 
 def of(deployment: Deployment) -> Backend:
-    return next(each for each in KINDS if isinstance(deployment, each.kind))
+    return next(each for each in BACKENDS if isinstance(deployment, each.kind))
 
 
-def kinds_of(name: str) -> tuple[Backend, ...]:
+def backends_of(name: str) -> tuple[Backend, ...]:
     """The kind of the deployment that is remembered under this name; all kinds, if none is."""
     known = store.recall(name)
-    return (of(known),) if known else KINDS
+    return (of(known),) if known else BACKENDS
 
 
 # status ----------------------------------------------------------------------------------------------------
@@ -83,12 +83,12 @@ def rows(name: str | None = None) -> tuple[list[Row], SkyError | None]:
         except PixtralSkyError as damaged:
             found.append(Row(each, "?", "damaged", problem=str(damaged)))
     kinds = {each: of(one) for each, one in remembered.items()}
-    records, asked, trouble = _records(name, kinds)
+    records, certain, trouble = _records(name, kinds)
     for each in sorted({*kinds, *records}):
         backend, record = records.get(each) or (kinds[each], None)
         one = remembered.get(each)
         otherwise = "unknown"
-        if not record and backend in asked:
+        if not record and backend in certain:
             otherwise = "launching" if skypilot.is_launching(getattr(one, "request", "")) else "ended"
         found.append(backend.row(one, record, otherwise))
     if name and not found:
@@ -99,24 +99,24 @@ def rows(name: str | None = None) -> tuple[list[Row], SkyError | None]:
 def _records(
     name: str | None, remembered: Mapping[str, Backend]
 ) -> tuple[dict[str, tuple[Backend, Any]], list[Backend], SkyError | None]:
-    """SkyPilot's records of this project, by name; the kinds for which it was asked; and its error.
+    """SkyPilot's records of this project, by name; the kinds of which these are all; and SkyPilot's error.
 
     SkyPilot is not asked if it was never used, nor for a name that is remembered as another kind.
     """
     records: dict[str, tuple[Backend, Any]] = {}
-    asked: list[Backend] = []
+    certain: list[Backend] = []
     known = remembered.get(name or "")
     try:
-        for backend in KINDS:
+        for backend in BACKENDS:
             if known in (None, backend) and (backend in remembered.values() or skypilot.was_used()):
                 for record in backend.records([name] if name else None):
                     if store.is_ours(record, backend.kind):
                         records.setdefault(record.name, (backend, record))
                         known = backend if name else None
-            asked.append(backend)
+            certain.append(backend)
     except SkyError as error:
-        return records, asked, error
-    return records, asked, None
+        return records, certain, error
+    return records, certain, None
 
 
 # endpoint, logs, down --------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def find(name: str | None) -> Endpoint:
             if not may_be_at_skypilot(name) or not skypilot.was_used():
                 raise
             with output.phase("asking SkyPilot"):
-                located = any(each.locate(name) for each in kinds_of(name))
+                located = any(each.locate(name) for each in backends_of(name))
             if not located:
                 raise
         except SkyError as trouble:
@@ -142,7 +142,7 @@ def find(name: str | None) -> Endpoint:
 
 def logs(name: str, *, follow: bool, lines: int) -> None:
     """Write the log of a deployment to stdout. Raises NoEndpoint when there is no such deployment."""
-    kinds = kinds_of(name)
+    kinds = backends_of(name)
     if len(kinds) == 1:
         kinds[0].logs(name, follow=follow, lines=lines)
         return
@@ -164,7 +164,7 @@ def down(name: str) -> str:
 
     Raises NoEndpoint when there is no such deployment.
     """
-    if said := take_down(name, kinds_of(name)):
+    if said := take_down(name, backends_of(name)):
         return said
     raise _nothing(name)
 
@@ -198,7 +198,7 @@ def _at_skypilot(backend: Backend, name: str) -> bool:
 def may_be_at_skypilot(name: str) -> bool:
     """Whether SkyPilot may run it: not if it is remembered as a rehearsal."""
     with contextlib.suppress(PixtralSkyError):
-        return any(each.at_skypilot for each in kinds_of(name))
+        return any(each.at_skypilot for each in backends_of(name))
     return True
 
 

@@ -109,7 +109,7 @@ class Service(Deployment):
     request: str  # SkyPilot's id of the last `up` or `update`; empty if it was not brought up from here
 
 
-KINDS: dict[str, type[Deployment]] = {kind.kind: kind for kind in Deployment.__subclasses__()}
+CLASSES: dict[str, type[Deployment]] = {kind.kind: kind for kind in Deployment.__subclasses__()}
 # Of the fields, by annotation: a float that is whole may be written as an int.
 TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
@@ -195,7 +195,7 @@ def is_ours(record: Any, kind: type[Deployment]) -> bool:
 
 
 def _deployment(data: Any) -> Deployment:
-    kind = KINDS[data["kind"]]
+    kind = CLASSES[data["kind"]]
     values = {each.name: data[each.name] for each in fields(kind)}
     if not all(type(values[each.name]) in TYPES[str(each.type)] for each in fields(kind)):
         raise TypeError("a field of another type")

@@ -130,8 +130,8 @@ def _stand(kind: Any, server: FakeSky) -> Iterator[Any]:
 
 
 def test_every_kind_has_a_backend() -> None:
-    assert {each.kind for each in backend.KINDS} == {*store.KINDS.values()}
-    for each in backend.KINDS:
+    assert {each.kind for each in backend.BACKENDS} == {*store.CLASSES.values()}
+    for each in backend.BACKENDS:
         functions = {name for name in vars(backend.Backend) if not name.startswith("_")}
         assert all(hasattr(each, name) for name in functions), each
 
