@@ -16,7 +16,7 @@ from pixtral_sky import output
 from pixtral_sky.deploy.store import DEFAULT_NAME
 
 if TYPE_CHECKING:
-    from pixtral_sky.deploy.launch import Checked
+    from pixtral_sky.deploy.bring_up import Checked
     from pixtral_sky.deploy.task import Task
     from pixtral_sky.errors import UsageError
 

@@ -70,7 +70,7 @@ def up(
       pixtral-sky serve up --file examples/scale-to-zero.yaml
     """
     from pixtral_sky.deploy import serve, task
-    from pixtral_sky.deploy.launch import Wanted
+    from pixtral_sky.deploy.bring_up import Wanted
 
     started = time.monotonic()
     wanted = Wanted(name, infra, gpus, spot, max_price=max_price)
@@ -115,7 +115,7 @@ def update(
     when it is retired break off.
     """
     from pixtral_sky.deploy import serve, task
-    from pixtral_sky.deploy.launch import Wanted
+    from pixtral_sky.deploy.bring_up import Wanted
 
     wanted = Wanted(name, infra, gpus, spot, max_price=max_price)
     the_task = common.load(file or task.shipped("service.yaml"), env, precision)

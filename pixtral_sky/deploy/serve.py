@@ -19,7 +19,7 @@ from pixtral_sky.deploy import (
     store,
     task,
 )
-from pixtral_sky.deploy.launch import CENT, Checked, Wanted, checked, enabled_for, licence, made_task
+from pixtral_sky.deploy.bring_up import CENT, Checked, Wanted, checked, enabled_for, licence, made_task
 from pixtral_sky.deploy.resolve import endpoint_of, key_of_environment
 from pixtral_sky.deploy.services import Replica, ServiceRecord
 from pixtral_sky.deploy.skypilot import hide, sky_output, sky_sdk

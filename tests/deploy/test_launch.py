@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pixtral_sky.deploy import clusters, launch, status, store, task
+from pixtral_sky.deploy.bring_up import Wanted
 from pixtral_sky.deploy.store import Cluster
 from pixtral_sky.deploy.tunnel import Tunnel
 from pixtral_sky.errors import SkyError, Unreachable
@@ -23,7 +24,7 @@ CLUSTER = Cluster("pixtral", "", KEY, 32768, 4, 1.0, 8081, False, "")
 
 
 def prepared(file: Path | None = None, key: str = KEY, token: str = "", **wanted: Any) -> launch.Plan:
-    return launch.prepare(task.load(file), launch.Wanted("pixtral", **wanted), key, token)
+    return launch.prepare(task.load(file), Wanted("pixtral", **wanted), key, token)
 
 
 # A job -----------------------------------------------------------------------------------------------------
