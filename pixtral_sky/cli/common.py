@@ -74,10 +74,12 @@ def confirm(question: str, yes: bool) -> None:
     from pixtral_sky.errors import UsageError
 
     if not yes:
-        ask(question, True, UsageError("This costs money, and nobody is here to be asked.", "Add --yes"))
+        confirm_or_abort(
+            question, True, UsageError("This costs money, and nobody is here to be asked.", "Add --yes")
+        )
 
 
-def ask(question: str, default: bool, nobody: UsageError) -> None:
+def confirm_or_abort(question: str, default: bool, nobody: UsageError) -> None:
     """Ask a question; a no ends the command. Raises ``nobody`` if stdin is not a terminal."""
     if not sys.stdin.isatty():
         raise nobody

@@ -35,7 +35,7 @@ def down(
         if names and not yes:
             them = ", ".join(names)
             nobody = UsageError("Nobody is here to be asked.", f"--all --yes takes down: {them}")
-            common.ask(f"Take down {them}?", False, nobody)
+            common.confirm_or_abort(f"Take down {them}?", False, nobody)
     asked_skypilot = any(map(backend.may_be_at_skypilot, names))
     for each in names:
         try:

@@ -11,7 +11,8 @@ from pixtral_sky.client.endpoint import Endpoint, base_url
 from pixtral_sky.deploy.store import DEFAULT_NAME, Deployment, known, recall
 from pixtral_sky.errors import NoEndpoint, UsageError
 
-KEY = r"[A-Za-z0-9._~+/=-]*"  # as in templates/check.sh
+# The keys that our script takes, as in templates/check.sh. Other endpoints may have others: `client` sends any.
+KEY = r"[A-Za-z0-9._~+/=-]*"
 
 
 def endpoint_of(deployment: Deployment) -> Endpoint:
@@ -74,9 +75,9 @@ def find(
     Raises NoEndpoint when there is none.
     """
     if url:
-        known_url = environ.get("PIXTRAL_ENDPOINT")
-        theirs = not known_url or base_url(known_url) == base_url(url)
-        return Endpoint.at(url, key or (environ.get("PIXTRAL_API_KEY", "") if theirs else ""))
+        environment_url = environ.get("PIXTRAL_ENDPOINT")
+        key_is_for_url = not environment_url or base_url(environment_url) == base_url(url)
+        return Endpoint.at(url, key or (environ.get("PIXTRAL_API_KEY", "") if key_is_for_url else ""))
     if name is None and environ.get("PIXTRAL_ENDPOINT"):
         given = key or environ.get("PIXTRAL_API_KEY", "")
         return Endpoint.at(environ["PIXTRAL_ENDPOINT"], given, origin="PIXTRAL_ENDPOINT")
