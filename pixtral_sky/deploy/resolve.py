@@ -11,7 +11,7 @@ from pixtral_sky.client.endpoint import Endpoint, base_url
 from pixtral_sky.deploy.store import DEFAULT_NAME, Deployment, known, recall
 from pixtral_sky.errors import NoEndpoint, UsageError
 
-# The keys that our script takes, as in templates/check.sh. Other endpoints may have others: `client` sends any.
+# The keys that our script takes (templates/check.sh). Other endpoints may have others: `client` sends any.
 KEY = r"[A-Za-z0-9._~+/=-]*"
 
 
