@@ -108,7 +108,7 @@ class Client:
         headers = {"User-Agent": f"pixtral-sky/{__version__}", "Content-Type": "application/json"}
         headers["Accept-Encoding"] = "identity"  # answers are short; a compressed one can be of any size
         if endpoint.key:
-            # A header's characters; `deploy/resolve.py` has the narrower rule for keys of our own deployments.
+            # A header's characters; `deploy/resolve.py` has the narrower rule for our own deployments.
             # Checked here, as the libraries' errors would quote the key.
             if not re.fullmatch(r"[!-~]+", endpoint.key):
                 raise UsageError("The key has characters that no key can have.", "Look at PIXTRAL_API_KEY.")
