@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from pixtral_sky import __version__
-from pixtral_sky.cli.app import COMMANDS, GROUPS
+from pixtral_sky.cli.app import COMMANDS
 from pixtral_sky.client import client
 from pixtral_sky.deploy import rehearsals, resolve, store
 from pixtral_sky.deploy.store import Rehearsal
@@ -68,11 +68,11 @@ def subprocess_of(*arguments: str, **environ: str) -> subprocess.CompletedProces
 def test_help(run: Run, option: str) -> None:
     result = run(option)
     assert (result.code, result.err) == (0, "")
-    for command in (*COMMANDS, *GROUPS):
+    for command in COMMANDS:
         assert re.search(rf"^\W*{command}\s", result.out, re.MULTILINE), command
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *GROUPS])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command(run: Run, command: str) -> None:
     result = run(command, "--help")
     assert (result.code, result.err) == (0, "")

@@ -18,10 +18,10 @@ from pixtral_sky.deploy import store
 from pixtral_sky.deploy.resolve import find
 from pixtral_sky.deploy.store import Cluster, Service
 from pixtral_sky.errors import Busy, NotAnAPI, PixtralSkyError, Refused, Unauthorized, UsageError
-from tests.client.test_endpoint import deployment
 from tests.conftest import ROOT
 from tests.support import fake_endpoint as fake
 from tests.support.command_line import KEY, Result, Run, run_main
+from tests.support.deployments import running
 from tests.support.fake_endpoint import Behaviour, FakeEndpoint, Request, says
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -370,7 +370,7 @@ JSON = "Content-Type: application/json"
 def remembered() -> Sequence[tuple[store.Deployment, str]]:
     common = {"key": KEY, "max_model_len": 32768, "max_images": 4, "created": 1.0}
     return [
-        (deployment("mine", key=KEY, url="http://127.0.0.1:7777"), "http://127.0.0.1:7777"),
+        (running("mine", key=KEY, url="http://127.0.0.1:7777"), "http://127.0.0.1:7777"),
         (Cluster(name="mine", url="http://10.0.0.7:8081", port=8081, private=False, request="", **common), "http://10.0.0.7:8081"),
         (Service(name="mine", url="https://10.0.0.7:30001", request="", **common), "https://10.0.0.7:30001"),
     ]  # fmt: skip
