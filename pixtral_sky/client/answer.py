@@ -41,7 +41,11 @@ class Answer:
 
     @property
     def usage(self) -> dict[str, Any]:
-        return dict(self._whole.get("usage") or {})
+        """What the server reports, without counts that are no numbers."""
+        found = self._whole.get("usage")
+        if not isinstance(found, dict):
+            return {}
+        return {k: v for k, v in found.items() if not k.endswith("_tokens") or isinstance(v, int)}
 
     @property
     def finish_reason(self) -> str:

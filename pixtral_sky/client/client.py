@@ -98,6 +98,8 @@ class Client:
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         endpoint = Endpoint.at(endpoint, key) if isinstance(endpoint, str) else endpoint
+        if not isinstance(endpoint, Endpoint):
+            raise TypeError(f"An endpoint is a URL, not {type(endpoint).__name__}.")
         self.endpoint = endpoint
         self._budget = RETRY_SECONDS if budget is None else budget
         self._may_start = endpoint.is_baseten and budget is None

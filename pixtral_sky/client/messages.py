@@ -19,8 +19,15 @@ Question: TypeAlias = Sequence[str | Picture | Source | dict[str, Any]]
 
 
 def messages(question: Question, system: str = "") -> list[dict[str, Any]]:
-    """The OpenAI messages of a question, after the ``system`` prompt if there is one."""
-    found: list[Any] = [question] if isinstance(question, str) else list(question)
+    """The OpenAI messages of a question, after the ``system`` prompt if there is one.
+
+    Raises TypeError for what is no question.
+    """
+    if isinstance(question, str):
+        question = [question]
+    if not isinstance(question, Sequence) or isinstance(question, bytes):
+        raise _no_question(question)
+    found: list[Any] = list(question)
     if not all(isinstance(each, dict) for each in found):
         found = [{"role": "user", "content": [_part(each) for each in found]}]
     return [{"role": "system", "content": system}, *found] if system else found
@@ -32,7 +39,13 @@ def _part(part: object) -> dict[str, Any]:
     if isinstance(part, (Picture, Source)):
         url = part.location if isinstance(part, Source) else part.data_url()
         return {"type": "image_url", "image_url": {"url": url}}
-    raise TypeError(f"A question is words and pictures, or messages; not {type(part).__name__}.")
+    raise _no_question(part)
+
+
+def _no_question(found: object) -> TypeError:
+    return TypeError(
+        f"A question is a list of words and pictures, or of messages; not {type(found).__name__}."
+    )
 
 
 def check_pictures(endpoint: Endpoint, pictures: int) -> None:

@@ -178,10 +178,13 @@ class Transport:
 
     def _pass_proxy(self, stream: httpcore.NetworkStream, connect: httpcore.Request) -> None:
         """Ask the proxy for a tunnel to the server."""
+        heard = _Stream(stream, lambda _: None)
         try:
-            answer = httpcore.HTTP11Connection(_ORIGIN, stream).handle_request(connect)
-        except httpcore.RemoteProtocolError as error:
-            raise ProxyRefused from error
+            answer = httpcore.HTTP11Connection(_ORIGIN, heard).handle_request(connect)
+        except (httpcore.TimeoutException, httpcore.NetworkError) as error:
+            raise NoConnection from error
+        except (httpcore.RemoteProtocolError, NotHTTP) as error:
+            raise (ProxyRefused if heard.has_begun() else NoConnection) from error
         if not 200 <= answer.status < 300:
             raise ProxyRefused
 
@@ -195,21 +198,28 @@ class _Stream(httpcore.NetworkStream):
         # Held in every call: the number of a socket that is closed meanwhile may become another one's.
         self._lock = threading.RLock()  # reentrant, as Transport's
         self._before_body: int | None = 0  # bytes that have come; None once the head is complete
+        self._first = b""  # of them
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         with self._lock:
             data = self._inner.read(max_bytes, timeout)
         if self._before_body is not None:
             self._before_body += len(data)
-            if self._before_body > MAX_HEAD:  # httpcore would read endless "100 Continue"
+            self._first = (self._first + data)[:5]
+            # httpcore would wait for the end of a head that is none, and read endless "100 Continue".
+            if self._before_body > MAX_HEAD or not b"HTTP/".startswith(self._first):
                 raise NotHTTP
         return data
+
+    def has_begun(self) -> bool:
+        """Whether any byte of an answer has come."""
+        return self._before_body != 0
 
     def has_head(self) -> None:
         self._before_body = None
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._before_body = 0
+        self._before_body, self._first = 0, b""
         view = memoryview(buffer)  # its slices copy nothing
         with self._lock:
             for start in range(0, len(view), SEND_BYTES):
@@ -283,7 +293,7 @@ def _errors() -> Iterator[None]:
     except httpcore.TimeoutException as error:
         raise TimeoutError from error
     except httpcore.RemoteProtocolError as error:
-        # h11 is the cause when it is not HTTP; without a cause the server has hung up.
+        # h11 is the cause when it is not HTTP; without a cause the server has hung up, perhaps within a head.
         raise (NotHTTP if error.__cause__ else ConnectionError) from error
     except httpcore.NetworkError as error:
         raise ConnectionError from error

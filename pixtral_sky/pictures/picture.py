@@ -61,7 +61,10 @@ def open_file(path: str) -> BinaryIO:
         if stat.S_ISDIR(mode):
             raise directory_error(path)
         if not stat.S_ISREG(mode):  # opening a pipe or a device may wait forever
-            raise PictureError(f"{name} is not a regular file.", "Copy it into a file first.")
+            raise PictureError(
+                f"{name} is not a regular file.",
+                "Copy it into a file first; `ask` takes - for what is piped in.",
+            )
         return open(path, "rb")
     except FileNotFoundError as error:
         raise PictureError(f"{name}: no such file.") from error

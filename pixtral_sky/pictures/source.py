@@ -78,6 +78,8 @@ def read_picture(source: str | os.PathLike[str] | bytes) -> Picture:
         from pixtral_sky.pictures.prepare import prepare
 
         return prepare(source, "the picture")
+    if not source:
+        raise PictureError("An empty path is no picture.")
     return Source(os.fspath(source)).read()
 
 

@@ -110,6 +110,13 @@ def test_a_whole_answer_is_streamed_underneath() -> None:
     assert endpoint.requests[0].json["stream"] is True, "a balancer repeats what is silent for long"
 
 
+@pytest.mark.parametrize("usage", ["x", [1], {"prompt_tokens": "x", "completion_tokens": None}])
+def test_a_usage_of_a_strange_server(usage: Any) -> None:
+    chunk = {"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}], "usage": usage}
+    with talk(fake.streams(chunk, "[DONE]")) as (_, talking):
+        assert talking.client.complete("What?")["usage"] == {}
+
+
 def test_each_piece_is_there_before_the_next_is_made() -> None:
     with talk(fake.streams("first", wait=30)) as (_, talking):
         assert next(iter(talking.client.ask(MESSAGES))) == "first"
@@ -601,7 +608,8 @@ def test_a_resolver_that_is_out_for_a_moment(monkeypatch: pytest.MonkeyPatch) ->
         (fake.page(200), errors.NotAnAPI, "answers (200), but not as"),
         (fake.status(200, {"hello": "world"}), errors.NotAnAPI, "answers (200), but not as"),
         (fake.status(204), errors.NotAnAPI, "answers (204), but not as"),
-        (fake.raw(b"SSH-2.0-OpenSSH_9.9\r\n\r\n"), errors.NotAnAPI, "does not speak HTTP."),
+        (fake.raw(b"SSH-2.0-OpenSSH_9.9\r\n"), errors.NotAnAPI, "does not speak HTTP."),
+        (fake.raw(b"<html>hello</html>"), errors.NotAnAPI, "does not speak HTTP."),
         (fake.raw(b"\x15\x03\x03\x00\x02\x02\x46"), errors.NotAnAPI, "Try https:// in place of http://."),
     ],
 )

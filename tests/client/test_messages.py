@@ -36,6 +36,12 @@ def test_words_and_pictures_keep_their_order() -> None:
     ]
 
 
+@pytest.mark.parametrize("question", [{"role": "user", "content": "x"}, b"x", None, 3, ["x", b"y"]])
+def test_what_is_no_question(question: Any) -> None:
+    with pytest.raises(TypeError, match="A question is a list of words and pictures, or of messages; not"):
+        messages(question)
+
+
 def test_a_system_prompt_comes_first() -> None:
     first, second = messages([SMALL], "Be short.")
     assert first == {"role": "system", "content": "Be short."}

@@ -160,6 +160,8 @@ def test_what_comes_between_two_requests_is_no_answer() -> None:
         b"HTTP/2 200 OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * MAX_HEAD,
         b"HTTP/1.1 100 Continue\r\n\r\n" * MAX_HEAD,
+        b"220 mail.example ESMTP\r\n",  # and no empty line behind it
+        b"HTTQ",
     ],
 )
 def test_what_is_no_http(answer: bytes) -> None:
@@ -369,7 +371,7 @@ def test_close_over_tls(secure: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -
 class Proxy:
     """Passes on all that is asked of it by CONNECT, to this machine, and answers the rest itself."""
 
-    def __init__(self, refusal: bytes = b"") -> None:
+    def __init__(self, refusal: bytes | None = None) -> None:
         self.requests: list[list[str]] = []
         self._refusal = refusal
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -393,7 +395,7 @@ class Proxy:
         with connection:
             head = connection.recv(2**16).decode()
             self.requests.append(head.strip().split("\r\n"))
-            if self._refusal:
+            if self._refusal is not None:
                 connection.sendall(self._refusal)
                 return
             port = int(head.split()[1].rpartition(":")[2])
@@ -456,6 +458,16 @@ def test_a_proxy_that_is_none(refusal: bytes, monkeypatch: pytest.MonkeyPatch) -
         with (
             Client(Endpoint(f"https://{NAME}"), budget=0) as client,
             pytest.raises(errors.Unreachable, match=r"^The proxy does not lead to"),
+        ):
+            client.models()
+
+
+def test_a_proxy_that_hangs_up_may_be_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy(b"") as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
+        with (
+            Client(Endpoint(f"https://{NAME}"), budget=0) as client,
+            pytest.raises(errors.Unreachable, match=r"^Nothing answers at"),
         ):
             client.models()
 
