@@ -224,6 +224,8 @@ def test_a_name_that_is_none(run: Run, server: FakeSky, name: str) -> None:
         ["endpoint", "-n"],
         ["tunnel", "--"],
         ["ask", "Hello", "-n"],
+        ["serve", "status", "--"],
+        ["serve", "down", "--"],
     ):
         result = run(*command, name)
         assert (result.code, "is no name for a deployment" in result.error) == (2, True)
