@@ -14,6 +14,11 @@ from pixtral_sky.errors import PixtralSkyError
 quiet = False
 
 
+def at_terminal() -> bool:
+    """Whether stderr is a terminal. It is None where the parent process has closed it."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def data(text: str, end: str = "\n") -> None:
     """Print the result of a command to stdout, where nothing else goes."""
     if sys.stdout is None:  # the parent process has closed it
@@ -30,16 +35,21 @@ def document(value: object, indent: int | None = 1) -> None:
 def say(text: str = "") -> None:
     """Print information, unless --quiet."""
     if not quiet:
-        print(text, file=sys.stderr, flush=True)
+        _tell(text)
 
 
 def warn(text: str) -> None:
     """Print a warning, even with --quiet."""
-    print(f"Warning: {text}", file=sys.stderr, flush=True)
+    _tell(f"Warning: {text}")
 
 
 def error(text: str) -> None:
-    print(f"Error: {text}", file=sys.stderr, flush=True)
+    _tell(f"Error: {text}")
+
+
+def _tell(text: str) -> None:
+    if sys.stderr is not None:  # to print, None is stdout
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -52,7 +62,7 @@ def phase(title: str) -> Iterator[None]:
     if quiet:
         yield
         return
-    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+    if at_terminal() and not os.environ.get("NO_COLOR"):
         from rich.console import Console
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

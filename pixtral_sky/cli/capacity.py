@@ -88,7 +88,7 @@ def capacity(
         charts.check(plot)
     load = loads.load(trace, pattern, qps, seed)
     config, name = task.read(file or task.shipped("service.yaml")), str(file or "service.yaml")
-    terms = policies.terms(policies.own(config), start_minutes, carries, goal, price)
+    terms = policies.terms(policies.own(config, name), start_minutes, carries, goal, price)
     with output.phase("simulating replicas"):
         found = policies.compare(config, load, terms)
     if plot:

@@ -80,8 +80,8 @@ def confirm(question: str, yes: bool) -> None:
 
 
 def confirm_or_abort(question: str, default: bool, nobody: UsageError) -> None:
-    """Ask a question; a no ends the command. Raises ``nobody`` if stdin is not a terminal."""
-    if not sys.stdin.isatty():
+    """Ask a question; a no ends the command. Raises ``nobody`` where none can be answered."""
+    if sys.stderr is None or sys.stdin is None or not sys.stdin.isatty():
         raise nobody
     with contextlib.redirect_stdout(sys.stderr):  # click writes the last character of a question to stdout
         typer.confirm(question, default=default, abort=True, err=True)

@@ -23,9 +23,9 @@ def down(
     from pixtral_sky.deploy import backend
     from pixtral_sky.errors import PixtralSkyError, SkyError, UsageError
 
-    if everything and name:
+    if everything and name is not None:
         raise UsageError("--all takes down everything: give it no name.")
-    names, failed = [name or DEFAULT_NAME], None  # type: list[str], PixtralSkyError | None
+    names, failed = [DEFAULT_NAME if name is None else name], None  # type: list[str], PixtralSkyError | None
     if everything:
         names, failed = backend.names()
         if failed:  # rehearsals are stopped nevertheless

@@ -9,7 +9,7 @@ from pixtral_sky.deploy.store import DEFAULT_NAME
 def logs(
     name: options.Deployment = DEFAULT_NAME, follow: options.Follow = False, lines: options.Lines = 0
 ) -> None:
-    """Show what a deployment's script and its server say: of a launch, while it lasts."""
+    """Show what a deployment's script and its server say. While a launch goes on, show its log."""
     from pixtral_sky.deploy import backend
 
     backend.logs(name, follow=follow, lines=lines)

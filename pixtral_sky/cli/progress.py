@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -70,7 +69,7 @@ class Progress:
         """Yields a function that shows the progress; call it often."""
         if output.quiet:
             yield lambda _: None
-        elif sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        elif output.at_terminal() and not os.environ.get("NO_COLOR"):
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar

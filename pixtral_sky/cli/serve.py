@@ -33,7 +33,8 @@ TargetQps = Annotated[
     typer.Option(metavar="X", help="Queries per second and replica, above which there are more replicas."),
 ]
 Spot = Annotated[
-    bool, typer.Option("--spot", help="On spare machines, and on ordinary ones as long as those are missing.")
+    bool,
+    typer.Option("--spot", help="On spare machines, and on on-demand ones as long as those are missing."),
 ]
 File = Annotated[
     Path | None, typer.Option("--file", "-f", help="The service file; without it the shipped service.yaml.")

@@ -25,7 +25,7 @@ def status(
 ) -> None:
     """Show what runs, what it costs, and whether it answers. Exit code 0 only when all of it does.
 
-    Everything that is known here or to SkyPilot is asked, with its key.
+    It sends each deployment that is known here or to SkyPilot one request, with its key.
     """
     from pixtral_sky.deploy import backend
 

@@ -127,7 +127,7 @@ def find(name: str | None) -> Endpoint:
     try:
         return resolve.find(name=name)
     except NoEndpoint as nothing:
-        name = name or store.DEFAULT_NAME
+        name = store.DEFAULT_NAME if name is None else name
         try:
             if not may_be_at_skypilot(name) or not skypilot.was_used():
                 raise

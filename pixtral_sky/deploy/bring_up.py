@@ -45,6 +45,9 @@ def checked(the_task: Task, wanted: Wanted) -> tuple[str, str, list[str]]:
     """
     if wanted.max_price is not None and not wanted.max_price > 0:
         raise UsageError(f"--max-price {wanted.max_price:g} is no price.", "For example: --max-price 2.50")
+    for option, value in (("--infra", wanted.infra), ("--gpus", wanted.gpus)):
+        if value is not None and not value.strip():
+            raise UsageError(f"{option} is empty.", "Leave it out to take what the file allows.")
     key, token = key_for(wanted.name), huggingface.token()
     skypilot.check_installed()
     candidates.check_infra(wanted.infra)

@@ -300,7 +300,7 @@ def _too_dear(limit: _Limit, candidates: Iterable[Any], failed: Mapping[str, str
     other = _cost(best.copy(use_spot=not best.use_spot))
     beside = "" if other == math.inf else f" ({'on demand' if best.use_spot else 'spot'} ${other:.2f})"
     if best.use_spot and limit.fallback:
-        beside = f" (spot ${_cost(best):.2f}, but ordinary machines stand in for those)"
+        beside = f" (spot ${_cost(best):.2f}, but on-demand machines stand in for those)"
     ((gpu, count),) = best.accelerators.items()
     return UsageError(
         f"Nothing that holds it costs ${limit.most:.2f} an hour or less. The cheapest is {best.instance_type}"

@@ -47,7 +47,14 @@ def locate(name: str) -> None:
 def logs(name: str, *, follow: bool, lines: int) -> None:
     if not (one := store.recall_as(name, Rehearsal)):
         raise NoEndpoint(f"There is no rehearsal named {name!r}.", "What there is: pixtral-sky status")
-    with Path(one.log).open(errors="replace") as file:
+    try:
+        file = Path(one.log).open(errors="replace")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise RehearsalError(
+            f"The log of the rehearsal {name!r} cannot be read: {error.strerror}: {one.log}.",
+            "" if one.is_running() else f"Forget it: pixtral-sky down {name}",
+        ) from error
+    with file:
         before = file.readlines()
         for line in before[-lines:] if lines else before:
             output.data(line, end="")

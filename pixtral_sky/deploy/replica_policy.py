@@ -73,15 +73,15 @@ def with_replicas(
     return scaled(config, policy(low, high, target, spot))
 
 
-def check(config: Mapping[str, Any], key: str) -> list[str]:
-    """Warnings about a service file; ``key`` is the key that the service will get.
+def check(config: Mapping[str, Any], key: str, name: object = "This file") -> list[str]:
+    """Warnings about a service file; ``key`` is the key that the service will get, ``name`` the file's name.
 
     Raises UsageError for a file that would not do what it says.
     """
     service = config.get("service")
     if not isinstance(service, dict):
         raise UsageError(
-            "This file is no service: it has no 'service:' section.", "The shipped one: service.yaml"
+            f"{name} is no service: it has no 'service:' section.", "The shipped one: service.yaml"
         )
     secrets = config.get("secrets") or {}
     if not key and not secrets.get(KEY):
@@ -177,7 +177,7 @@ def _warnings(policy: Mapping[str, Any]) -> list[str]:
     if policy.get("dynamic_ondemand_fallback"):
         base = policy.get("base_ondemand_fallback_replicas", 0)
         said.append(
-            f"While spot replicas start, or are missing, an ordinary one runs in place of each: up to"
+            f"While spot replicas start, or are missing, an on-demand one runs in place of each: up to"
             f" {2 * maximum - base} machines at once, not {maximum}."
         )
     return said

@@ -16,11 +16,11 @@ KEY = r"[A-Za-z0-9._~+/=-]*"
 
 
 def endpoint_of(deployment: Deployment) -> Endpoint:
-    """The endpoint of a deployment. Raises NoEndpoint when it has ended or has no address yet."""
+    """The endpoint of a deployment. Raises NoEndpoint when it has ended or has no address."""
     deployment.check_running()
     if not deployment.url:
         raise NoEndpoint(
-            f"{deployment.name!r} has no endpoint yet.",
+            f"{deployment.name!r} has no address: it is starting, or has ended.",
             f"What it does: pixtral-sky status {deployment.name}",
         )
     return Endpoint(
@@ -74,21 +74,24 @@ def find(
 
     Raises NoEndpoint when there is none.
     """
-    if url:
+    if url is not None:
         environment_url = environ.get("PIXTRAL_ENDPOINT")
         key_is_for_url = not environment_url or base_url(environment_url) == base_url(url)
         return Endpoint.at(url, key or (environ.get("PIXTRAL_API_KEY", "") if key_is_for_url else ""))
     if name is None and environ.get("PIXTRAL_ENDPOINT"):
         given = key or environ.get("PIXTRAL_API_KEY", "")
         return Endpoint.at(environ["PIXTRAL_ENDPOINT"], given, origin="PIXTRAL_ENDPOINT")
-    deployment = recall(name or DEFAULT_NAME)
+    name = DEFAULT_NAME if name is None else name
+    deployment = recall(name)
     if deployment is None:
         others = known()
+        this = "" if name == DEFAULT_NAME else f" -n {name}"
         raise NoEndpoint(
-            f"No deployment named {name or DEFAULT_NAME!r} is remembered here.",
+            f"No deployment named {name!r} is remembered here.",
             f"Name one of: {', '.join(others)} (--name)."
             if others
-            else "Start one: pixtral-sky launch, or pixtral-sky rehearse --keep. Or PIXTRAL_ENDPOINT=URL",
+            else f"Start one: pixtral-sky launch{this}, or pixtral-sky rehearse{this} --keep."
+            " Or PIXTRAL_ENDPOINT=URL",
         )
     found = endpoint_of(deployment)
     return replace(found, key=key) if key else found

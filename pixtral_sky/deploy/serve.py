@@ -64,7 +64,7 @@ def plan(the_task: Task, wanted: Wanted, replicas: str | None, target_qps: float
     """
     config = replica_policy.with_replicas(the_task.config, replicas, target_qps, wanted.spot)
     key, token, warned = checked(the_task, wanted)
-    warned = [*replica_policy.check(config, key), *warned]
+    warned = [*replica_policy.check(config, key, the_task.path), *warned]
     with output.phase("SkyPilot's view"):
         made = prepare(config, wanted, key, token)
     return replace(made, warned=(*made.warned, *warned, *licence(the_task.envs, token)))

@@ -323,7 +323,7 @@ def documents(name: str | None) -> tuple[list[dict[str, Any]], dict[str, Any] | 
 
     Raises NoEndpoint when there is no service ``name``, and SkyError when it is starting or has ended.
     """
-    known = store.recall_as(name, Service) if name else None
+    known = None if name is None else store.recall_as(name, Service)
     found = records([name] if name else None) if skypilot.was_used() else []
     if name and not found:
         if known and skypilot.is_launching(known.request):

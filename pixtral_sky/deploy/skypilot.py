@@ -42,15 +42,16 @@ class SkyOutput(io.TextIOBase):
         self.silent = False
 
     def write(self, text: str) -> int:
-        if not self.silent:
-            (self.stream or sys.stderr).write(shown(text if self.isatty() else plain(text)))
+        if not self.silent and (stream := self.stream or sys.stderr):
+            stream.write(shown(text if self.isatty() else plain(text)))
         return len(text)
 
     def flush(self) -> None:
-        (self.stream or sys.stderr).flush()
+        if stream := self.stream or sys.stderr:  # None: the parent process has closed it
+            stream.flush()
 
     def isatty(self) -> bool:
-        return (self.stream or sys.stderr).isatty()
+        return self.stream.isatty() if self.stream else output.at_terminal()
 
 
 sky_output = SkyOutput()  # stderr: stdout is for data

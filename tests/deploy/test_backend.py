@@ -199,10 +199,34 @@ def test_an_unknown_name(run: Run, stand: Any) -> None:
     assert "other" in stand.there()
 
 
-@pytest.mark.parametrize("name", ["pix*", "a b", "-x", "..", "a/b", "../../etc/passwd"])
+def test_one_of_all_that_is_a_directory(run: Run, stand: Any, home: Path) -> None:
+    """It does not keep the others."""
+    stand.runs()
+    (home / "deployments" / "x.json").mkdir()
+    result = run("status", "--json")
+    rows = {each["name"]: each["state"] for each in json.loads(result.out)}
+    assert (result.code, rows["x"], len(rows)) == (1, "damaged", 2)
+    assert "x.json is damaged: Is a directory. Remove it: rm -r " in result.out
+    result = run("down", "--all", "--yes")
+    assert result.code == 1
+    assert "Error: " in result.err
+    assert "x.json is damaged: Is a directory." in result.err
+    assert [each["name"] for each in json.loads(run("status", "--json").out)] == ["x"]
+
+
+@pytest.mark.parametrize("name", ["", "pix*", "a b", "-x", "..", "a/b", "../../etc/passwd"])
 def test_a_name_that_is_none(run: Run, server: FakeSky, name: str) -> None:
     """SkyPilot takes a * for many."""
-    for command in (["down", "--"], ["status", "--"], ["logs", "--"], ["endpoint", "-n"], ["tunnel", "--"]):
+    for command in (
+        ["down", "--"],
+        ["status", "--"],
+        ["logs", "--"],
+        ["endpoint", "-n"],
+        ["tunnel", "--"],
+        ["ask", "Hello", "-n"],
+        ["serve", "status", "--"],
+        ["serve", "down", "--"],
+    ):
         result = run(*command, name)
         assert (result.code, "is no name for a deployment" in result.error) == (2, True)
     assert server.calls == []

@@ -92,6 +92,20 @@ def test_nothing_is_found() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_the_name_is_in_the_hint() -> None:
+    with pytest.raises(NoEndpoint) as caught:
+        find(name="nosuch", environ={})
+    assert "pixtral-sky launch -n nosuch, or pixtral-sky rehearse -n nosuch --keep" in caught.value.hint
+
+
+def test_what_is_empty_is_not_the_default() -> None:
+    remember(running())
+    with pytest.raises(UsageError, match="'' is no name"):
+        find(name="", environ={})
+    with pytest.raises(UsageError, match="'' is not the URL"):
+        find("", environ={})
+
+
 def test_others_are_named() -> None:
     remember(running("b"))
     remember(running("a"))

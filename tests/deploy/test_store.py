@@ -181,6 +181,17 @@ def test_a_damaged_file(home: Path, content: bytes) -> None:
     assert recall() is None
 
 
+@pytest.mark.parametrize("inner", ["", "home"])
+def test_a_home_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / inner
+    monkeypatch.setenv("PIXTRAL_SKY_HOME", str(path))
+    with pytest.raises(PixtralSkyError, match="cannot be made") as caught:
+        recall()
+    assert str(path) in caught.value.what
+    assert "PIXTRAL_SKY_HOME" in caught.value.hint
+
+
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Rehearsal)])
 def test_a_missing_field(home: Path, field: str) -> None:
     remember(running())

@@ -504,7 +504,7 @@ def test_tunnel_to_one_that_has_no_endpoint_yet(ssh: Ssh, run: Run) -> None:
     remember(url="")
     result = run("tunnel")
     assert result.code == 2
-    assert "has no endpoint yet" in result.error
+    assert "has no address" in result.error
 
 
 def test_tunnel_that_does_not_open(ssh: Ssh, run: Run) -> None:

@@ -418,6 +418,11 @@ def on(examine: Examine, tmp_path: Path) -> Callable[..., Examined]:
     return on
 
 
+def test_the_same_gpus_in_several_places_are_named_once(on: Callable[..., Examined]) -> None:
+    alternatives = [{"infra": "aws", "use_spot": spot, "accelerators": "L4:2"} for spot in (False, True)]
+    assert on({"any_of": alternatives}).texts["GPUs"] == "L4:2: each holds the model in bf16"
+
+
 @pytest.mark.parametrize(
     ("accelerators", "envs", "mark", "why"),
     [
@@ -626,7 +631,7 @@ def test_one_without_an_address_yet(examine: Examine) -> None:
     result = examine()
     assert result.code == 0
     assert result.marks["endpoint"] == "-"
-    assert "has no endpoint yet" in result.texts["endpoint"]
+    assert "has no address" in result.texts["endpoint"]
 
 
 def test_what_is_remembered_is_damaged(examine: Examine, home: Path) -> None:
