@@ -80,9 +80,8 @@ def plan(
 ) -> None:
     """Which GPUs hold the model with your pictures, and where a thousand pictures cost least.
 
-    Nothing is launched, and no account is needed: the prices are in SkyPilot's catalogs. Speed is estimated
-    from data sheets, as a range; its low end decides. FP8 halves the decoder's weights; what that does to
-    answers was not measured: ask both with `pixtral-sky doctor --answers`.
+    No account is needed: the prices are in SkyPilot's catalogs. Speed is estimated from data sheets, as a
+    range; its low end decides. What FP8 does to answers: `pixtral-sky doctor --answers` asks both.
 
     \b
     $/H, SPOT $/H     SkyPilot's prices of the machine, without its disk
