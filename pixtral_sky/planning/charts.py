@@ -108,7 +108,9 @@ def draw_capacity(path: Path, shown: Sequence[Result], terms: Terms, title: str)
     shares = [percent(each.share_too_few) for each in shown]
     for axes, values, words in ((left, cost, numbers), (right, too_few, shares)):
         bars = axes.barh(range(len(shown)), values, color=colours, height=0.7)
-        axes.bar_label(bars, words, padding=3, size=9)
+        axes.bar_label(
+            bars, words, padding=3, size=9, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}
+        )
         axes.set_xlim(0, 1.17 * max(*values, 0.001))
         axes.spines[["top", "right"]].set_visible(False)
     left.set_yticks(range(len(shown)), names)
