@@ -30,3 +30,11 @@ def closed_port() -> int:
     """Nobody listens there. (``store.free_port`` prefers one that others want, too.)"""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def command(process: psutil.Process) -> str:
+    """Its command line; empty when it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""

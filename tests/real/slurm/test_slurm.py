@@ -28,6 +28,7 @@ from pixtral_sky.deploy import task
 from pixtral_sky.rehearsal import checkpoint, engine
 from pixtral_sky.rehearsal import process as rehearsal
 from tests.conftest import ROOT
+from tests.support.processes import command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -158,7 +159,7 @@ class Rig:
 
     def server(self) -> list[psutil.Process]:
         """The vLLM of the job."""
-        return [each for each in self.processes() if "vllm serve" in " ".join(each.cmdline())]
+        return [each for each in self.processes() if "vllm serve" in command(each)]
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +271,7 @@ def it_is_gone(rig: Rig) -> None:
     assert "no deployment named 'pixtral'" in rig.cli("status", "pixtral", code=2).stderr
     assert list((rig.home / "pixtral-sky/deployments").iterdir()) == []
     # The tunnel too.
-    assert not [each for each in rig.processes() if each.name() == "ssh" and "-L" in each.cmdline()]
+    assert not [each for each in rig.processes() if re.match(r"\S*ssh .*-L ", command(each))]
 
 
 def test_from_the_command_line(rig, launch, hub, alone, tmp_path):
@@ -328,7 +329,7 @@ def the_key_is_where_skypilot_puts_it_and_nowhere_else(rig: Rig, key: str) -> No
     """SkyPilot 0.14 hands a job's secrets on by the arguments of its own programs on a Slurm node, and by files."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            arguments = " ".join(process.cmdline())
+            arguments = command(process)
             if key in arguments:
                 assert "skypilot" in arguments, arguments[:200]
                 assert "vllm" not in process.name().lower()
