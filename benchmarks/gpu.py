@@ -33,7 +33,6 @@ from benchmarks.speed import Figures, Load
 from pixtral_sky import memory
 from pixtral_sky.client.client import Client
 from pixtral_sky.client.endpoint import Endpoint
-from pixtral_sky.client.messages import messages
 from pixtral_sky.deploy import rehearsals, store, task
 from pixtral_sky.deploy.resolve import endpoint_of
 from pixtral_sky.errors import PixtralSkyError
@@ -241,7 +240,7 @@ def ask_about_a_picture(endpoint: Endpoint, row: Row) -> None:
     with Client(endpoint, budget=0, read_timeout=ANSWER_SECONDS) as client:
         row.context = client.models()[0]["max_model_len"]
         begin = time.monotonic()
-        usage = client.complete(messages(["What is this?", picture]), max_tokens=16)["usage"]
+        usage = client.complete(["What is this?", picture], max_tokens=16)["usage"]
     row.answer = f"{usage['completion_tokens']} tokens in {time.monotonic() - begin:.1f} s"
     if usage["prompt_tokens"] < picture.tokens:
         row.failure = f"the picture has not reached the model: {usage['prompt_tokens']} tokens"
@@ -313,9 +312,13 @@ def cells(row: Row, gpus: Gpus | None) -> tuple[str, ...]:
 
 def speed_cells(row: Row, figures: Figures, gpus: Gpus | None) -> tuple[str, ...]:
     first = alone = requests = "-"
-    if gpus and gpus.known and memory.fits(gpus.known, gpus.count, precision=row.precision).fits:
-        work = memory.Workload(images=figures.pictures, text=8, answer=figures.answer)
-        fit = memory.fits(gpus.known, gpus.count, workload=work, precision=row.precision)
+    work = memory.Workload(images=figures.pictures, text=8, answer=figures.answer)
+    fit = (
+        memory.fits(gpus.known, gpus.count, workload=work, precision=row.precision)
+        if gpus and gpus.known
+        else None
+    )
+    if fit and fit.fits:
         estimate = estimated_speed(fit, work)
         if figures.concurrency == 1:
             first, alone = between(estimate.first_token), between(estimate.alone)
@@ -390,12 +393,7 @@ def main() -> int:
             print(f"{case} ...", file=sys.stderr, flush=True)
             rows.append(measured(case, server, environ, until))
             if arguments.figures:  # after each, as the next may take the machine with it
-                found = {
-                    "gpus": gpus and asdict(gpus),
-                    "versions": said,
-                    "rows": [asdict(row) for row in rows],
-                }
-                arguments.figures.write_text(json.dumps(found, indent=1))
+                arguments.figures.write_text(dumped(rows, gpus, said))
         print("\n".join(table(rows, gpus, said)))
     return int(any(row.failure for row in rows))
 

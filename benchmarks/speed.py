@@ -17,7 +17,6 @@ from PIL import Image
 
 from pixtral_sky.client.client import Client
 from pixtral_sky.client.endpoint import Endpoint
-from pixtral_sky.client.messages import messages
 from pixtral_sky.errors import PixtralSkyError
 from pixtral_sky.pictures.picture import Picture
 
@@ -123,7 +122,7 @@ def _client(endpoint: Endpoint, connections: int) -> Client:
 def _ask(client: Client, pictures: list[Picture], tokens: int) -> _Answered:
     fields: dict[str, Any] = {"max_tokens": tokens, "ignore_eos": True, "allowed_token_ids": [LETTER]}
     begin = time.monotonic()
-    answer = client.ask(messages(["Describe it.", *pictures]), **fields)
+    answer = client.ask(["Describe it.", *pictures], **fields)
     times = list(_times(answer))
     gaps = [after - before for before, after in itertools.pairwise(times)]
     return _Answered(

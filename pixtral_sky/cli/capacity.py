@@ -32,9 +32,6 @@ Qps = Annotated[
     str | None, typer.Option(metavar="X, or LOW..HIGH", help="Queries per second of the pattern.")
 ]
 Seed = Annotated[int, typer.Option(help="Another number makes another day of the pattern.")]
-File = Annotated[
-    Path | None, typer.Option("--file", "-f", help="The service file; without it the shipped service.yaml.")
-]
 StartMinutes = Annotated[
     float, typer.Option(metavar="MINUTES", help="From the decision to launch a replica until it answers.")
 ]
@@ -56,7 +53,7 @@ def capacity(
     pattern: Pattern = None,
     qps: Qps = None,
     seed: Seed = 1,
-    file: File = None,
+    file: options.ServiceFile = None,
     start_minutes: StartMinutes = 10,
     carries: Carries = None,
     price: Price = None,

@@ -62,6 +62,9 @@ Env = Annotated[
 TaskFile = Annotated[
     Path | None, typer.Option("--file", "-f", help="The task file; without it the shipped pixtral.yaml.")
 ]
+ServiceFile = Annotated[
+    Path | None, typer.Option("--file", "-f", help="The service file; without it the shipped service.yaml.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, and launch nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it costs money.")]
 

@@ -100,7 +100,6 @@ def _run(the_task: Task, venv: Path, model: Path, name: str, port: int | None, k
 
 def _ask_about_two_pictures(target: Endpoint) -> None:
     from pixtral_sky.client.client import Client
-    from pixtral_sky.client.messages import messages
     from pixtral_sky.deploy import task
     from pixtral_sky.pictures.prepare import prepare
     from pixtral_sky.text import printable
@@ -117,7 +116,7 @@ def _ask_about_two_pictures(target: Endpoint) -> None:
         output.say(f"  {question} [{picture.name}, {picture.tokens:,} tokens]")
     output.say()
     with Client(target) as client:
-        answer = client.ask(messages([QUESTION[0], chart, QUESTION[1], receipt]), max_tokens=ANSWER_TOKENS)
+        answer = client.ask([QUESTION[0], chart, QUESTION[1], receipt], max_tokens=ANSWER_TOKENS)
         chunks = 0
         for delta in answer:
             output.data(printable(delta) if sys.stdout.isatty() else delta, end="")

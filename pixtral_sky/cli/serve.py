@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,9 +35,6 @@ Spot = Annotated[
     bool,
     typer.Option("--spot", help="On spare machines, and on on-demand ones as long as those are missing."),
 ]
-File = Annotated[
-    Path | None, typer.Option("--file", "-f", help="The service file; without it the shipped service.yaml.")
-]
 BlueGreen = Annotated[
     bool,
     typer.Option(
@@ -58,7 +54,7 @@ def up(
     precision: options.Precision = None,
     max_price: options.MaxPrice = None,
     env: options.Env = None,
-    file: File = None,
+    file: options.ServiceFile = None,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
 ) -> None:
@@ -105,7 +101,7 @@ def update(
     precision: options.Precision = None,
     max_price: options.MaxPrice = None,
     env: options.Env = None,
-    file: File = None,
+    file: options.ServiceFile = None,
     blue_green: BlueGreen = False,
     yes: options.Yes = False,
 ) -> None:

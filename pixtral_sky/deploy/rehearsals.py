@@ -20,6 +20,7 @@ from pixtral_sky.deploy import store
 from pixtral_sky.deploy.status import Row, row_of
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.errors import NoEndpoint, RehearsalError
+from pixtral_sky.text import os_reason
 
 kind, at_skypilot = Rehearsal, False
 STOP_SECONDS = 15.0  # to end in order; then it is killed
@@ -51,7 +52,7 @@ def logs(name: str, *, follow: bool, lines: int) -> None:
         file = Path(one.log).open(errors="replace")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise RehearsalError(
-            f"The log of the rehearsal {name!r} cannot be read: {error.strerror}: {one.log}.",
+            f"The log of the rehearsal {name!r} cannot be read: {os_reason(error)}: {one.log}.",
             "" if one.is_running() else f"Forget it: pixtral-sky down {name}",
         ) from error
     with file:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from pixtral_sky import files
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, UsageError
+from pixtral_sky.text import os_reason
 
 if TYPE_CHECKING:
     import psutil
@@ -137,7 +138,7 @@ def _made(path: Path) -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise PixtralSkyError(
-            f"The directory {path} cannot be made: {error.strerror}.",
+            f"The directory {path} cannot be made: {os_reason(error)}.",
             "Set PIXTRAL_SKY_HOME to a directory of yours.",
         ) from error
     return path
@@ -176,7 +177,7 @@ def recall(name: str = DEFAULT_NAME) -> Deployment | None:
         return None
     except OSError as error:  # a directory, or another user's file
         raise PixtralSkyError(
-            f"{path} is damaged: {error.strerror}.", f"Remove it: rm -r '{path}'"
+            f"{path} is damaged: {os_reason(error)}.", f"Remove it: rm -r '{path}'"
         ) from error
     except (ValueError, LookupError, TypeError) as error:
         raise PixtralSkyError(f"{path} is damaged.", f"Remove it: rm '{path}'") from error

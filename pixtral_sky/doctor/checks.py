@@ -26,7 +26,6 @@ import httpx
 from pixtral_sky import __version__, extras
 from pixtral_sky.client.client import Client
 from pixtral_sky.client.endpoint import Endpoint
-from pixtral_sky.client.messages import messages
 from pixtral_sky.deploy import candidates, huggingface, skypilot, store, task
 from pixtral_sky.deploy.resolve import check_key, find
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, Unauthorized, Unreachable
@@ -327,7 +326,7 @@ class _Examination:
         picture = prepare(task.shipped("examples/chart.png").read_bytes(), "chart.png")
         began = time.monotonic()
         with Client(self.endpoint, budget=WAIT_SECONDS, read_timeout=PICTURE_SECONDS) as client:
-            document = client.complete(messages([QUESTION, picture]), max_tokens=ANSWER_TOKENS, temperature=0)
+            document = client.complete([QUESTION, picture], max_tokens=ANSWER_TOKENS, temperature=0)
         seconds = time.monotonic() - began
         usage = document.get("usage") or {}
         prompt, answer = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from pixtral_sky.errors import UsageError
+from pixtral_sky.text import os_reason
 
 DAY = 86_400.0  # seconds
 PATTERNS = ("steady", "day-night", "burst")
@@ -118,7 +119,7 @@ def read_csv(path: Path) -> list[float]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UsageError(f"{path} cannot be read: {os_reason(error)}.") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is no CSV file: {error}.") from error
     times = []
