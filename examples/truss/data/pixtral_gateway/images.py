@@ -109,6 +109,7 @@ class Images:
         finally:
             for fetch in fetches:
                 fetch.cancel()
+            await asyncio.gather(*fetches, return_exceptions=True)
         for parts, (kind, data) in zip(named.values(), found, strict=True):
             for part in parts:
                 put(part, kind, data)
