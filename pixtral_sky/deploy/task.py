@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_sky import memory
+from pixtral_sky.deploy import names
 from pixtral_sky.errors import UsageError
 from pixtral_sky.text import closest, os_reason
 
 # A check of the script: [[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number."
-REFUSES = r'\[\[ \$(\w+) =~ (\S+) \]\]\s*\|\|\s*fail "([^"]*)"'
+REFUSES = r'\[\[ \$(\w+) =~ (.+?) \]\]\s*\|\|\s*fail "([^"]*)"'
 # The variables of the programs that the script starts: uv, pip, the Hub's client, vLLM and its libraries.
 THEIRS = (
     r"(?:UV|PIP|HF|VLLM|NCCL|TORCH|PYTORCH|CUDA|TRITON|OMP|SSL_CERT)_\w+"
@@ -30,6 +31,7 @@ class Task:
     setup: str
     envs: dict[str, str]
     config: dict[str, Any] = field(default_factory=dict, repr=False)  # the whole file, as data
+    given: frozenset[str] = frozenset()  # the envs that options have set
 
     @property
     def vllm_version(self) -> str:
@@ -51,13 +53,18 @@ class Task:
         """The task with these envs in place of its own. Raises as `check` does."""
         self.check(given)
         config = {**self.config, "envs": {**(self.config.get("envs") or {}), **given}}
-        return replace(self, envs={**self.envs, **given}, config=config)
+        return replace(self, envs={**self.envs, **given}, config=config, given=self.given | given.keys())
+
+    def is_default(self, name: str) -> bool:
+        """Whether its value is that of the shipped ``pixtral.yaml``, and not the user's."""
+        return name not in self.given and self.path.resolve() == shipped("pixtral.yaml")
 
     def check(self, given: Mapping[str, str]) -> None:
         """Raise UsageError for envs that nothing reads, and for values that the script refuses.
 
         The script would refuse them later, on a machine that costs money.
         """
+        names.check_old(given.get(names.OLD, self.envs.get(names.OLD) or None))
         for name in given:
             if name not in self.envs and not self._reads(name):
                 close = closest(name, self.envs)
@@ -71,6 +78,7 @@ class Task:
             if name in values and not re.search(re.sub(r"\$$", r"\\Z", pattern), values[name]):
                 value = " ".join(values[name].split())[:100]
                 raise UsageError(words.replace(f"${name}", value))
+        names.check(values)
 
     def _reads(self, name: str) -> bool:
         """Whether the script, or a program that it starts, reads the variable ``name``."""

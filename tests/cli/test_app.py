@@ -378,6 +378,19 @@ def test_a_task_whose_numbers_are_none(
     assert not no_engine
 
 
+def test_a_task_with_what_the_script_refuses(
+    run: Run, no_engine: list[str], task_file: Callable[..., Path]
+) -> None:
+    for line, says in (
+        ("IMAGE_URLS: a.example:80", "IMAGE_URLS: 'a.example:80' is no host. Say a.example"),
+        ("ALLOWED_MEDIA_HOSTS: a.example", "ALLOWED_MEDIA_HOSTS is IMAGE_URLS now"),
+    ):
+        result = run("-q", "rehearse", "--file", task_file(head=TASK.replace("envs:", f"envs:\n  {line}")))
+        assert result.code == 2
+        assert result.error.startswith(says)
+    assert not no_engine
+
+
 def test_a_port_that_is_taken(run: Run, no_engine: list[str], task_file: Callable[..., Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -149,6 +149,17 @@ def test_the_key_of_before(
     assert store.recall().key == KEY
 
 
+@pytest.mark.parametrize("line", ["IMAGE_URLS: https://a.example", "ALLOWED_MEDIA_HOSTS: a.example"])
+def test_a_file_with_what_the_script_refuses(run: Run, command: Launch, tmp_path: Path, line: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(f"envs: {{{line}}}\nrun: serve\n")
+    result = run(*command.words, "--yes", "--file", path)
+    assert result.code == 2
+    assert result.error.startswith(line.partition(":")[0])
+    assert "a.example" in result.error
+    assert command.server.calls == []
+
+
 def test_dry_run(run: Run, command: Launch) -> None:
     result = run(*command.words, "--dry-run")
     assert (result.code, result.out, last(result)) == (0, "", command.nothing)
