@@ -47,7 +47,7 @@ def _check_hosts(value: str) -> None:
 def _is_host(word: str) -> bool:
     """Whether it is a name or an address, alone."""
     if re.fullmatch(r"[A-Za-z0-9._-]+", word):
-        return word in ("public", "none") or word.lower() not in ("public", "none")
+        return True
     try:
         return bool(ipaddress.IPv6Address(re.sub(r"^\[(.*)\]$", r"\1", word))) and "%" not in word
     except ValueError:

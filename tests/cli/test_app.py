@@ -259,6 +259,18 @@ def test_exports_for_a_shell(run: Run, remember: Remember, tmp_path: Path, path:
     assert not (tmp_path / "made").exists()
 
 
+def test_exports_in_a_shell_with_an_older_key(
+    run: Run, remember: Remember, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = remember().url
+    monkeypatch.setenv("PIXTRAL_ENDPOINT", url)
+    monkeypatch.setenv("PIXTRAL_API_KEY", "sk-SENTINEL-old")
+    result = run("endpoint", "--env", shows_key=True)
+    assert in_bash(result.out, tmp_path) == [url, KEY, f"{url}/v1", KEY]
+    assert result.err.startswith("Warning: PIXTRAL_API_KEY is not the key of 'pixtral'")
+    assert "SENTINEL" not in result.err
+
+
 def test_exports_without_a_key(run: Run, remember: Remember, tmp_path: Path) -> None:
     deployment = remember(key="")
     exports = run("endpoint", "--env").out

@@ -60,9 +60,7 @@ def test_what_is_no_host(value: str, says: str) -> None:
     assert says in refused(IMAGE_URLS=value)
 
 
-@pytest.mark.parametrize(
-    "value", ["", " ", " a", "a ", "a\n", "a\tb", "a\n\nb", "Public", "NONE", "http://", "http://["]
-)
+@pytest.mark.parametrize("value", ["", " ", " a", "a ", "a\n", "a\tb", "a\n\nb", "http://", "http://["])
 def test_what_is_no_list_of_hosts(value: str) -> None:
     assert "IMAGE_URLS" in refused(IMAGE_URLS=value)
 
