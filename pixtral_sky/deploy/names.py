@@ -18,7 +18,7 @@ def check(envs: Mapping[str, str]) -> None:
     hosts, origins = envs.get("IMAGE_URLS"), envs.get("ALLOWED_ORIGINS")
     if hosts is not None:
         _check_hosts(hosts)
-    for word in re.split(" +", origins) if origins else ():
+    for word in origins.split(" ") if origins else ():
         if not (meant := _origin(word)) or word != meant:
             what = f"ALLOWED_ORIGINS: {word!r} is no origin as a browser sends it."
             raise UsageError(what, f"Say {meant}" if meant else "It looks like https://app.example.com")
@@ -32,48 +32,47 @@ def check_old(hosts: str | None) -> None:
 
 
 def _check_hosts(value: str) -> None:
-    words = re.split(" +", value)
+    words = value.split(" ")
     if "none" in words and len(words) > 1:
         raise UsageError("IMAGE_URLS: none stands alone.", "Leave it out, or all others.")
     for word in words:
         if not _is_host(word):
-            meant = _host(word)
+            meant = _host_in(word if "://" in word else f"//{word}")
             raise UsageError(
                 f"IMAGE_URLS: {word!r} is no host.",
-                f"Say {meant}" if meant else "It is public, none, or names of hosts, separated by spaces.",
+                f"Say {meant}"
+                if meant
+                else "It is public, none, or hosts with a space between: a.example [fd00::7]",
             )
 
 
 def _is_host(word: str) -> bool:
-    """Whether it is a name or an address, alone."""
+    """Whether it is a name or an address, and nothing else; one of IPv6 is in brackets."""
     if re.fullmatch(r"[A-Za-z0-9._-]+", word):
         return True
-    try:
-        return bool(ipaddress.IPv6Address(re.sub(r"^\[(.*)\]$", r"\1", word))) and "%" not in word
+    try:  # in the one spelling in which it is looked for
+        return word == f"[{ipaddress.IPv6Address(word[1:-1])}]" and "%" not in word
     except ValueError:
         return False
 
 
-def _host(word: str) -> str:
-    """The host that was meant by a URL, or by a host with a port; empty if there is none."""
+def _host_in(url: str) -> str:
+    """The host in a URL, as it is written alone; empty if there is none."""
     try:
-        host = urlsplit(word if "://" in word else f"//{word}").hostname or ""
+        host = urlsplit(url).hostname or ""
     except ValueError:
         return ""
+    host = f"[{host}]" if ":" in host else host
     return host if _is_host(host) else ""
 
 
-def _origin(word: str) -> str:
+def _origin(url: str) -> str:
     """The origin of a URL, as a browser sends it (RFC 6454, 6.2); empty if there is none."""
     try:
-        parts = urlsplit(word)
-        port = parts.port
+        scheme, port = urlsplit(url).scheme, urlsplit(url).port
     except ValueError:
         return ""
-    host = parts.hostname or ""
-    if not parts.scheme or not _is_host(host):
+    host = _host_in(url)
+    if not scheme or not host:
         return ""
-    host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{host}" + (
-        f":{port}" if port not in (None, DEFAULT_PORTS.get(parts.scheme)) else ""
-    )
+    return f"{scheme}://{host}" + (f":{port}" if port not in (None, DEFAULT_PORTS.get(scheme)) else "")

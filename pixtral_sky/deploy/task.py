@@ -14,7 +14,7 @@ from pixtral_sky.errors import UsageError
 from pixtral_sky.text import closest, os_reason
 
 # A check of the script: [[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number."
-REFUSES = r'\[\[ \$(\w+) =~ (.+?) \]\]\s*\|\|\s*fail "([^"]*)"'
+REFUSES = r'\[\[ \$(\w+) =~ (\S+) \]\]\s*\|\|\s*fail "([^"]*)"'
 # The variables of the programs that the script starts: uv, pip, the Hub's client, vLLM and its libraries.
 THEIRS = (
     r"(?:UV|PIP|HF|VLLM|NCCL|TORCH|PYTORCH|CUDA|TRITON|OMP|SSL_CERT)_\w+"
