@@ -59,7 +59,7 @@ def pictures(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def prepared(body: dict[str, Any]) -> dict[str, Any]:
     """The body as it is sent: without SENDERS, and with pictures that the server can read.
 
-    An http(s) URL becomes a data: URL with its content, as the server fetches nothing. A data: URL of more
+    An http(s) URL becomes a data: URL with its content, as not every server fetches it. A data: URL of more
     than 1024 pixels a side is shrunk. Raises PictureError for a picture that cannot be downloaded or read.
     """
     body = copy.deepcopy({name: value for name, value in body.items() if name not in SENDERS})

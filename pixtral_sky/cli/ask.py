@@ -28,7 +28,7 @@ Usage = Annotated[bool, typer.Option("--usage", help="Say the tokens and seconds
 RemoteUrls = Annotated[
     bool,
     typer.Option(
-        "--remote-urls", help="Let the endpoint download http(s) pictures (see its ALLOWED_MEDIA_HOSTS)."
+        "--remote-urls", help="Let the endpoint download http(s) pictures, from where its IMAGE_URLS says."
     ),
 ]
 NoCheck = Annotated[

@@ -102,6 +102,8 @@ def _show(plan: Plan, candidates: bool) -> None:
         if plan.cluster.private
         else f"It opens port {plan.cluster.port}, in plain HTTP, behind a key. (--private: none.)"
     )
+    if plan.cluster.private and plan.task.envs.get("IMAGE_URLS") == "none":
+        output.say("It fetches no pictures by URL. (--env IMAGE_URLS=public: from public hosts.)")
 
 
 def _launched(plan: Plan, minutes: float) -> Cluster:

@@ -51,6 +51,7 @@ def rehearse(
 
     # Everything is checked before the engine is made, which takes minutes.
     the_task = task.load(file)
+    the_task.check({})
     end = task.end(the_task.envs)
     with process.starting(name):
         task.limits(the_task.envs)

@@ -332,10 +332,11 @@ class Client:
             return Refused(what, "Is it yours? --endpoint URL")
         if status >= 500:
             return Failed(f"{url} failed{because}", "Its log tells more.")
-        if status == 404 and reason == "There is no such route here.":  # our gateway
+        code = error.get("code") if isinstance(error, dict) else None  # as our gateway has them
+        if code == "not_found":
             return Refused(f"{url} has no such route.", self.endpoint.hint)
-        if "from one of the allowed domains" in reason:
-            return Refused("This endpoint fetches no pictures from there.", "Leave out --remote-urls.")
+        if code == "invalid_image_url":
+            return Refused(reason, "Without --remote-urls it is downloaded here.")
         return Refused(reason) if error and reason else self._not_an_api(status)
 
     def _too_slow(self) -> BrokenAnswer:

@@ -75,6 +75,8 @@ def prepare(the_task: Task, wanted: Wanted, key: str, token: str) -> Plan:
             if not shutil.which("ssh"):
                 raise UsageError("It is reached through ssh, which is not here.", "Install OpenSSH's client.")
             envs["LISTEN"] = "127.0.0.1"
+            if envs.get("IMAGE_URLS") == "public" and the_task.is_default("IMAGE_URLS"):
+                envs["IMAGE_URLS"] = "none"  # who opens no port wants no other way out either
         elif str(envs.get("LISTEN") or "").startswith("127."):
             raise UsageError("LISTEN=127.0.0.1 needs no open port.", "Add --private")
         the_sky_task = made_task(sky, config, wanted, key, token, ports=None if private else port)

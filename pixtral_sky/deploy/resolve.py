@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pixtral_sky import output
 from pixtral_sky.client.endpoint import Endpoint, base_url
 from pixtral_sky.deploy.store import DEFAULT_NAME, Deployment, known, recall
-from pixtral_sky.errors import NoEndpoint, UsageError
+from pixtral_sky.errors import NoEndpoint, PixtralSkyError, UsageError
 
 # The keys that our script takes (templates/check.sh). Other endpoints may have others: `client` sends any.
 KEY = r"[A-Za-z0-9._~+/=-]*"
@@ -69,18 +71,18 @@ def find(
 ) -> Endpoint:
     """The endpoint to use: ``url``, else the deployment ``name``, else PIXTRAL_ENDPOINT, else "pixtral".
 
-    A key is sent only to the endpoint that it was given for: PIXTRAL_API_KEY to PIXTRAL_ENDPOINT, or to any
-    ``url`` if PIXTRAL_ENDPOINT is not set; a remembered key to its own deployment. ``key`` replaces both.
+    A key is sent only to the endpoint that it was given for: a remembered key to its own deployment, however
+    that is named; PIXTRAL_API_KEY to PIXTRAL_ENDPOINT, or to any ``url`` if PIXTRAL_ENDPOINT is not set.
+    ``key`` replaces both.
 
     Raises NoEndpoint when there is none.
     """
+    environment_url, of_environment = environ.get("PIXTRAL_ENDPOINT"), environ.get("PIXTRAL_API_KEY", "")
     if url is not None:
-        environment_url = environ.get("PIXTRAL_ENDPOINT")
         key_is_for_url = not environment_url or base_url(environment_url) == base_url(url)
-        return Endpoint.at(url, key or (environ.get("PIXTRAL_API_KEY", "") if key_is_for_url else ""))
-    if name is None and environ.get("PIXTRAL_ENDPOINT"):
-        given = key or environ.get("PIXTRAL_API_KEY", "")
-        return Endpoint.at(environ["PIXTRAL_ENDPOINT"], given, origin="PIXTRAL_ENDPOINT")
+        return _at(Endpoint.at(url, of_environment if key_is_for_url else ""), key)
+    if name is None and environment_url:
+        return _at(Endpoint.at(environment_url, of_environment, origin="PIXTRAL_ENDPOINT"), key)
     name = DEFAULT_NAME if name is None else name
     deployment = recall(name)
     if deployment is None:
@@ -95,3 +97,34 @@ def find(
         )
     found = endpoint_of(deployment)
     return replace(found, key=key) if key else found
+
+
+def _at(given: Endpoint, key: str | None) -> Endpoint:
+    """The endpoint that the user gives, with ``key``; if a deployment has its address, that deployment.
+
+    A shell may hold the key of an earlier one. Of one that was launched elsewhere the user knows more.
+    """
+    deployment = _remembered_at(given.url)
+    found = endpoint_of(deployment) if deployment else given
+    if key:
+        return replace(found, key=key)
+    launched_elsewhere = getattr(deployment, "request", None) == ""
+    if launched_elsewhere or not found.key:
+        return replace(found, key=given.key or found.key)
+    if deployment and given.key not in ("", found.key):
+        output.warn(
+            f"PIXTRAL_API_KEY is not the key of {deployment.name!r}, which is at {found.url}: its own is"
+            f' taken. Renew it: eval "$(pixtral-sky endpoint --env -n {deployment.name})"'
+        )
+    return found
+
+
+def _remembered_at(url: str) -> Deployment | None:
+    """The newest deployment at this address that has not ended, as far as this machine knows."""
+    found: list[Deployment] = []
+    for name in known():
+        with contextlib.suppress(PixtralSkyError):  # a damaged file is in nobody's way
+            one = recall(name)
+            if one and one.url == url and not one.has_ended():
+                found.append(one)
+    return max(found, key=lambda one: one.created, default=None)

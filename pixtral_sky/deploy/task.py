@@ -14,6 +14,7 @@ from pixtral_sky.text import closest, os_reason
 
 # A check of the script: [[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number."
 REFUSES = r'\[\[ \$(\w+) =~ (\S+) \]\]\s*\|\|\s*fail "([^"]*)"'
+OLD = "ALLOWED_MEDIA_HOSTS"  # before the gateway fetched
 # The variables of the programs that the script starts: uv, pip, the Hub's client, vLLM and its libraries.
 THEIRS = (
     r"(?:UV|PIP|HF|VLLM|NCCL|TORCH|PYTORCH|CUDA|TRITON|OMP|SSL_CERT)_\w+"
@@ -30,6 +31,7 @@ class Task:
     setup: str
     envs: dict[str, str]
     config: dict[str, Any] = field(default_factory=dict, repr=False)  # the whole file, as data
+    given: frozenset[str] = frozenset()  # the envs that options have set
 
     @property
     def vllm_version(self) -> str:
@@ -51,13 +53,20 @@ class Task:
         """The task with these envs in place of its own. Raises as `check` does."""
         self.check(given)
         config = {**self.config, "envs": {**(self.config.get("envs") or {}), **given}}
-        return replace(self, envs={**self.envs, **given}, config=config)
+        return replace(self, envs={**self.envs, **given}, config=config, given=self.given | given.keys())
+
+    def is_default(self, name: str) -> bool:
+        """Whether its value is that of the shipped ``pixtral.yaml``, and not the user's."""
+        return name not in self.given and self.path.resolve() == shipped("pixtral.yaml")
 
     def check(self, given: Mapping[str, str]) -> None:
         """Raise UsageError for envs that nothing reads, and for values that the script refuses.
 
         The script would refuse them later, on a machine that costs money.
         """
+        if old := given.get(OLD, self.envs.get(OLD)):
+            hosts = ",".join(old.split())
+            raise UsageError(f"{OLD} is called IMAGE_URLS now.", f"Set IMAGE_URLS={hosts}")
         for name in given:
             if name not in self.envs and not self._reads(name):
                 close = closest(name, self.envs)

@@ -27,8 +27,10 @@ KIND = re.compile(
 )
 # Not public, though some Python's ipaddress calls them global: the clouds' host agents, networks that lead to
 # other addresses (6to4 and its relays, Teredo), and those of documents.
-HIDDEN = ["168.63.129.16", "192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20"]
-HIDDEN = [ipaddress.ip_network(each) for each in HIDDEN]
+HIDDEN = [
+    ipaddress.ip_network(each)
+    for each in ("168.63.129.16", "192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20")
+]
 GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")  # IPv4 in IPv6 is outside of it
 
 

@@ -259,6 +259,18 @@ def test_exports_for_a_shell(run: Run, remember: Remember, tmp_path: Path, path:
     assert not (tmp_path / "made").exists()
 
 
+def test_exports_in_a_shell_with_an_older_key(
+    run: Run, remember: Remember, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = remember().url
+    monkeypatch.setenv("PIXTRAL_ENDPOINT", url)
+    monkeypatch.setenv("PIXTRAL_API_KEY", "sk-SENTINEL-old")
+    result = run("endpoint", "--env", shows_key=True)
+    assert in_bash(result.out, tmp_path) == [url, KEY, f"{url}/v1", KEY]
+    assert result.err.startswith("Warning: PIXTRAL_API_KEY is not the key of 'pixtral'")
+    assert "SENTINEL" not in result.err
+
+
 def test_exports_without_a_key(run: Run, remember: Remember, tmp_path: Path) -> None:
     deployment = remember(key="")
     exports = run("endpoint", "--env").out
@@ -375,6 +387,16 @@ def test_a_task_whose_numbers_are_none(
     result = run("-q", "rehearse", "--file", task_file(head=TASK.replace("32768", "many")))
     assert result.code == 2
     assert "MAX_MODEL_LEN=many is not a whole number" in result.error
+    assert not no_engine
+
+
+def test_a_task_with_what_the_script_refuses(
+    run: Run, no_engine: list[str], task_file: Callable[..., Path]
+) -> None:
+    line = "ALLOWED_MEDIA_HOSTS: a.example"
+    result = run("-q", "rehearse", "--file", task_file(head=TASK.replace("envs:", f"envs:\n  {line}")))
+    assert result.code == 2
+    assert result.error.startswith("ALLOWED_MEDIA_HOSTS is called IMAGE_URLS now")
     assert not no_engine
 
 

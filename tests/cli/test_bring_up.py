@@ -149,6 +149,16 @@ def test_the_key_of_before(
     assert store.recall().key == KEY
 
 
+def test_a_file_with_what_the_script_refuses(run: Run, command: Launch, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("envs: {ALLOWED_MEDIA_HOSTS: a.example}\nrun: serve\n")
+    result = run(*command.words, "--yes", "--file", path)
+    assert result.code == 2
+    assert result.error.startswith("ALLOWED_MEDIA_HOSTS is called")
+    assert "a.example" in result.error
+    assert command.server.calls == []
+
+
 def test_dry_run(run: Run, command: Launch) -> None:
     result = run(*command.words, "--dry-run")
     assert (result.code, result.out, last(result)) == (0, "", command.nothing)

@@ -276,6 +276,7 @@ def test_options_are_passed_on(run: Run, server: FakeSky, machine: FakeEndpoint)
     (sent,) = server.tasks
     (resources,) = sent.resources
     assert (str(resources.cloud), resources.region) == ("AWS", "us-west-2")
+    assert sent.envs["IMAGE_URLS"] == "public"
     assert resources.accelerators == {"L4": 4}
     assert resources.use_spot
     assert resources.ports == ["9000"]
@@ -315,6 +316,21 @@ def test_precision(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
         (["--env", "START_MINUTES=1h"], "START_MINUTES=1h is no whole number of minutes from 1 on."),
         (["--env", "MAX_IMAGES="], "MAX_IMAGES= is no number of pictures."),
         (["--env", "MAX_MODEL_LEN=-2"], "MAX_MODEL_LEN=-2 is no number of tokens (nor -1: all that fit)."),
+        (
+            ["--env", "ALLOWED_MEDIA_HOSTS=a.example b.example"],
+            "ALLOWED_MEDIA_HOSTS is called IMAGE_URLS now. Set IMAGE_URLS=a.example,b.example",
+        ),
+        (["--env", "ALLOWED_MEDIA_HOSTS="], "pixtral.yaml has no env ALLOWED_MEDIA_HOSTS."),
+        (
+            ["--env", "IMAGE_URLS=https://a.example/x"],
+            "IMAGE_URLS=https://a.example/x is neither public, none, nor names of hosts: a.example,b.example",
+        ),
+        (["--env", "IMAGE_URLS="], "IMAGE_URLS= is neither public, none,"),
+        (
+            ["--env", "ALLOWED_ORIGINS=https://a.example/"],
+            "ALLOWED_ORIGINS=https://a.example/ are no origins of web pages. They look like https://app.example,",
+        ),
+        (["--env", "ALLOWED_ORIGINS=*"], "ALLOWED_ORIGINS=* are no origins of web pages."),
         (["--gpus", "H100:3"], "Pixtral splits over 1, 2, 4 or 8 GPUs, not 3."),
         (["--max-price", "0"], "--max-price 0 is no price. For example: --max-price 2.50"),
         (["--max-price", "nan"], "--max-price nan is no price."),
@@ -569,8 +585,9 @@ def test_private(run: Run, server: FakeSky, machine: FakeEndpoint, monkeypatch: 
     monkeypatch.setattr(store, "free_port", lambda wanted=None: machine.port)
     result = run("launch", "--yes", "--private")
     assert (result.code, result.out) == (0, f"{machine.url}\n")
-    assert "It opens no port: the way to it is ssh." in result.err
+    assert "It opens no port: the way to it is ssh.\nIt fetches no pictures by URL." in result.err
     is_private(server)
+    assert server.tasks[0].envs["IMAGE_URLS"] == "none"
     assert server.aliases == ["pixtral"]
     assert ("open", "pixtral", machine.port, 8081) in server.tunnels
     known = store.recall()
@@ -585,7 +602,23 @@ def test_slurm_is_always_private(
     monkeypatch.setattr(store, "free_port", lambda wanted=None: machine.port)
     result = run("launch", "--yes", "--infra", "slurm/lab", "--gpus", "A100:1")
     assert (result.code, result.out) == (0, f"{machine.url}\n")
+    assert "It fetches no pictures by URL. (--env IMAGE_URLS=public: from public hosts.)\n" in result.err
     is_private(server)
+    assert server.tasks[0].envs["IMAGE_URLS"] == "none"
+
+
+@pytest.mark.parametrize("hosts", ["public", "none", "pictures.example,10.0.0.7"])
+def test_a_private_one_fetches_pictures_from_where_the_user_says(
+    run: Run, server: FakeSky, machine: FakeEndpoint, tmp_path: Path, hosts: str
+) -> None:
+    """By an option, or in a file: even a copy of ours that was left as it is."""
+    remember_cluster(url=machine.url, private=True)
+    own = tmp_path / "own.yaml"
+    own.write_text((ROOT / "pixtral.yaml").read_text().replace("IMAGE_URLS: public", f"IMAGE_URLS: {hosts}"))
+    for words in (["--env", f"IMAGE_URLS={hosts}"], ["--file", own]):
+        result = run("launch", "--yes", "--private", *words)
+        assert ("It fetches no pictures by URL." in result.err) == (hosts == "none")
+        assert server.tasks[-1].envs["IMAGE_URLS"] == hosts
 
 
 def test_where_only_slurm_is_enabled(

@@ -584,6 +584,12 @@ def test_a_resolver_that_is_out_for_a_moment(monkeypatch: pytest.MonkeyPatch) ->
 # What is final
 
 
+def gateway_error(code: int, name: str, message: str) -> fake.Behaviour:
+    """An error of our gateway."""
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": name}
+    return fake.status(code, {"error": error}, content_type="application/json")
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "text"),
     [
@@ -593,6 +599,18 @@ def test_a_resolver_that_is_out_for_a_moment(monkeypatch: pytest.MonkeyPatch) ->
             "At most 4 im",
         ),
         (fake.vllm_error(404, "The model `pixtral` does not exist."), errors.Refused, "does not exist."),
+        (
+            gateway_error(
+                404, "not_found", "There is no POST '/x' here. A client's base URL ends in /v1; ..."
+            ),
+            errors.Refused,
+            "has no such route. Are its address",
+        ),
+        (
+            gateway_error(400, "invalid_image_url", "'a.example' answered 404. Send the picture as data."),
+            errors.Refused,
+            "'a.example' answered 404. Send the picture as data. Without --remote-urls it is downloaded here.",
+        ),
         (fake.status(400, {"error": "no"}), errors.Refused, "no."),
         (fake.status(401), errors.Unauthorized, "does not take this key (401). Are its address"),
         (fake.page(403), errors.Unauthorized, "does not take this key (403)."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.deploy.resolve import find
 from pixtral_sky.deploy.store import remember
 from pixtral_sky.errors import NoEndpoint, UsageError
+from tests.support import deployments
 from tests.support.command_line import KEY
 from tests.support.deployments import running
 
@@ -72,6 +74,59 @@ def test_a_key_of_the_environment_is_not_for_a_remembered_running() -> None:
     assert find(environ=environ).key == KEY
     assert find(name="open", environ=environ).key == ""
     assert find(key="sk-ARG", environ=environ).key == "sk-ARG", "one that is given is for whatever is asked"
+
+
+HERE = "http://127.0.0.1:8081"  # where `running` is
+
+
+@pytest.mark.parametrize("environ", [{"PIXTRAL_ENDPOINT": f"{HERE}/v1"}, {}])
+def test_an_address_that_is_remembered_has_its_own_key(
+    environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a shell holds the key of an earlier one there."""
+    remember(running("other", url="http://127.0.0.1:7777"))
+    remember(running("mine", max_images=2))
+    url = None if environ else "127.0.0.1:8081"
+    found = find(url, environ={**environ, "PIXTRAL_API_KEY": "sk-OLD"})
+    assert (found.key, found.max_images, found.origin) == (KEY, 2, "mine")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (
+        f"Warning: PIXTRAL_API_KEY is not the key of 'mine', which is at {HERE}: its own is taken. "
+        'Renew it: eval "$(pixtral-sky endpoint --env -n mine)"\n'
+    )
+    for same in ({**environ, "PIXTRAL_API_KEY": KEY}, environ):
+        assert find(url, environ=same) == found
+    assert find(url, "sk-ARG", environ={**environ, "PIXTRAL_API_KEY": "sk-OLD"}).key == "sk-ARG"
+    assert capsys.readouterr().err == "", "there is nothing to warn of"
+
+
+def test_an_address_behind_ssh_has_its_tunnel(home: Path) -> None:
+    """Without it, the remembered key would go to whoever listens there."""
+    private = deployments.cluster(url=HERE, private=True)
+    (home / "deployments" / "damaged.json").write_text("{")
+    found = find(environ={"PIXTRAL_ENDPOINT": HERE})
+    assert (found.key, found.tunnel) == (KEY, private.tunnel())
+
+
+def test_the_newest_at_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    deployments.rehearsal("ended", url=HERE, key="sk-ENDED")
+    deployments.cluster("old", url=HERE, key="sk-BEFORE", created=1.0)
+    deployments.service("new", url=HERE, created=2.0)
+    assert find(HERE, environ={}).origin == "new"
+    deployments.service("new", url="http://elsewhere:1")
+    deployments.cluster("old", url="http://elsewhere:2")
+    assert find(HERE, environ={"PIXTRAL_API_KEY": "sk-ENV"}).key == "sk-ENV", (
+        "one that has ended has no address"
+    )
+    assert capsys.readouterr().err == ""
+
+
+def test_the_user_knows_more_of_what_was_launched_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    deployments.cluster(url=HERE, request="", key="sk-BEFORE")
+    assert find(HERE, environ={"PIXTRAL_API_KEY": "sk-ENV"}).key == "sk-ENV"
+    assert find(HERE, environ={}).key == "sk-BEFORE"
+    assert capsys.readouterr().err == ""
 
 
 def test_an_empty_variable_is_none() -> None:

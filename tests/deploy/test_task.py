@@ -82,6 +82,19 @@ def test_a_machine_is_taken_down_and_a_replica_is_not(sky):
         assert config(name)["envs"]["IDLE_MINUTES"] == 0
 
 
+def test_the_machine_is_no_service(sky):
+    """What older guides do: said before anything is made, or even asked for."""
+    from click.testing import CliRunner
+    from sky.client.cli.command import cli
+
+    done = CliRunner().invoke(cli, ["serve", "up", "-y", "-n", "pixtral", str(ROOT / "pixtral.yaml")])
+    assert isinstance(done.exception, ValueError)
+    said = "Service section not found in the YAML file. To fix, add a valid `service` field."
+    assert str(done.exception) == said
+    page = (ROOT / "docs/guides/replicas.md").read_text()
+    assert said in page
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_the_probe_carries_the_key_and_generates_nothing(sky, name):
     service = validate(sky, config(name), "sesame").service

@@ -55,7 +55,7 @@ def test_it_is_the_server_of_pixtral_yaml() -> None:
     assert flags["--allowed-media-domains"] == ["/"]
     assert CONFIG["environment_variables"]["MAX_IMAGES"] == str(images)
     # All flags of the script but those that a proxy makes needless, and no others.
-    theirs = re.findall(r" (--[a-z0-9-]+)", shipped.run.partition(" vllm serve \"")[2].partition(" &\n")[0])
+    theirs = re.findall(r" (--[a-z0-9-]+)", shipped.run.partition(' vllm serve "')[2].partition(" &\n")[0])
     proxy = {"--revision", "--host", "--api-server-count", "--h11-max-incomplete-event-size"}
     assert set(flags) == set(theirs) - proxy
 
