@@ -1,7 +1,8 @@
 """Render pixtral.yaml, service.yaml and examples/ from templates/ (`make render`); --check only compares.
 
-A line `# include: FILE` is replaced by that file, with the indent of the line; `# vllm serve: without FLAGS`
-by the other arguments that run.sh gives to vLLM; `@VLLM@` by the version of vLLM in setup.sh.
+A line `# include: FILE` is replaced by that file, with the indent of the line; `# modules: NAME FOLDER` by a
+Bash function that writes the folder's Python modules; `# vllm serve: without FLAGS` by the other arguments of
+vLLM in run.sh; `@VLLM@` by the version of vLLM in setup.sh. The Truss carries the modules as files.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = ROOT / "templates"
-FILES = (
-    "pixtral.yaml",
-    "service.yaml",
-    *sorted(str(path.relative_to(TEMPLATES)) for path in (TEMPLATES / "examples").rglob("*.yaml")),
-)
+SERVER = ROOT / "pixtral_sky" / "server"
+# What is rendered, and of what.
+FILES = {
+    name: TEMPLATES / name
+    for name in (
+        "pixtral.yaml",
+        "service.yaml",
+        *sorted(str(path.relative_to(TEMPLATES)) for path in (TEMPLATES / "examples").rglob("*.yaml")),
+    )
+} | {f"examples/truss/data/pixtral_gateway/{path.name}": path for path in sorted(SERVER.glob("[!_]*.py"))}
 
 
 def render(path: Path) -> str:
@@ -31,12 +37,23 @@ def render(path: Path) -> str:
         if text.startswith("# include: "):
             included = render(path.parent / text.removeprefix("# include: ")).splitlines()
             lines += [indent + part if part else "" for part in included]
+        elif text.startswith("# modules: "):
+            name, folder = text.removeprefix("# modules: ").split()
+            lines += [indent + part if part else "" for part in writer(name, path.parent / folder)]
         elif text.startswith("# vllm serve: without "):
             without = text.removeprefix("# vllm serve: without ").split()
             lines += [indent + flag for flag in flags() if flag.split()[0] not in without]
         else:
             lines.append(line.replace("@VLLM@", version()))
     return "\n".join(lines) + "\n"
+
+
+def writer(name: str, folder: Path) -> list[str]:
+    """A Bash function ``name`` FOLDER that writes the modules, gateway.py first."""
+    lines = [f"{name}() {{", '  mkdir "$1"']
+    for module in sorted(folder.glob("[!_]*.py"), key=lambda path: (path.name != "gateway.py", path.name)):
+        lines += [f"  cat > \"$1/{module.name}\" <<'PYTHON'", *module.read_text().splitlines(), "PYTHON"]
+    return [*lines, "}"]
 
 
 @functools.cache
@@ -55,7 +72,7 @@ def serve_script() -> str:
     script = (TEMPLATES / "run.sh").read_text()
     choice = script[script.index("# What the GPUs decide") : script.index("start() {")]
     command = script[script.index('vllm serve "$MODEL"') :].partition(" &\n")[0]
-    stand_in = 'vllm() { shift 2; printf "%s\\n" "$@"; }; extra_args=() media_hosts=(/)'
+    stand_in = 'vllm() { shift 2; printf "%s\\n" "$@"; }; extra_args=()'
     return "\n".join([(TEMPLATES / "check.sh").read_text(), stand_in, f"{{ {choice}}} >&2", command])
 
 
@@ -93,14 +110,15 @@ def main() -> int:
     check = "--check" in sys.argv
     stale = [
         name
-        for name in FILES
-        if not (ROOT / name).exists() or (ROOT / name).read_text() != render(TEMPLATES / name)
+        for name, source in FILES.items()
+        if not (ROOT / name).exists() or (ROOT / name).read_text() != render(source)
     ]
     for name in stale:
         if check:
             print(f"{name} differs from its rendering. Run: make render", file=sys.stderr)
         else:
-            (ROOT / name).write_text(render(TEMPLATES / name))
+            (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
+            (ROOT / name).write_text(render(FILES[name]))
     return int(check and bool(stale))
 
 

@@ -1,169 +1,156 @@
-"""The gateway: ASGI middleware before vLLM (`vllm serve --middleware gateway.Gateway`).
+"""The gateway: ASGI middleware before vLLM (`vllm serve --middleware pixtral_gateway.gateway.Gateway`).
 
-vLLM's own API key leaves routes open, among them full inference at POST /invocations. The gateway opens
-only the routes below. It needs the standard library only.
+vLLM's own API key leaves routes open, among them full inference at POST /invocations. The gateway opens only
+the routes below, reads the body of a request before vLLM does, and puts pictures named by URL into it.
 
-PIXTRAL_API_KEY  required on every route but GET /health; if empty, the host has to be localhost instead
+PIXTRAL_API_KEY  required on every route but /health; if empty, the host has to be localhost instead
                  (and the script that starts vLLM listens on 127.0.0.1 only)
-IDLE_MINUTES     ends the server after that long without a request; 0 or empty: never
+ALLOWED_ORIGINS  web pages that may ask, as exact origins: https://app.example http://localhost:3000
+IMAGE_URLS       from where pictures are fetched: public, none, or names of hosts (images.py)
+MAX_IMAGES       the most of them in a request (4)
 MAX_BODY_MIB     the largest request body (32)
-GATEWAY_STATE    a folder that outlives the server: its file "last_request" is as old as the last request;
-                 the idle clock writes "idle" when it ends the server
+IDLE_MINUTES, GATEWAY_STATE  the idle clock's (idle.py)
 """
 
 import asyncio
-import contextlib
 import hmac
 import json
 import os
-import signal
-import time
-from pathlib import Path
 
-OPEN = {("GET", "/health")}
+from . import body as bodies
+from .idle import IdleClock
+from .images import Images
+from .refusal import Refusal, send_json
+
+OPEN = {("GET", "/health"), ("HEAD", "/health")}
 PROBES = {("GET", "/v1/models"), ("GET", "/metrics")}  # with the key; they keep no idle server alive
+MODEL = "/v1/models/"  # and GET of a model's name below it
+ANTHROPIC = ("/v1/messages", "/v1/messages/count_tokens")  # whose clients send the key as x-api-key
 WORK = {
-    ("POST", "/v1/chat/completions"),
-    ("POST", "/v1/completions"),
-    ("POST", "/v1/responses"),
-    ("POST", "/v1/messages"),
-    ("POST", "/tokenize"),
+    ("POST", path)
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", *ANTHROPIC, "/tokenize")
 }
 ROUTES = OPEN | PROBES | WORK
-# Seconds without a byte in or out after which a request in flight no longer keeps the server alive: longer
-# than any answer that is not streamed, shorter than the night of a laptop that was shut during one.
-STALLED = 3600
-
-
-class TooLarge(BaseException):
-    """A body beyond the limit. A BaseException, which no `except Exception` of the app catches."""
 
 
 class Gateway:
     def __init__(self, app):
         self.app = app
         self.key = os.environ.get("PIXTRAL_API_KEY", "").encode()
-        self.idle_seconds = float(os.environ.get("IDLE_MINUTES") or 0) * 60
-        self.max_body = int(float(os.environ.get("MAX_BODY_MIB") or 32) * 2**20)
-        self.state = os.environ.get("GATEWAY_STATE", "") if self.idle_seconds > 0 else ""
-        self.in_flight = 0
-        self.last_request = time.monotonic()
+        self.origins = os.environ.get("ALLOWED_ORIGINS", "").split()
+        self.images = Images(os.environ.get("IMAGE_URLS", "none"), int(os.environ.get("MAX_IMAGES") or 4))
+        self.memory = bodies.Memory(int(float(os.environ.get("MAX_BODY_MIB") or 32) * 2**20))
+        self.idle = IdleClock(float(os.environ.get("IDLE_MINUTES") or 0), os.environ.get("GATEWAY_STATE", ""))
+        self.entrance = self.answer
+        if self.origins:
+            from starlette.middleware.cors import CORSMiddleware
+
+            self.entrance = CORSMiddleware(self.answer, self.origins, ["GET", "POST"], allow_headers=["*"])
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
-            return await self.lifespan(scope, receive, send)
+            clock = asyncio.create_task(self.idle.run())
+            try:
+                return await self.app(scope, receive, send)
+            finally:
+                clock.cancel()
         if scope["type"] != "http":  # a websocket is refused
             return await send({"type": "websocket.close", "code": 1008})
+        await self.entrance(scope, receive, send)
 
-        route = (scope["method"], scope["path"])
+    async def answer(self, scope, receive, send):
+        try:
+            await self.route(scope, receive, send)
+        except Refusal as refusal:
+            await refusal.answer(send)
+
+    async def route(self, scope, receive, send):
+        method, path = scope["method"], scope["path"]
+        is_model = method == "GET" and path.startswith(MODEL)
         # A route has one spelling: not percent-encoded, without a mount path.
-        plain = scope.get("raw_path") in (None, scope["path"].encode())
-        if route not in ROUTES or not plain or scope.get("root_path"):
-            return await refuse(send, 404, "not_found", "There is no such route here.")
-        if route not in OPEN and not self.has_key(scope):
-            return await refuse(send, 401, "invalid_api_key", "This needs 'Authorization: Bearer KEY'.")
-        if route not in WORK:
-            return await self.app(scope, receive, send)
+        plain = is_model or scope.get("raw_path") in (None, path.encode())
+        if not (is_model or (method, path) in ROUTES) or not plain or scope.get("root_path"):
+            routes = ", ".join(" ".join(route) for route in sorted(WORK | PROBES))
+            what = f"There is no {method} {path[:80]!r} here. A client's base URL ends in /v1"
+            raise Refusal(404, "not_found", f"{what}; there are: {routes}.")
+        if (method, path) in OPEN:
+            return await self.app({**scope, "method": "GET"}, receive, send)  # uvicorn remembers a HEAD
+        scope = self.admitted(scope)
+        if is_model:
+            await self.model(path.removeprefix(MODEL), scope, receive, send)
+        elif (method, path) in PROBES:
+            await self.app(scope, receive, send)
+        else:
+            with self.idle.request(receive, send) as (receive, send):
+                await self.work(scope, receive, send)
 
-        self.in_flight += 1
-        self.write("last_request")
-        try:
-            await self.limited(scope, receive, send)
-        finally:
-            self.in_flight -= 1
-            self.last_request = time.monotonic()
-            self.write("last_request")
-
-    def has_key(self, scope):
-        headers = [(name.lower(), value) for name, value in scope["headers"]]
+    def admitted(self, scope):
+        """The scope with the key as vLLM, which has it as a second lock, reads it. Raises Refusal."""
+        names, how = (b"authorization",), "'Authorization: Bearer KEY'"
+        if scope["path"] in ANTHROPIC:
+            names, how = (*names, b"x-api-key"), f"{how} or 'x-api-key: KEY'"
+        # Without the page's origin, by which vLLM would let every page read its answers.
+        headers = [each for each in scope["headers"] if each[0] not in (*names, b"origin")]
         if not self.key:
-            # The server listens on 127.0.0.1 only. This keeps out web pages in the user's browser whose
-            # host name resolves to it (DNS rebinding).
-            hosts = [value.partition(b":")[0] for name, value in headers if name == b"host"]
-            return hosts in ([b"localhost"], [b"127.0.0.1"])
-        given = [value for name, value in headers if name == b"authorization"]
-        if len(given) != 1:  # two are ambiguous
-            return False
-        scheme, _, key = given[0].partition(b" ")
-        return hmac.compare_digest(key, self.key) and scheme.lower() == b"bearer"
+            self.check_local(scope)
+            return {**scope, "headers": headers}
+        given = [each for each in scope["headers"] if each[0] in names]
+        if not given:
+            raise locked("missing_api_key", f"There is no key in this request. Send {how}.")
+        name, value = given[0]
+        scheme, _, key = value.partition(b" ") if name == b"authorization" else (b"bearer", b"", value)
+        if len(given) > 1 or scheme.lower() != b"bearer":  # two are ambiguous
+            raise locked("invalid_api_key", f"The key comes once, as {how}.")
+        if not hmac.compare_digest(key, self.key):
+            raise locked("invalid_api_key", "The key in this request is not the key of this server.")
+        return {**scope, "headers": [*headers, (b"authorization", b"Bearer " + self.key)]}
 
-    async def limited(self, scope, receive, send):
-        """Run the app; count the body as it comes, and cut it off at the limit."""
-        for name, value in scope["headers"]:
-            if name.lower() == b"content-length" and (not value.isdigit() or int(value) > self.max_body):
-                return await self.too_large(send)
-        arrived, started = 0, False
+    def check_local(self, scope):
+        """Without a key the server listens on 127.0.0.1 only. This keeps out web pages in the user's browser,
+        also those whose host name resolves to it (DNS rebinding). Raises Refusal."""
+        hosts = [value.partition(b":")[0] for name, value in scope["headers"] if name == b"host"]
+        origins = [value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"]
+        if hosts not in ([b"localhost"], [b"127.0.0.1"]):
+            raise Refusal(403, "host_not_allowed", "Without a key this answers as localhost only.")
+        if origins and not set(origins) <= set(self.origins):
+            raise Refusal(403, "origin_not_allowed", "ALLOWED_ORIGINS does not name this page.")
 
-        async def counted_receive():
-            nonlocal arrived
-            message = await receive()
-            arrived += len(message.get("body") or b"")
-            if arrived > self.max_body:
-                raise TooLarge
-            self.last_request = time.monotonic()
-            return message
+    async def model(self, name, scope, receive, send):
+        """GET /v1/models/NAME, which vLLM does not have, from GET /v1/models. A name may have a slash."""
+        parts = []
 
-        async def noted_send(message):
-            nonlocal started
-            started = True
-            await send(message)
-            self.last_request = time.monotonic()
+        async def keep(message):
+            parts.append(message.get("body", b""))
 
+        await self.app({**scope, "path": "/v1/models", "raw_path": b"/v1/models"}, receive, keep)
+        models = {each["id"]: each for each in json.loads(b"".join(parts))["data"]}
+        if name not in models:
+            raise Refusal(404, "model_not_found", f"There is no such model here, but: {', '.join(models)}.")
+        await send_json(send, 200, models[name])
+
+    async def work(self, scope, receive, send):
+        share = bodies.Share(self.memory)
         try:
-            await self.app(scope, counted_receive, noted_send)
-        except BaseException:
-            if arrived <= self.max_body:
-                raise
-            if not started:
-                await self.too_large(send)
-
-    async def too_large(self, send):
-        limit = self.max_body / 2**20
-        await refuse(send, 413, "request_too_large", f"A request may have {limit:g} MiB here.")
-
-    async def lifespan(self, scope, receive, send):
-        clock = asyncio.create_task(self.idle_clock()) if self.idle_seconds > 0 else None
-        try:
+            data = await bodies.read(scope, receive, share)
+            if data is None:
+                return
+            body = bodies.parse(data)
+            if await self.images.inline(body, share):
+                data = bodies.unparse(body)
+            del body
+            scope, receive = bodies.handed_on(data, scope, receive, share)
+            del data
             await self.app(scope, receive, send)
         finally:
-            if clock:
-                clock.cancel()
-
-    def write(self, name):
-        """Touch a file for the script and the next server. A full disk does not matter."""
-        if self.state:
-            with contextlib.suppress(OSError):
-                Path(self.state, name).touch()
-
-    def seconds_since_last_request(self):
-        """Across restarts of the server; 0 without a request before."""
-        if self.state:
-            with contextlib.suppress(OSError):
-                return max(time.time() - Path(self.state, "last_request").stat().st_mtime, 0)
-        self.write("last_request")
-        return 0
-
-    async def idle_clock(self):
-        left = self.idle_seconds - self.seconds_since_last_request()
-        self.last_request = time.monotonic() + left - self.idle_seconds
-        while True:
-            await asyncio.sleep(max(min(left, self.idle_seconds), 0.5))
-            patience = self.idle_seconds + (STALLED if self.in_flight else 0)
-            left = self.last_request + patience - time.monotonic()
-            if left <= 0:
-                break
-        print(f"gateway: no request for {self.idle_seconds / 60:g} minutes: ending the server", flush=True)
-        self.write("idle")
-        os.kill(os.getpid(), signal.SIGTERM)  # vLLM finishes its answers and frees the GPU
+            share.release()
 
 
-async def refuse(send, status, code, message):
-    """Answer with an error in OpenAI's format."""
-    body = json.dumps(
-        {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
-    )
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body.encode()})
+class BehindPlatform(Gateway):
+    """Where a platform asks for its own key before a request comes here (Baseten), in the same header."""
+
+    def admitted(self, scope):
+        return scope
+
+
+def locked(code, message):
+    return Refusal(401, code, message, [(b"www-authenticate", b"Bearer")])

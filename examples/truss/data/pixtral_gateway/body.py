@@ -1,0 +1,83 @@
+"""The body of a request: read whole, within limits, and handed on to vLLM."""
+
+from .refusal import Refusal
+
+HELD_BYTES = 256 * 2**20  # of all bodies that are read at one time
+
+
+class Memory:
+    """What the bodies that are read at one time take. Each may have ``limit`` bytes, with its pictures."""
+
+    def __init__(self, limit):
+        self.limit, self.held = limit, 0
+
+
+class Share:
+    """What one request takes of it, in bytes, until its end or ``release``."""
+
+    def __init__(self, memory):
+        self.memory, self.taken = memory, 0
+
+    def room(self):
+        return self.memory.limit - self.taken
+
+    def take(self, count):
+        if count > self.room():
+            limit = self.memory.limit / 2**20
+            raise Refusal(
+                413, "request_too_large", f"A request may have {limit:g} MiB here, with its pictures."
+            )
+        if self.memory.held + count > HELD_BYTES:
+            message = "The requests that are arriving fill the memory kept for them. Ask again in a moment."
+            raise Refusal(503, "overloaded", message, [(b"retry-after", b"2")])
+        self.taken += count
+        self.memory.held += count
+
+    def release(self):
+        self.memory.held -= self.taken
+        self.taken = 0
+
+
+async def read(scope, receive, share):
+    """The whole body; None when the client hangs up before its end. Raises Refusal."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > share.room():
+            share.take(int(value))  # refused before it comes
+    parts, more = [], True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body") or b"")
+        share.take(len(parts[-1]))
+        more = message.get("more_body")
+    return b"".join(parts)
+
+
+def parse(data):
+    """The JSON object in ``data``. Raises Refusal."""
+    import msgspec
+
+    try:
+        return msgspec.json.decode(data, type=dict)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, "invalid_json", f"The body of the request is no JSON object: {error}.") from None
+
+
+def unparse(body):
+    import msgspec
+
+    return msgspec.json.encode(body)
+
+
+def handed_on(data, scope, receive, share):
+    """``scope`` and ``receive`` for the app, which gets ``data`` at once and then learns of a hang-up."""
+    headers = [each for each in scope["headers"] if each[0] not in (b"content-length", b"transfer-encoding")]
+    headers.append((b"content-length", str(len(data)).encode()))
+    messages = [{"type": "http.request", "body": data, "more_body": False}]
+
+    async def receive_data():
+        share.release()
+        return messages.pop() if messages else await receive()
+
+    return {**scope, "headers": headers}, receive_data
