@@ -25,11 +25,10 @@ KIND = re.compile(
     rb"|(?P<tiff>II\*\0|MM\0\*)|(?P<avif>....ftypavi[fs])",
     re.DOTALL,
 )
-# Not public, though Python's ipaddress calls them global: Azure's host agent, and networks that lead to other
-# addresses (6to4 and its relays, Teredo).
-HIDDEN = [
-    ipaddress.ip_network(each) for each in ("168.63.129.16", "192.88.99.0/24", "2002::/16", "2001::/23")
-]
+# Not public, though some Python's ipaddress calls them global: the clouds' host agents, networks that lead to
+# other addresses (6to4 and its relays, Teredo), and those of documents.
+HIDDEN = ["168.63.129.16", "192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20"]
+HIDDEN = [ipaddress.ip_network(each) for each in HIDDEN]
 GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")  # IPv4 in IPv6 is outside of it
 
 
@@ -110,6 +109,7 @@ class Images:
         finally:
             for fetch in fetches:
                 fetch.cancel()
+            await asyncio.gather(*fetches, return_exceptions=True)
         for parts, (kind, data) in zip(named.values(), found, strict=True):
             for part in parts:
                 put(part, kind, data)
@@ -119,7 +119,9 @@ class Images:
         """The kind and the bytes of the picture at a URL."""
         import aiohttp
 
-        url = parse(text)
+        url = parsed(text)
+        if url is None:
+            raise refused(f"{text[:40]!a} is no http(s) URL of a picture")
         host = url.host
         async with self.at_once:
             try:
@@ -135,7 +137,7 @@ class Images:
                 raise refused(f"Nothing could be fetched from {host!r}") from None
 
     def is_named(self, url):
-        return (url.raw_host or "").rstrip(".") in self.hosts
+        return url.raw_host.lower().rstrip(".") in self.hosts
 
     async def follow(self, url, share):
         first = url
@@ -145,7 +147,9 @@ class Images:
             async with session(self.is_named(url)) as http, http.get(url, allow_redirects=False) as response:
                 to = response.headers.get("Location")
                 if response.status in (301, 302, 303, 307, 308) and to:
-                    url = url.join(parse(to, relative=True))
+                    url = parsed(to, url)
+                    if url is None:
+                        raise refused(f"{first.host!r} redirects to no http(s) URL")
                 elif response.status != 200:
                     raise refused(f"{first.host!r} answered {response.status}")
                 else:
@@ -167,21 +171,17 @@ def refused(why):
     )
 
 
-def parse(text, relative=False):
-    """The URL. Raises Refusal for what is not http(s)."""
+def parsed(text, base=None):
+    """The http(s) URL, from ``base`` where it is a part of one; None for what is none."""
     from yarl import URL
 
     try:
         # As it stands: a signed URL is valid in one spelling. Spaces and the like would break the request.
         url = URL(text, encoded=text.isascii() and text.isprintable() and " " not in text)
-        if relative and not url.absolute:
-            return url
-        if url.scheme in ("http", "https") and url.host:
-            return url
+        url = base.join(url) if base else url
+        return url if url.scheme in ("http", "https") and url.host and url.port is not None else None
     except ValueError:
-        pass
-    start = text[:40] if text.isprintable() else ascii(text[:40])
-    raise refused(f"{start!r} is no http(s) URL of a picture")
+        return None
 
 
 def session(anywhere):

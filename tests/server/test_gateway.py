@@ -2,127 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import os
-import re
-import signal
-import socket
-import threading
-import time
-from types import SimpleNamespace
 
 import pytest
-import uvicorn
 
-from pixtral_sky.server import gateway as gateway_module
-from pixtral_sky.server.gateway import Gateway
+from pixtral_sky.server.gateway import BehindPlatform
+from tests.support.gateway import AUTH, KEY, Server
 
-KEY = "k" * 43
-AUTH = f"Authorization: Bearer {KEY}\r\n"
 MIB = 2**20
-
-
-class Inner:
-    """An app that answers every request, so that whatever gets past the gateway is seen."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, str]] = []
-        self.bodies: list[int] = []
-        self.hold = threading.Event()
-        self.hold.set()
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] == "lifespan":
-            while True:
-                message = await receive()
-                await send({"type": message["type"] + ".complete"})
-                if message["type"] == "lifespan.shutdown":
-                    return
-        self.seen.append((scope.get("method", "WEBSOCKET"), scope["path"]))
-        size, more = 0, True
-        while more:
-            try:
-                message = await receive()
-            except Exception:  # as frameworks do on a body that cannot be read: they answer
-                await send({"type": "http.response.start", "status": 400, "headers": []})
-                await send({"type": "http.response.body", "body": b"broke off"})
-                return
-            except BaseException:
-                self.bodies.append(-1)
-                raise
-            size += len(message["body"])
-            more = message["more_body"]
-        self.bodies.append(size)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        for part in (b"one ", b"two ", b"three"):
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-            while not self.hold.is_set():
-                await asyncio.sleep(0.01)
-        await send({"type": "http.response.body"})
-
-
-class Server:
-    """A Gateway before an Inner on a free loopback port."""
-
-    def __init__(self, http: str, root_path: str = "") -> None:
-        self.inner = Inner()
-        self.gateway = Gateway(self.inner)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        config = uvicorn.Config(
-            self.gateway,
-            host="127.0.0.1",
-            port=self.port,
-            http=http,
-            log_level="error",
-            root_path=root_path,
-            ws="websockets-sansio" if "websockets-sansio" in uvicorn.config.WS_PROTOCOLS else "auto",
-        )
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run)
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
-
-    def close(self) -> None:
-        self.server.should_exit = True
-        self.thread.join()
-
-    def raw(self, data: bytes, *, more: bytes = b"", timeout: float = 5) -> tuple[int, bytes]:
-        """Status and everything after the status line of what comes back to these very bytes."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
-            connection.sendall(data)
-            try:
-                if more:
-                    connection.sendall(more)
-            except OSError:
-                pass
-            received = b""
-            connection.settimeout(timeout)
-            while not self.whole(received, data.startswith(b"HEAD ")):
-                part = connection.recv(65536)
-                if not part:
-                    break
-                received += part
-        status, _, rest = received.partition(b"\r\n")
-        return int(status.split()[1]) if status else 0, rest
-
-    @staticmethod
-    def whole(received: bytes, is_head: bool) -> bool:
-        """Whether an answer is there with its body, which one to HEAD has not: they may come apart."""
-        head, end, body = received.partition(b"\r\n\r\n")
-        if end and is_head:
-            return True
-        if b"chunked" in head:
-            return body.endswith(b"0\r\n\r\n")
-        length = re.search(rb"(?i)content-length: (\d+)", head)
-        return bool(end) and len(body) >= int(length[1] if length else 0)
-
-    def get(self, line: str, headers: str = AUTH, **options) -> tuple[int, bytes]:
-        return self.raw(f"{line} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode(), **options)
+EMPTY = "Content-Length: 2\r\n"  # the body is {}
 
 
 @pytest.fixture(scope="module", params=["h11", "httptools"])
@@ -149,6 +37,7 @@ ROUTES = [
     "POST /v1/completions",
     "POST /v1/responses",
     "POST /v1/messages",
+    "POST /v1/messages/count_tokens",
     "POST /tokenize",
 ]
 # All that vLLM 0.32 has besides, and what a scanner would try.
@@ -165,7 +54,6 @@ CLOSED = [
     "POST /detokenize",
     "GET /v1/responses/resp_1",
     "POST /v1/responses/resp_1/cancel",
-    "POST /v1/messages/count_tokens",
     "POST /v1/chat/completions/batch",
     "POST /v1/chat/completions/render",
     "POST /generative_scoring",
@@ -184,8 +72,6 @@ TRICKS = [
     "GET /V1/models",
     "GET //v1/models",
     "GET /v1//models",
-    "GET /v1/models/",
-    "GET /v1/models/.",
     "GET /./v1/models",
     "GET /v1/../v1/models",
     "GET /v1%2fmodels",
@@ -203,7 +89,9 @@ TRICKS = [
     "GET /health%3f",
     "POST /invocations#/health",
     "POST /health",
-    "HEAD /health",
+    "HEAD /health%2f",
+    "HEAD /v1/models/pixtral",
+    "POST /v1/models/pixtral",
     "OPTIONS /health",
     "HEAD /v1/models",
     "OPTIONS /v1/models",
@@ -222,21 +110,64 @@ TRICKS = [
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_route_needs_the_key(server, route):
-    headers = "Content-Length: 0\r\n"
-    status, body = server.get(route, headers)
-    assert status == 401
-    error = json.loads(body.partition(b"\r\n\r\n")[2])["error"]
-    assert error["code"] == "invalid_api_key"
-    assert error["type"] == "invalid_request_error"
-    assert b"www-authenticate: Bearer" in body
+    for headers, code in ((EMPTY, "missing_api_key"), (f"{EMPTY}{AUTH[:-4]}\r\n", "invalid_api_key")):
+        status, body = server.get(route, headers, more=b"{}")
+        assert status == 401
+        error = json.loads(body.partition(b"\r\n\r\n")[2])["error"]
+        assert (error["code"], error["type"]) == (code, "invalid_request_error")
+        assert b"www-authenticate: Bearer" in body
     assert server.inner.seen == []
-    assert server.get(route, headers + AUTH)[0] == 200
+    assert server.get(route, EMPTY + AUTH, more=b"{}")[0] == 200
     assert server.inner.seen == [tuple(route.split())]
+
+
+@pytest.mark.parametrize("route", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_the_messages_routes_take_the_key_as_anthropic_s_clients_send_it(server, route):
+    x_api_key = f"X-Api-Key: {KEY}\r\n"
+    assert server.post(route, {}, x_api_key)[0] == 200
+    # As vLLM, which has the key as a second lock, reads it.
+    assert server.inner.headers[b"authorization"] == f"Bearer {KEY}".encode()
+    assert b"x-api-key" not in server.inner.headers
+    server.inner.seen.clear()
+    for wrong in (f"X-Api-Key: {KEY}x\r\n", f"X-Api-Key: Bearer {KEY}\r\n", AUTH + x_api_key, x_api_key * 2):
+        assert server.post(route, {}, wrong)[0] == 401
+    assert "'x-api-key: KEY'" in server.post(route, {}, "")[1]
+    assert server.inner.seen == []
+
+
+@pytest.mark.parametrize("name", ["pixtral", "mistralai/Pixtral-12B-2409", "mistralai%2FPixtral-12B-2409"])
+def test_one_model(server, name):
+    status, body = server.get(f"GET /v1/models/{name}")
+    assert status == 200
+    assert json.loads(body.partition(b"\r\n\r\n")[2])["id"] == name.replace("%2F", "/")
+    assert server.get(f"GET /v1/models/{name}", "")[0] == 401
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "x", "pixtral/", "..%2fmetrics", "pixtral%00"])
+def test_no_other_model_is_there(server, name):
+    status, body = server.get(f"GET /v1/models/{name}")
+    assert status == 404
+    error = json.loads(body.partition(b"\r\n\r\n")[2])["error"]
+    assert error["code"] == "model_not_found"
+    assert "pixtral, mistralai/Pixtral-12B-2409" in error["message"]
+    assert set(server.inner.seen) == {("GET", "/v1/models")}
+
+
+def test_what_is_not_there_says_what_is(server):
+    status, text = server.post("/chat/completions", {})
+    assert status == 404
+    assert "base URL ends in /v1" in text
+    assert "POST /v1/chat/completions, " in text
+
+
+def test_the_health_without_its_body(server):
+    assert server.get("HEAD /health", "")[0] == 200
+    assert server.inner.seen == [("GET", "/health")]
 
 
 @pytest.mark.parametrize("route", CLOSED)
 def test_what_is_not_listed_does_not_exist_even_with_the_key(server, route):
-    status, body = server.get(route, AUTH + "Content-Length: 0\r\n")
+    status, body = server.get(route, AUTH + EMPTY, more=b"{}")
     assert status == 404
     assert json.loads(body.partition(b"\r\n\r\n")[2])["error"]["code"] == "not_found"
     assert server.inner.seen == []
@@ -245,7 +176,7 @@ def test_what_is_not_listed_does_not_exist_even_with_the_key(server, route):
 @pytest.mark.parametrize("route", TRICKS)
 @pytest.mark.parametrize("headers", ["", AUTH], ids=["no key", "key"])
 def test_a_route_has_one_spelling(server, route, headers):
-    assert server.get(route, headers + "Content-Length: 0\r\n")[0] in (400, 404)  # 400: uvicorn's own refusal
+    assert server.get(route, headers + EMPTY, more=b"{}")[0] in (400, 404)  # 400: uvicorn's own refusal
     assert server.inner.seen == []
 
 
@@ -302,76 +233,6 @@ def test_the_scheme_is_read_as_http_reads_it(server, scheme):
     assert server.get("GET /v1/models", f"authorization: {scheme} {KEY}\r\n")[0] == 200
 
 
-def test_a_streamed_answer_passes_in_its_pieces(server):
-    server.inner.hold.clear()
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
-        connection.sendall(
-            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\n{AUTH}Content-Length: 0\r\n\r\n".encode()
-        )
-        received = b""
-        while b"one " not in received:  # and the rest is held back: nothing waits for the whole
-            received += connection.recv(65536)
-        assert b"two" not in received
-        server.inner.hold.set()
-        while not received.endswith(b"0\r\n\r\n"):
-            received += connection.recv(65536)
-    assert b"one \r\n" in received
-    assert b"two \r\n" in received
-
-
-def post(length: str) -> bytes:
-    return f"POST /v1/completions HTTP/1.1\r\nHost: x\r\n{AUTH}{length}\r\n\r\n".encode()
-
-
-def chunks(total: int, size: int = 65536) -> bytes:
-    return b"".join(b"%x\r\n" % size + b"x" * size + b"\r\n" for _ in range(total // size)) + b"0\r\n\r\n"
-
-
-def test_a_body_of_the_limit_passes(server):
-    assert server.raw(post(f"Content-Length: {MIB}"), more=b"x" * MIB)[0] == 200
-    assert server.raw(post("Transfer-Encoding: chunked"), more=chunks(MIB))[0] == 200
-    assert server.inner.bodies == [MIB, MIB]
-
-
-def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes(server):
-    status, body = server.raw(post(f"Content-Length: {MIB + 1}"))
-    assert status == 413
-    assert json.loads(body.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_too_large"
-    assert server.inner.seen == []
-
-
-def test_a_chunked_body_is_refused_while_it_comes(server):
-    # It never ends, and is answered all the same.
-    status, _ = server.raw(post("Transfer-Encoding: chunked"), more=chunks(2 * MIB)[:-5])
-    assert status == 413
-    assert server.inner.bodies == [-1]  # the app was ended
-
-
-@pytest.mark.parametrize(
-    "length",
-    [
-        "Content-Length: -1",
-        "Content-Length: 1e9",
-        "Content-Length: +5",
-        "Content-Length: 5, 5",
-        "Content-Length: ",
-        f"Content-Length: 5\r\nContent-Length: {2 * MIB}",
-        "Content-Length: 99999999999999999999999",
-        "Content-Length: 5\r\nTransfer-Encoding: chunked",
-    ],
-)
-def test_a_lying_length_gets_nothing_past_the_limit(server, length):
-    status, _ = server.raw(post(length), more=chunks(2 * MIB))
-    assert status in (200, 400, 413)  # 200: the server took the five bytes that were declared
-    assert all(size <= 5 for size in server.inner.bodies)
-
-
-def test_a_body_of_a_stranger_is_not_read(server):
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {MIB // 2}\r\n\r\n"
-    assert server.raw(head.encode())[0] == 401  # before a byte of it has come
-    assert server.inner.seen == []
-
-
 def test_a_websocket_is_closed(server):
     handshake = (
         f"GET /v1/realtime HTTP/1.1\r\nHost: x\r\n{AUTH}Connection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -397,8 +258,8 @@ def test_without_a_key_the_routes_are_the_same_for_this_machine(monkeypatch):
     monkeypatch.setenv("PIXTRAL_API_KEY", "")
     server = Server("h11")
 
-    def get(line: str, host: str) -> int:
-        return server.raw(f"{line} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n".encode())[0]
+    def get(line: str, host: str, more: str = "") -> int:
+        return server.raw(f"{line} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n{more}\r\n".encode())[0]
 
     try:
         for host in ("localhost:8081", "127.0.0.1:8081", "localhost"):
@@ -406,167 +267,66 @@ def test_without_a_key_the_routes_are_the_same_for_this_machine(monkeypatch):
             assert get("POST /invocations", host) == 404
         # A page that a browser took from there could send any request, and read the answer.
         for host in ("evil.example:8081", "localhost.evil.example", "127.0.0.1.evil.example", ""):
-            assert get("GET /v1/models", host) == 401
+            assert get("GET /v1/models", host) == 403
             assert get("GET /health", host) == 200
+        # Nor can a page that asks localhost itself, without more than a browser sends for any page.
+        assert get("GET /v1/models", "localhost", "Origin: https://evil.example\r\n") == 403
     finally:
         server.close()
 
 
-class Hasty(asyncio.SelectorEventLoop):
-    """A loop that waits for nothing: its time goes on at once to what is due next."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.skipped, select = 0.0, self._selector.select
-
-        def skip(timeout: float | None = None):
-            self.skipped += timeout or 0
-            return select(0)
-
-        self._selector.select = skip
-
-    def time(self) -> float:
-        return super().time() + self.skipped
+PAGE = "https://app.example"
 
 
-def run_clock(monkeypatch, requests, idle_minutes="0.02", seconds=4.0):
-    """Seconds until the clock (0.02 minutes: 1.2 s) ends the server while ``requests(gateway)`` runs; None: it did not."""
-    monkeypatch.setenv("IDLE_MINUTES", idle_minutes)
-    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    killed, loop = [], Hasty()
-    monkeypatch.setattr(gateway_module, "time", SimpleNamespace(monotonic=loop.time, time=time.time))
-    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number, loop.time())))
-    started = asyncio.Event()
-
-    async def app(scope, receive, send):
-        if scope["type"] == "lifespan":
-            started.set()
-            await asyncio.sleep(60)
-        elif b"slow" in scope.get("query_string", b""):
-            await asyncio.sleep(2.5)
-        elif b"stalls" in scope.get("query_string", b""):
-            await asyncio.sleep(60)
-
-    async def main():
-        gateway = Gateway(app)
-        lifespan = asyncio.create_task(gateway({"type": "lifespan"}, None, None))
-        await started.wait()
-        begin = loop.time()
-        work = asyncio.create_task(requests(gateway))
-        while loop.time() - begin < seconds and not killed:
-            await asyncio.sleep(0.02)
-        work.cancel()
-        lifespan.cancel()
-        await asyncio.gather(work, lifespan, return_exceptions=True)
-        if not killed:
-            return None
-        assert killed[0][:2] == (os.getpid(), signal.SIGTERM)
-        return killed[0][2] - begin
-
-    with contextlib.closing(loop):
-        return loop.run_until_complete(main())
+@pytest.fixture(scope="module")
+def with_pages():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIXTRAL_API_KEY", KEY)
+        patch.setenv("ALLOWED_ORIGINS", f"{PAGE} http://localhost:3000")
+        server = Server()
+    yield server
+    server.close()
 
 
-async def one(gateway, method, path, query=b"", key=KEY):
-    async def receive():
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message):
-        pass
-
-    scope = {
-        "type": "http",
-        "method": method,
-        "path": path,
-        "query_string": query,
-        "headers": [(b"authorization", b"Bearer " + key.encode())],
-    }
-    await gateway(scope, receive, send)
+def preflight(server: Server, origin: str, path: str = "/v1/chat/completions") -> tuple[int, bytes]:
+    asked = "Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: authorization,x-stainless-os\r\n"
+    status, answer = server.get(f"OPTIONS {path}", f"Origin: {origin}\r\n{asked}")
+    return status, answer.lower()
 
 
-async def nothing(gateway):
-    await asyncio.sleep(60)
+@pytest.mark.parametrize("origin", [PAGE, "http://localhost:3000"])
+def test_a_page_that_is_named_may_ask(with_pages, origin):
+    status, answer = preflight(with_pages, origin)
+    assert status == 200
+    assert f"access-control-allow-origin: {origin}".encode() in answer
+    assert b"access-control-allow-headers: authorization,x-stainless-os" in answer
+    assert with_pages.inner.seen == []
+    for headers in (AUTH, ""):  # the page reads the refusal too
+        answer = with_pages.get("GET /v1/models", f"Origin: {origin}\r\n{headers}")[1].lower()
+        assert f"access-control-allow-origin: {origin}".encode() in answer
+    assert b"origin" not in with_pages.inner.headers  # by which vLLM would let in every page
+    with_pages.inner.seen.clear()
 
 
-def test_the_clock_ends_an_idle_server(monkeypatch):
-    assert 1.0 < run_clock(monkeypatch, nothing) < 2.0
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", f"{PAGE}.evil.example", f"{PAGE}:8443", "http://app.example", "null", "*", ""],
+)
+def test_other_pages_stay_out(with_pages, server, origin):
+    for each in (with_pages, server):
+        status, answer = preflight(each, origin)
+        assert status >= 400
+        assert b"access-control-allow-origin" not in answer
+        answer = each.get("GET /v1/models", f"Origin: {origin}\r\n{AUTH}")[1].lower()
+        assert b"access-control-allow-origin" not in answer
+    with_pages.inner.seen.clear()
 
 
-@pytest.mark.parametrize("idle", ["0", ""])
-def test_zero_is_never(monkeypatch, idle):
-    assert run_clock(monkeypatch, nothing, idle, seconds=0.8) is None
-
-
-def test_requests_keep_it_alive(monkeypatch):
-    async def work(gateway):
-        for _ in range(4):
-            await asyncio.sleep(0.4)
-            await one(gateway, "POST", "/v1/chat/completions")
-        await asyncio.sleep(60)
-
-    assert 2.6 < run_clock(monkeypatch, work, seconds=6) < 3.8
-
-
-def test_a_request_in_flight_keeps_it_alive(monkeypatch):
-    async def work(gateway):
-        await one(gateway, "POST", "/v1/completions", b"slow")
-        await asyncio.sleep(60)
-
-    assert 3.5 < run_clock(monkeypatch, work, seconds=6) < 4.7
-
-
-def test_probes_and_strangers_do_not_keep_it_alive(monkeypatch):
-    async def work(gateway):
-        while True:
-            for method, path, key in (
-                ("GET", "/health", KEY),
-                ("GET", "/metrics", KEY),
-                ("GET", "/v1/models", KEY),
-                ("POST", "/invocations", KEY),
-                ("POST", "/v1/chat/completions", "wrong"),
-            ):
-                await one(gateway, method, path, key=key)
-                await asyncio.sleep(0.02)
-
-    assert run_clock(monkeypatch, work) < 2.0
-
-
-def test_the_clock_goes_on_in_a_server_that_is_started_again(monkeypatch, tmp_path):
-    monkeypatch.setenv("GATEWAY_STATE", str(tmp_path))
-    last = tmp_path / "last_request"
-
-    async def work(gateway):
-        await one(gateway, "POST", "/v1/completions")
-        await asyncio.sleep(60)
-
-    assert 1.0 < run_clock(monkeypatch, work) < 2.0  # there was none before it
-    assert (tmp_path / "idle").exists()
-    assert time.time() - last.stat().st_mtime < 3
-    os.utime(last, (time.time() - 0.6,) * 2)  # the other half of its 1.2 s are over
-    assert 0.4 < run_clock(monkeypatch, nothing) < 1.15  # and not 1.2
-    os.utime(last, (time.time() - 60,) * 2)
-    assert run_clock(monkeypatch, nothing) < 1.15
-
-
-def test_a_server_that_never_ends_by_itself_writes_nothing(monkeypatch, tmp_path):
-    monkeypatch.setenv("GATEWAY_STATE", str(tmp_path))
-    assert (
-        run_clock(monkeypatch, lambda gateway: one(gateway, "POST", "/v1/completions"), "0", seconds=0.2)
-        is None
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_is_no_reason_to_refuse_a_request(monkeypatch, tmp_path):
-    monkeypatch.setenv("GATEWAY_STATE", str(tmp_path / "gone"))
-    assert 1.0 < run_clock(monkeypatch, lambda gateway: one(gateway, "POST", "/v1/completions")) < 2.0
-
-
-def test_a_request_that_stalls_keeps_it_alive_for_a_while_only(monkeypatch):
-    """A laptop that is shut in the middle of an upload must not be billed for until its connection dies."""
-    monkeypatch.setattr("pixtral_sky.server.gateway.STALLED", 2)
-
-    async def work(gateway):
-        await one(gateway, "POST", "/v1/completions", b"stalls")
-
-    assert 3.0 < run_clock(monkeypatch, work, seconds=8) < 5.0
+def test_behind_a_platform_that_asks_for_its_own_key():
+    server = Server(kind=BehindPlatform)
+    try:
+        assert server.post("/v1/chat/completions", {}, "Authorization: Api-Key of-the-platform\r\n")[0] == 200
+        assert server.inner.headers[b"authorization"] == b"Api-Key of-the-platform"
+        assert server.post("/invocations", {}, "")[0] == 404
+    finally:
+        server.close()
