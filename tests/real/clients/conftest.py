@@ -24,12 +24,15 @@ LOGO = (64, 48)
 class Site(http.server.BaseHTTPRequestHandler):
     files: ClassVar[dict[str, tuple[str, bytes]]] = {}
 
-    def do_GET(self) -> None:
+    def do_HEAD(self) -> bytes:
         kind, data = self.files.get(self.path, ("", b""))
         self.send_response(200 if kind else 404)
         self.send_header("Content-Type", kind)
         self.end_headers()
-        self.wfile.write(data)
+        return data
+
+    def do_GET(self) -> None:
+        self.wfile.write(self.do_HEAD())
 
     def log_message(self, *args: object) -> None:
         pass

@@ -100,11 +100,12 @@ def test_a_client_gets_its_answers(running, sites, environ, tmp_path, title, nam
         return found[1]
 
     assert printed(r"text ((?:.|\n)*?)\npictures .*").strip()
-    tokens = int(printed(r"pictures (\d+) tokens"))
+    tokens = int(printed(r"pictures \D*([\d,]+) .*").replace(",", ""))
     assert 0 < tokens - image_tokens(*LOGO) - of_file("chart.png") - of_file("receipt.jpg") < WORDS
-    assert int(printed(r"stream (\d+) chunks")) > 1
     jsonschema.validate(json.loads(printed(r"schema (.*)")), RECEIPT)
-    assert printed(r"tool Book \W*account\W+(\w+)\W*") in ("travel", "meals")
+    if name != "llm":  # a command, which shows its chunks to nobody and names no tool
+        assert int(printed(r"stream (\d+) chunks")) > 1
+        assert printed(r"tool Book \W*account\W+(\w+)\W*") in ("travel", "meals")
     if name == "openai-python":
         assert printed("models (.*)") == "pixtral mistralai/Pixtral-12B-2409"
     if name == "anthropic":
