@@ -5,10 +5,9 @@ step() { echo "== $*"; }
 # What cannot work is said at once, not after 35 GB and a model's start.
 [[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number of pictures."
 [[ $MAX_MODEL_LEN =~ ^(-1|[1-9][0-9]*)?$ ]] || fail "MAX_MODEL_LEN=$MAX_MODEL_LEN is no number of tokens (nor -1: all that fit)."
-[ -z "$ALLOWED_MEDIA_HOSTS" ] || fail "ALLOWED_MEDIA_HOSTS is called IMAGE_URLS now: IMAGE_URLS=\"$ALLOWED_MEDIA_HOSTS\""
-host='([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])'
-[[ $IMAGE_URLS =~ ^$host(\ $host)*$ ]] || fail "IMAGE_URLS=$IMAGE_URLS is neither public, none, nor names of hosts with a space between."
-[[ "$ALLOWED_ORIGINS " =~ ^([a-z][a-z0-9+.-]*://$host(:[0-9]+)?\ )*\ ?$ ]] || fail "ALLOWED_ORIGINS=$ALLOWED_ORIGINS are no origins: https://app.example http://localhost:3000"
+[ -z "$ALLOWED_MEDIA_HOSTS" ] || fail "ALLOWED_MEDIA_HOSTS is called IMAGE_URLS now: IMAGE_URLS=${ALLOWED_MEDIA_HOSTS// /,}"
+[[ $IMAGE_URLS =~ ^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(,([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]))*$ ]] || fail "IMAGE_URLS=$IMAGE_URLS is neither public, none, nor names of hosts: a.example,b.example"
+[[ $ALLOWED_ORIGINS =~ ^([a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(:[0-9]+)?(,[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(:[0-9]+)?)*)?$ ]] || fail "ALLOWED_ORIGINS=$ALLOWED_ORIGINS are no origins of web pages. They look like https://app.example,http://localhost:3000"
 [[ $PRECISION =~ ^(bf16|fp8)$ ]] || fail "PRECISION=$PRECISION is neither bf16 nor fp8."
 [[ $MODEL_REVISION =~ ^[A-Za-z0-9][A-Za-z0-9._/-]*$ ]] || fail "MODEL_REVISION=$MODEL_REVISION is no branch, tag or commit."
 [[ $PACKAGES_AS_OF =~ ^([0-9]{4}-[0-9]{2}-[0-9]{2})?$ ]] || fail "PACKAGES_AS_OF=$PACKAGES_AS_OF is no date. It looks like 2026-11-15."

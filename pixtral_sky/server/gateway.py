@@ -5,7 +5,7 @@ the routes below, reads the body of a request before vLLM does, and puts picture
 
 PIXTRAL_API_KEY  required on every route but /health; if empty, the host has to be localhost instead
                  (and the script that starts vLLM listens on 127.0.0.1 only)
-ALLOWED_ORIGINS  web pages that may ask, as exact origins: https://app.example http://localhost:3000
+ALLOWED_ORIGINS  web pages that may ask, by exact origin: https://app.example,http://localhost:3000
 IMAGE_URLS       from where pictures are fetched: public, none, or names of hosts (images.py)
 MAX_IMAGES       the most of them in a request (4)
 MAX_BODY_MIB     the largest request body (32)
@@ -37,7 +37,7 @@ class Gateway:
     def __init__(self, app):
         self.app = app
         self.key = os.environ.get("PIXTRAL_API_KEY", "").encode()
-        self.origins = os.environ.get("ALLOWED_ORIGINS", "").split()
+        self.origins = [each for each in os.environ.get("ALLOWED_ORIGINS", "").split(",") if each]
         self.images = Images(os.environ.get("IMAGE_URLS", "none"), int(os.environ.get("MAX_IMAGES") or 4))
         self.memory = bodies.Memory(int(float(os.environ.get("MAX_BODY_MIB") or 32) * 2**20))
         self.idle = IdleClock(float(os.environ.get("IDLE_MINUTES") or 0), os.environ.get("GATEWAY_STATE", ""))

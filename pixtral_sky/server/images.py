@@ -82,9 +82,9 @@ class Images:
     """``allowed`` is IMAGE_URLS; ``most`` is the number of pictures in a request."""
 
     def __init__(self, allowed, most):
-        words = set(allowed.lower().split())
+        words = set(allowed.lower().split(","))
         self.public = "public" in words
-        self.hosts = {word.strip("[]").rstrip(".") for word in words - {"public", "none"}}
+        self.hosts = {word.strip("[]").rstrip(".") for word in words - {"public", "none", ""}}
         self.most = most
         self.at_once = asyncio.Semaphore(AT_ONCE)
 

@@ -282,7 +282,7 @@ PAGE = "https://app.example"
 def with_pages():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIXTRAL_API_KEY", KEY)
-        patch.setenv("ALLOWED_ORIGINS", f"{PAGE} http://localhost:3000")
+        patch.setenv("ALLOWED_ORIGINS", f"{PAGE},http://localhost:3000")
         server = Server()
     yield server
     server.close()
