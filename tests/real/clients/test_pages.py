@@ -51,8 +51,12 @@ def seen(running, sites, tmp_path):
 def answered(running) -> float:
     """Requests that vLLM has finished, however they ended."""
     headers = {"Authorization": f"Bearer {running.key}"}
-    with urllib.request.urlopen(urllib.request.Request(f"{running.url}/metrics", headers=headers)) as response:
-        counts = re.findall(r"^vllm:request_success_total\{.*\} (.*)$", response.read().decode(), re.MULTILINE)
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{running.url}/metrics", headers=headers)
+    ) as response:
+        counts = re.findall(
+            r"^vllm:request_success_total\{.*\} (.*)$", response.read().decode(), re.MULTILINE
+        )
     assert counts
     return sum(map(float, counts))
 
