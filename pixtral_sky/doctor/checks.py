@@ -301,7 +301,7 @@ class _Examination:
         """Without a key, only this machine can use the endpoint, and no page in a browser can."""
         hint = "Launch it again with the pixtral.yaml of this version."
         status = self.status("GET", "/v1/models", {"Host": "pixtral.invalid"})
-        if status not in (401, 404):
+        if status not in (401, 403, 404):
             raise PixtralSkyError(
                 f"GET /v1/models answers {status} to a request that is not for localhost: a web page in a "
                 "browser here can use it.",

@@ -51,17 +51,20 @@ def test_it_is_the_server_of_pixtral_yaml() -> None:
     assert flags["--max-model-len"] == [str(context)]
     assert flags["--max-num-batched-tokens"] == ["4352"]
     assert context > images * MAX_IMAGE_TOKENS
-    # All flags of the script but those of its gateway, and no others.
-    theirs = re.findall(r" (--[a-z0-9-]+)", shipped.run.partition("\n  vllm serve ")[2].partition(" &\n")[0])
-    gateway = {
-        "--revision",
-        "--host",
-        "--allowed-media-domains",
-        "--middleware",
-        "--api-server-count",
-        "--h11-max-incomplete-event-size",
+    assert flags["--middleware"] == ["pixtral_gateway.gateway.BehindPlatform"]
+    assert flags["--allowed-media-domains"] == ["/"]
+    assert CONFIG["environment_variables"]["MAX_IMAGES"] == str(images)
+    # All flags of the script but those that a proxy makes needless, and no others.
+    theirs = re.findall(r" (--[a-z0-9-]+)", shipped.run.partition(" vllm serve \"")[2].partition(" &\n")[0])
+    proxy = {"--revision", "--host", "--api-server-count", "--h11-max-incomplete-event-size"}
+    assert set(flags) == set(theirs) - proxy
+
+
+def test_it_carries_the_gateway_of_pixtral_yaml() -> None:
+    theirs, ours = ROOT / "pixtral_sky" / "server", FOLDER / "data" / "pixtral_gateway"
+    assert {path.name: path.read_text() for path in ours.glob("*.py")} == {
+        path.name: path.read_text() for path in theirs.glob("[!_]*.py")
     }
-    assert set(flags) == set(theirs) - gateway
 
 
 def test_it_follows_the_templates(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -119,7 +120,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
 def baseten(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Baseten]:
     folder = tmp_path_factory.mktemp("baseten")
     server, proxy, gateway = free_ports(3)
-    (folder / "truss").mkdir()
+    shutil.copytree(FOLDER, folder / "truss")
     text = (FOLDER / "config.yaml").read_text()
     text = replaced(text, "8081", str(server), times=2)
     (folder / "truss" / "config.yaml").write_text(text)
@@ -152,12 +153,14 @@ def started_server(found: Baseten, folder: Path, out: Any) -> subprocess.Popen[b
     command = supervisord["program:model-server"]["command"]
     command = replaced(command, "/models/pixtral", str(checkpoint.tiny(venv)), times=1)
     command = replaced(command, "/tmp/pixtral", str(folder / "model"), times=4)
+    command = replaced(command, "/app/data", str(found.context / "data"), times=1)
     *bash, script = shlex.split(command)
     assert bash == ["bash", "-c"]
     return subprocess.Popen(
         [*bash, f"{script} --host 127.0.0.1 {rehearsal.CPU_ARGS}"],
         env={
             **found.config["environment_variables"],
+            "IMAGE_URLS": "public,127.0.0.1",  # where the pictures of these tests are
             "PATH": f"{venv}/bin:/usr/bin:/bin",
             "HOME": str(folder),
             "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"],
@@ -329,15 +332,14 @@ def test_temperature_0_7_unless_it_says_otherwise(baseten: Baseten) -> None:
     assert answer() != answer(temperature=1.0)
 
 
-def test_every_other_path_is_passed_on(baseten: Baseten) -> None:
-    """What the config says of the gateway's absence. vLLM's development routes are not there."""
+def test_the_gateway_s_routes_and_no_others(baseten: Baseten) -> None:
     body = {"model": "pixtral", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
     key = f"Api-Key {KEY}"
-    for path in ("/v1/chat/completions", "/invocations"):
+    for path in ("/v1/chat/completions", "/v1/messages"):
         assert request(baseten.gateway, "POST", f"{WAY}/sync{path}", body, key)[0] == 200
         assert request(baseten.gateway, "POST", f"{WAY}/sync{path}", body)[0] == 401
-    for path in ("/sleep", "/collective_rpc", "/pause", "/reset_prefix_cache"):
-        assert request(baseten.gateway, "POST", f"{WAY}/sync{path}", {}, key)[0] == 404
+    for path in ("/invocations", "/sleep", "/collective_rpc", "/pause", "/reset_prefix_cache"):
+        assert request(baseten.gateway, "POST", f"{WAY}/sync{path}", body, key)[0] == 404
 
 
 # The README ------------------------------------------------------------------------------------------------
@@ -414,6 +416,14 @@ def test_the_original_guide_s_requests(baseten: Baseten, album: str) -> None:
                 assert len(pieces(answer.decode())) > 1
             else:
                 assert json.loads(answer)["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "10.0.0.1", "metadata.internal"])
+def test_a_picture_comes_from_a_public_address(baseten: Baseten, host: str) -> None:
+    body = {"messages": [{"role": "user", "content": [picture(url=f"http://{host}/latest")]}]}
+    status, answer = request(baseten.gateway, "POST", f"{WAY}/predict", body, f"Api-Key {KEY}")
+    assert status == 400
+    assert f"'{host}' cannot be reached at a public address" in json.loads(answer)["error"]["message"]
 
 
 # Our client ------------------------------------------------------------------------------------------------
