@@ -3,16 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # The engine of a rehearsal is installed with uv, which does not read pip's configuration: it is told what pip has.
-demo prove serve truss e2e gpu: export UV_DEFAULT_INDEX ?= $(or $(PIP_INDEX_URL),$(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null))
-demo prove serve truss e2e gpu: export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+demo prove serve truss clients e2e gpu: export UV_DEFAULT_INDEX ?= $(or $(PIP_INDEX_URL),$(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null))
+demo prove serve truss clients e2e gpu: export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
 
-.PHONY: demo test check prove e2e serve truss gpu docs render clean
+.PHONY: demo test check prove e2e serve truss clients gpu docs render clean
 
 demo: .venv/demo  ## the script of pixtral.yaml on this machine, asked about two pictures
 	$(BIN)/pixtral-sky rehearse
 
 test: .venv/dev  ## the fast tests
-	$(BIN)/pytest -n 2 --dist loadfile -m "not engine and not install and not e2e and not serve and not truss"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not engine and not install and not e2e and not serve and not truss and not clients"
 
 check: .venv/dev  ## lint, types, and what is rendered or drawn against what it is made from
 	$(BIN)/ruff check .
@@ -37,6 +37,10 @@ serve: .venv/dev  ## SkyServe's real balancer and controller on service.yaml: re
 truss: .venv/dev  ## the real Truss and its proxy before the real vLLM, on examples/truss; as root, on Debian
 	XDG_CACHE_HOME=$(CURDIR)/.cache bash tests/real/truss/install.sh
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m truss tests/real/truss
+
+clients: .venv/dev  ## the clients of docs/guides/clients.md before a rehearsal (all: ALL=1); as root, on Debian
+	XDG_CACHE_HOME=$(CURDIR)/.cache ALL=$(ALL) bash tests/real/clients/install.sh
+	XDG_CACHE_HOME=$(CURDIR)/.cache ALL=$(ALL) $(BIN)/pytest -m clients tests/real/clients
 
 gpu: .venv/demo  ## the script of pixtral.yaml on this machine's GPUs, with random weights of full size: does it start and fit?
 	$(BIN)/python -m benchmarks.gpu
