@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import dataclasses
 import http.client
 import http.server
 import io
@@ -31,7 +30,6 @@ from pixtral_sky.cli.rehearse import QUESTION
 from pixtral_sky.client.client import Client
 from pixtral_sky.client.messages import messages
 from pixtral_sky.client.schema import Schema
-from pixtral_sky.deploy import rehearsals, store, task
 from pixtral_sky.deploy.resolve import endpoint_of
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.doctor import answers
@@ -39,7 +37,6 @@ from pixtral_sky.errors import RehearsalError
 from pixtral_sky.pictures.picture import Picture
 from pixtral_sky.pictures.prepare import prepare
 from pixtral_sky.pixtral import MAX_IMAGE_TOKENS, MODEL, image_tokens
-from pixtral_sky.rehearsal import checkpoint, engine
 from pixtral_sky.rehearsal import process as rehearsal
 from tests.conftest import ROOT
 from tests.server.test_gateway import TRICKS
@@ -48,43 +45,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 ASCII_ART = "Turn this logo into ASCII art."
 WORDS = 660 - 650  # of the prompt that is published with its 660 tokens: all but the 400x400 picture
-
-
-@pytest.fixture(scope="session")
-def venv() -> Path:
-    return engine.ensure(task.load().vllm_version)
-
-
-@pytest.fixture(scope="session")
-def start(venv, tmp_path_factory):
-    """Start a rehearsal with some envs changed; all that were started are stopped at the end."""
-    started: list[Rehearsal] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PIXTRAL_SKY_HOME", str(tmp_path_factory.mktemp("rehearsals")))
-
-        def start(name: str, **envs: str) -> Rehearsal:
-            shipped = task.load()
-            changed = dataclasses.replace(shipped, envs={**shipped.envs, **envs})
-            started.append(rehearsal.start(changed, venv, checkpoint.tiny(venv), name, store.free_port(0)))
-            return started[-1]
-
-        yield start
-        for deployment in started:
-            rehearsals.stop(deployment)
-
-
-@pytest.fixture(scope="session")
-def ready(start) -> tuple[Rehearsal, float]:
-    """A rehearsal, and the seconds from its start until it was ready."""
-    begin = time.monotonic()
-    deployment = start("tests")
-    rehearsal.wait_until_ready(deployment)
-    return deployment, time.monotonic() - begin
-
-
-@pytest.fixture
-def running(ready) -> Rehearsal:
-    return ready[0]
 
 
 @pytest.fixture

@@ -1,0 +1,78 @@
+"""mistral-common's way to a picture, mended: it is turned as its orientation says, and else left alone."""
+
+from __future__ import annotations
+
+import io
+import sys
+from types import ModuleType
+
+import pytest
+from PIL import Image, ImageOps
+
+from pixtral_sky.server import turned
+from tests.support.pictures import saved
+
+
+def load(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def marked(orientation: int, kind: str = "JPEG") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return saved(Image.linear_gradient("L").resize((48, 20)), kind, exif=exif)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_it_is_what_pillow_makes_upright(kind, orientation):
+    data = marked(orientation, kind)
+    picture = turned.upright(load)(data)
+    assert picture.size == ((48, 20) if orientation < 5 else (20, 48))
+    assert picture.tobytes() == ImageOps.exif_transpose(load(data)).tobytes()
+
+
+@pytest.mark.parametrize("data", [marked(1), saved(Image.new("RGB", (48, 20)), "PNG")])
+def test_a_picture_without_orientation_is_decoded_once_and_not_copied(data):
+    loaded = []
+
+    def once(chunk: bytes) -> Image.Image:
+        loaded.append(load(chunk))
+        return loaded[-1]
+
+    assert turned.upright(once)(data) is loaded[0]
+
+
+def test_what_cannot_be_decoded_is_left_to_the_caller():
+    picture = turned.upright(load)(marked(6)[:-200])
+    assert picture.size == (48, 20)
+    with pytest.raises(OSError, match="truncated"):
+        picture.load()
+
+
+MODULE = "mistral_common.tokens.tokenizers.image"
+
+
+def installed(patch: pytest.MonkeyPatch, **functions: object) -> ModuleType:
+    """Stand-ins for mistral-common's packages; the last has these functions."""
+    name = ""
+    for part in MODULE.split("."):
+        parent, name = sys.modules.get(name), f"{name}.{part}".lstrip(".")
+        patch.setitem(sys.modules, name, ModuleType(name))
+        if parent:
+            setattr(parent, part, sys.modules[name])
+    vars(sys.modules[name]).update(functions)
+    return sys.modules[name]
+
+
+def test_mistral_common_is_mended(monkeypatch):
+    module = installed(monkeypatch, image_from_chunk=load)
+    turned.mend()
+    assert module.image_from_chunk(marked(6)).size == (20, 48)
+
+
+def test_without_it_or_in_another_shape_nothing_happens(monkeypatch):
+    turned.mend()
+    module = installed(monkeypatch)
+    turned.mend()
+    assert not hasattr(module, "image_from_chunk")
