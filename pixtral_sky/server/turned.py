@@ -1,19 +1,23 @@
 """Count a picture as it is shown: turned as its orientation says (EXIF, XMP).
 
 vLLM turns a picture before the model sees it; mistral-common, which counts its tokens in the same process,
-does not. Where the two differ, a request with a photo of a phone held upright would fail with 500.
+does not. Where the two differ, a request with the photo of a phone would fail with 500.
 """
 
 import contextlib
 import functools
+import os
 
 
 def mend():
     """Let mistral-common see pictures as vLLM does. Without mistral-common, or in another shape: nothing."""
     with contextlib.suppress(ImportError, AttributeError):
         from mistral_common.tokens.tokenizers import image
+        from PIL import Image
 
         image.image_from_chunk = upright(image.image_from_chunk)
+        # An icon is decoded before vLLM sees its size. Pillow refuses what is twice as large as its limit.
+        Image.MAX_IMAGE_PIXELS = int(os.environ.get("VLLM_MAX_IMAGE_PIXELS", 64_000_000)) // 2
 
 
 def upright(load):

@@ -44,8 +44,9 @@ def test_a_picture_without_orientation_is_decoded_once_and_not_copied(data):
 
 
 def test_what_cannot_be_decoded_is_left_to_the_caller():
-    picture = turned.upright(load)(marked(6)[:-200])
-    assert picture.size == (48, 20)
+    data = saved(Image.effect_noise((480, 200), 90), "JPEG")
+    picture = turned.upright(load)(data[: len(data) // 2])
+    assert picture.size == (480, 200)
     with pytest.raises(OSError, match="truncated"):
         picture.load()
 
@@ -53,10 +54,10 @@ def test_what_cannot_be_decoded_is_left_to_the_caller():
 MODULE = "mistral_common.tokens.tokenizers.image"
 
 
-def installed(patch: pytest.MonkeyPatch, **functions: object) -> ModuleType:
-    """Stand-ins for mistral-common's packages; the last has these functions."""
+def installed(patch: pytest.MonkeyPatch, module: str, **functions: object) -> ModuleType:
+    """Stand-ins for a module of mistral-common, which has these functions, and for the packages above it."""
     name = ""
-    for part in MODULE.split("."):
+    for part in module.split("."):
         parent, name = sys.modules.get(name), f"{name}.{part}".lstrip(".")
         patch.setitem(sys.modules, name, ModuleType(name))
         if parent:
@@ -65,14 +66,19 @@ def installed(patch: pytest.MonkeyPatch, **functions: object) -> ModuleType:
     return sys.modules[name]
 
 
-def test_mistral_common_is_mended(monkeypatch):
-    module = installed(monkeypatch, image_from_chunk=load)
+def test_mistral_common_is_mended_and_pillow_has_the_limit_of_vllm(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "10000")
+    module = installed(monkeypatch, MODULE, image_from_chunk=load)
     turned.mend()
-    assert module.image_from_chunk(marked(6)).size == (20, 48)
+    assert vars(module)["image_from_chunk"](marked(6)).size == (20, 48)
+    assert Image.MAX_IMAGE_PIXELS == 5000  # Pillow refuses from twice as many
 
 
 def test_without_it_or_in_another_shape_nothing_happens(monkeypatch):
+    limit = Image.MAX_IMAGE_PIXELS
     turned.mend()
-    module = installed(monkeypatch)
+    module = installed(monkeypatch, MODULE)
     turned.mend()
     assert not hasattr(module, "image_from_chunk")
+    assert limit == Image.MAX_IMAGE_PIXELS
