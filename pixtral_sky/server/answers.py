@@ -21,6 +21,8 @@ def fault(said, body):
     for part, words in FAULTS.items():
         if part in said:
             return words
+    if isinstance(top_k := body.get("top_k"), int) and top_k >= 2**64:
+        return "top_k is too large."
     # The same is said, once, of a picture that vLLM has lost from its cache.
     grammar = any(body.get(key) for key in ("structured_outputs", "response_format", "text"))
     if "Internal server error" in said and grammar and "image" not in repr(body):
@@ -58,6 +60,6 @@ async def judged(app, scope, receive, send, body, refuse):
 def last_event(error):
     """A server-sent event that says why the stream ends; of a fault of the server, only that it is one."""
     said = {"code": "server_error", "message": "The server failed."}
-    if {"ValueError", "VLLMClientError"} & {each.__name__ for each in type(error).__mro__}:
+    if "VLLMClientError" in [each.__name__ for each in type(error).__mro__]:
         said = {"code": "invalid_request", "message": str(error)}
     return b"event: error\ndata: %b\n\n" % json.dumps({"type": "error", **said, "error": said}).encode()

@@ -73,6 +73,7 @@ CASES = {
     "no base64": ("/v1/chat/completions", asks(part("data:image/png,x")), "base64"),
     "deep arguments": ("/v1/chat/completions", called("[" * 20_000 + "]" * 20_000), "deep"),
     "deep arguments, counted": ("/tokenize", called("[" * 20_000 + "]" * 20_000), "deep"),
+    "a huge number": ("/v1/messages", asks(top_k=10**30, messages=HELLO), "top_k"),
     "a regex": ("/v1/chat/completions", asks(structured_outputs={"regex": "(a{1000}){1000}"}, messages=HELLO), "complex"),
 }  # fmt: skip
 
