@@ -27,6 +27,8 @@ def upright(load):
     @functools.wraps(load)
     def load_upright(chunk):
         picture = load(chunk)
+        if picture is getattr(chunk, "image", None):  # one that vLLM has turned
+            return picture
         # As in vLLM's normalize_image, and in its order: what cannot be turned there stays as it is here too.
         with contextlib.suppress(Exception):
             picture.load()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from PIL import Image, ImageOps
@@ -41,6 +41,11 @@ def test_a_picture_without_orientation_is_decoded_once_and_not_copied(data):
         return loaded[-1]
 
     assert turned.upright(once)(data) is loaded[0]
+
+
+def test_a_picture_that_vllm_hands_over_is_left_alone():
+    picture = load(marked(6))
+    assert turned.upright(lambda chunk: chunk.image)(SimpleNamespace(image=picture)) is picture
 
 
 def test_what_cannot_be_decoded_is_left_to_the_caller():
