@@ -5,36 +5,29 @@ from .refusal import Refusal
 HELD_BYTES = 256 * 2**20  # of all bodies that are read at one time
 
 
-class Memory:
-    """What the bodies that are read at one time take. Each may have ``limit`` bytes, with its pictures."""
+class Share:
+    """The memory that one request takes: at most ``limit`` bytes, with its pictures, until its release."""
+
+    held = 0  # of all requests
 
     def __init__(self, limit):
-        self.limit, self.held = limit, 0
-
-
-class Share:
-    """What one request takes of it, in bytes, until its end or ``release``."""
-
-    def __init__(self, memory):
-        self.memory, self.taken = memory, 0
+        self.limit, self.taken = limit, 0
 
     def room(self):
-        return self.memory.limit - self.taken
+        return self.limit - self.taken
 
     def take(self, count):
         if count > self.room():
-            limit = self.memory.limit / 2**20
-            raise Refusal(
-                413, "request_too_large", f"A request may have {limit:g} MiB here, with its pictures."
-            )
-        if self.memory.held + count > HELD_BYTES:
+            limit = f"{self.limit / 2**20:g} MiB"
+            raise Refusal(413, "request_too_large", f"A request may have {limit} here, with its pictures.")
+        if Share.held + count > HELD_BYTES:
             message = "The requests that are arriving fill the memory kept for them. Ask again in a moment."
             raise Refusal(503, "overloaded", message, [(b"retry-after", b"2")])
         self.taken += count
-        self.memory.held += count
+        Share.held += count
 
     def release(self):
-        self.memory.held -= self.taken
+        Share.held -= self.taken
         self.taken = 0
 
 

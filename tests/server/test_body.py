@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from pixtral_sky.server import body as bodies
-from pixtral_sky.server.gateway import Gateway
+from tests.conftest import ROOT
 from tests.support.gateway import AUTH, KEY, Server
 
 MIB = 2**20
@@ -33,7 +34,7 @@ def server(one_server):
     one_server.inner.seen.clear()
     one_server.inner.bodies.clear()
     yield one_server
-    wait_for(lambda: one_server.gateway.memory.held == 0)
+    wait_for(lambda: bodies.Share.held == 0)
 
 
 def wait_for(is_so):
@@ -159,12 +160,12 @@ def test_all_bodies_that_arrive_have_one_memory(server, monkeypatch):
     monkeypatch.setattr(bodies, "HELD_BYTES", 3 * MIB // 2)
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as slow:
         slow.sendall(head(f"Content-Length: {MIB}") + b"x" * (MIB - 1))
-        wait_for(lambda: server.gateway.memory.held == MIB - 1)
+        wait_for(lambda: bodies.Share.held == MIB - 1)
         status, answer = server.raw(head(f"Content-Length: {MIB}"), more=of_size(MIB))
         assert status == 503
         assert b"retry-after: 2\r\n" in answer.lower()
         assert server.post("/v1/completions", {})[0] == 200
-    wait_for(lambda: server.gateway.memory.held == 0)
+    wait_for(lambda: bodies.Share.held == 0)
     assert server.post("/v1/completions", of_size(MIB))[0] == 200
 
 
@@ -173,43 +174,48 @@ def test_an_answer_holds_none_of_it(server):
     asking = threading.Thread(target=server.post, args=("/v1/completions", of_size(MIB)))
     asking.start()
     wait_for(lambda: server.inner.bodies)
-    assert server.gateway.memory.held == 0
+    assert bodies.Share.held == 0
     server.inner.hold.set()
     asking.join()
 
 
+TIMED = """
+import asyncio, json, sys, time
+from pixtral_sky.server.gateway import Gateway
+
+size = int(sys.argv[1])
+photo = {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + "A" * (size // 4)}}
+data = json.dumps({"messages": [{"role": "user", "content": [photo] * 4}]}).encode()
+pieces = [data[start : start + 65536] for start in range(0, len(data), 65536)]
+scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [(b"host", b"localhost")]}
+took = []
+
+async def app(scope, receive, send):
+    assert len((await receive())["body"]) == len(data)
+
+async def ask():
+    left = list(pieces)
+
+    async def receive():
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    begin = time.thread_time()
+    await Gateway(app)(scope, receive, None)
+    took.append(time.thread_time() - begin)
+
+async def main():
+    for _ in range(10):
+        await ask()
+
+asyncio.run(main())
+print(min(took) * 1000)
+"""
+
+
 @pytest.mark.parametrize(("size", "milliseconds"), [(30 * MIB, 50), (1024, 2)])
-def test_it_takes_little_time(monkeypatch, size, milliseconds):
-    """The best of ten, of this thread: what a busy machine adds says nothing."""
-    monkeypatch.setenv("PIXTRAL_API_KEY", "")
-    photo = {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + "A" * (size // 4)}}
-    data = json.dumps({"messages": [{"role": "user", "content": [photo] * 4}]}).encode()
-    pieces = [data[start : start + 65536] for start in range(0, len(data), 65536)]
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/chat/completions",
-        "headers": [(b"host", b"localhost")],
-    }
-    took = []
-
-    async def app(scope, receive, send):
-        assert len((await receive())["body"]) == len(data)
-
-    async def ask():
-        left = list(pieces)
-
-        async def receive():
-            return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
-
-        begin = time.thread_time()
-        await gateway(scope, receive, None)
-        took.append(time.thread_time() - begin)
-
-    async def main():
-        for _ in range(10):
-            await ask()
-
-    gateway = Gateway(app)
-    asyncio.run(main())
-    assert min(took) * 1000 < milliseconds
+def test_it_takes_little_time(size, milliseconds):
+    """The best of ten, of this thread, in a process that does nothing else: what a busy machine adds says nothing."""
+    command = [sys.executable, "-c", TIMED, str(size)]
+    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < milliseconds

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from pixtral_sky.server import images
-from pixtral_sky.server.body import Memory, Share
+from pixtral_sky.server.body import Share
 from pixtral_sky.server.images import Images, is_public
 from pixtral_sky.server.refusal import Refusal
 from tests.support.gateway import KEY, Server
@@ -141,7 +141,7 @@ def run(coroutine):
 def fetched(allowed: str, *urls: str, most: int = 4, room: int = 32 * MIB) -> list[bytes]:
     """The pictures at these URLs, as the gateway puts them into a request. Raises Refusal."""
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    share = Share(Memory(room))
+    share = Share(room)
     run(Images(allowed, most).inline({"messages": [{"role": "user", "content": parts}]}, share))
     found = [part["image_url"]["url"] for part in parts]
     assert share.taken >= sum(map(len, set(found))) - 64 * len(found)
@@ -336,7 +336,7 @@ def test_a_picture_is_told_by_its_first_bytes(network, host, kind):
     network.names["a.example"] = [["127.0.0.1"]]
     host.answers["/x"] = ok(drawn(kind), "Content-Type: text/html\r\n")
     part = {"type": "image_url", "image_url": {"url": f"http://a.example:{host.port}/x"}}
-    run(Images("a.example", 4).inline({"messages": [{"content": [part]}]}, Share(Memory(MIB))))
+    run(Images("a.example", 4).inline({"messages": [{"content": [part]}]}, Share(MIB)))
     assert part["image_url"]["url"].startswith(f"data:image/{kind.lower()};base64,")
 
 
@@ -542,7 +542,7 @@ def test_pictures_of_each_api(server, host):
          chat({"type": "image_url", "image_url": {"url": inline}})),
         ("/v1/chat/completions", chat({"type": "image_url", "image_url": inline}),  # as Mistral's clients write it
          chat({"type": "image_url", "image_url": {"url": inline}})),
-        ("/tokenize", chat({"image_url": url}), chat({"image_url": inline})),
+        ("/tokenize", chat({"image_url": url}), chat({"type": "image_url", "image_url": {"url": inline}})),
         ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]},
          {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": inline}]}]}),
         ("/v1/responses", {"input": [{"type": "function_call_output", "output": [{"type": "input_image", "image_url": url}]}]},
@@ -576,3 +576,28 @@ def test_what_only_looks_like_a_picture_stays(server, host):
     assert server.post("/v1/chat/completions", body)[0] == 200
     assert json.loads(server.inner.bodies[0]) == body
     assert host.asked == []
+
+
+def test_no_picture_is_named_by_a_name_in_the_cache(server):
+    """vLLM's `uuid` of a part: whoever knows another's could ask about the picture that it stands for."""
+    for part in (
+        {"type": "image_url", "image_url": None, "uuid": "x"},
+        {"type": "text", "text": "x", "uuid": "y"},
+    ):
+        server.inner.bodies.clear()
+        assert (
+            server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": [part]}]})[0] == 200
+        )
+        arrived = json.loads(server.inner.bodies[0])
+        assert arrived["messages"][0]["content"] == [{key: part[key] for key in part if key != "uuid"}]
+
+
+@pytest.mark.parametrize("part", [
+    {"type": "image_url", "image_url": {"url": "data:image/png,AAAA"}},
+    {"type": "image", "source": None},
+    {"type": "tool_result", "content": [{"type": "image", "source": "x"}]},
+])  # fmt: skip
+def test_a_picture_in_no_form_is_refused(server, part):
+    server.inner.bodies.clear()
+    assert server.post("/v1/messages", {"messages": [{"role": "user", "content": [part]}]})[0] == 400
+    assert server.inner.bodies == []

@@ -19,12 +19,6 @@ from tests.real.engine.asked import drawn, request
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
-JOGGERS = "/cms.ipressroom.com/338/files/201808/5b894ee1a138352221103195_A680%7Ejogging-edit/A680%7Ejogging-edit_hero.jpg"
-FAMILY = "/obj/resourcesystem/images/a0e/a0ee3983-46c6-4c92-b85d-059044639928/6af8cfb971db031b.png"
-LOGO = "/profile_images/1584596138635632640/HWexMoH5_400x400.jpg"
-HEDGEHOG = "/wp-content/uploads/2021/04/pc-keller-hedgehog.jpg"
-SIZES = {JOGGERS: (1200, 800), FAMILY: (640, 480), LOGO: (400, 400), HEDGEHOG: (900, 600)}
-
 SKYPILOT = """
 curl http://$ENDPOINT/v1/chat/completions \\
     -H 'Content-Type: application/json' \\
@@ -36,16 +30,15 @@ curl http://$ENDPOINT/v1/chat/completions \\
             "role": "user",
             "content": [
                 {"type" : "text", "text": "Describe this image in detail please."},
-                {"type": "image_url", "image_url": {"url": "https://s3.amazonaws.com%s"}},
+                {"type": "image_url", "image_url": {"url": "https://s3.amazonaws.com/cms.ipressroom.com/338/files/201808/5b894ee1a138352221103195_A680%7Ejogging-edit/A680%7Ejogging-edit_hero.jpg"}},
                 {"type" : "text", "text": "and this one as well."},
-                {"type": "image_url", "image_url": {"url": "https://www.wolframcloud.com%s"}}
+                {"type": "image_url", "image_url": {"url": "https://www.wolframcloud.com/obj/resourcesystem/images/a0e/a0ee3983-46c6-4c92-b85d-059044639928/6af8cfb971db031b.png"}}
             ]
         }],
         "max_tokens": 1024
     }'
-""" % (JOGGERS, FAMILY)  # noqa: UP031
-SKYSERVE = (
-    """
+"""
+SKYSERVE = """
 curl http://$ENDPOINT/v1/chat/completions \\
     -H 'Content-Type: application/json' \\
     -H 'Authorization: Bearer token' \\
@@ -56,16 +49,13 @@ curl http://$ENDPOINT/v1/chat/completions \\
             "role": "user",
             "content": [
                 {"type" : "text", "text": "Turn this logo into ASCII art."},
-                {"type": "image_url", "image_url": {"url": "https://pbs.twimg.com%s"}}
+                {"type": "image_url", "image_url": {"url": "https://pbs.twimg.com/profile_images/1584596138635632640/HWexMoH5_400x400.jpg"}}
             ]
         }],
         "max_tokens": 1024
     }'
 """
-    % LOGO
-)  # noqa: UP031
-BASETEN = (
-    """
+BASETEN = """
 curl -X POST "http://$ENDPOINT/v1/chat/completions" \\
      -H "Content-Type: application/json" \\
      -H 'Authorization: Bearer token' \\
@@ -82,7 +72,7 @@ curl -X POST "http://$ENDPOINT/v1/chat/completions" \\
                 {
                     "type": "image_url",
                     "image_url": {
-                    "url": "https://vetmed.illinois.edu%s"
+                    "url": "https://vetmed.illinois.edu/wp-content/uploads/2021/04/pc-keller-hedgehog.jpg"
                     }
                 }
                 ]
@@ -93,8 +83,8 @@ curl -X POST "http://$ENDPOINT/v1/chat/completions" \\
            "temperature": 0.2
          }' --no-buffer
 """
-    % HEDGEHOG
-)  # noqa: UP031
+JOGGERS, FAMILY, LOGO, HEDGEHOG = re.findall(r"https://[^/]+(/[^\"]+)", SKYPILOT + SKYSERVE + BASETEN)
+SIZES = {JOGGERS: (1200, 800), FAMILY: (640, 480), LOGO: (400, 400), HEDGEHOG: (900, 600)}
 
 
 class Host(http.server.BaseHTTPRequestHandler):

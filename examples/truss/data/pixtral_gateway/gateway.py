@@ -17,6 +17,7 @@ import hmac
 import json
 import os
 
+from . import answers, responses, turned
 from . import body as bodies
 from .idle import IdleClock
 from .images import Images
@@ -39,8 +40,10 @@ class Gateway:
         self.key = os.environ.get("PIXTRAL_API_KEY", "").encode()
         self.origins = [each for each in os.environ.get("ALLOWED_ORIGINS", "").split(",") if each]
         self.images = Images(os.environ.get("IMAGE_URLS", "none"), int(os.environ.get("MAX_IMAGES") or 4))
-        self.memory = bodies.Memory(int(float(os.environ.get("MAX_BODY_MIB") or 32) * 2**20))
+        self.max_body = int(float(os.environ.get("MAX_BODY_MIB") or 32) * 2**20)
         self.idle = IdleClock(float(os.environ.get("IDLE_MINUTES") or 0), os.environ.get("GATEWAY_STATE", ""))
+        turned.mend()
+        responses.mend()
         self.entrance = self.answer
         if self.origins:
             from starlette.middleware.cors import CORSMiddleware
@@ -129,18 +132,19 @@ class Gateway:
         await send_json(send, 200, models[name])
 
     async def work(self, scope, receive, send):
-        share = bodies.Share(self.memory)
+        share = bodies.Share(self.max_body)
         try:
             data = await bodies.read(scope, receive, share)
             if data is None:
                 return
             body = bodies.parse(data)
-            if await self.images.inline(body, share):
+            changed = scope["path"] == "/v1/responses" and responses.join_turns(body)
+            if await self.images.inline(body, share) or changed:
                 data = bodies.unparse(body)
             del body
             scope, receive = bodies.handed_on(data, scope, receive, share)
             del data
-            await self.app(scope, receive, send)
+            await answers.judged(self.app, scope, receive, send)
         finally:
             share.release()
 

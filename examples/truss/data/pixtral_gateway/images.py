@@ -44,29 +44,29 @@ def is_public(address):
 
 
 def places(body):
-    """Each part that is a picture, of the messages or the input, with its URL: of chat completions (where the
-    URL may stand in an object or alone), of responses, and of Anthropic's messages (also in tool results)."""
+    """Each part of the messages or the input, with its picture's URL or None: of chat completions (the URL in
+    an object, or alone), of responses, and of Anthropic's messages (also in the results of tools)."""
     for field in ("messages", "input"):
         items = body.get(field)
         for item in items if isinstance(items, list) else ():
             if isinstance(item, dict):
-                for key in ("content", "output"):
-                    yield from _within(item.get(key))
+                for parts in (item.get("content"), item.get("output")):
+                    yield from within(parts)
 
 
-def _within(parts, inside=False):
+def within(parts, inside=False):
     for part in parts if isinstance(parts, list) else ():
-        if not isinstance(part, dict):
-            continue
-        url, source = part.get("image_url"), part.get("source")
-        if isinstance(url, dict):
-            url = url.get("url")
-        elif isinstance(source, dict) and part.get("type") == "image":
-            url = source.get("url") if source.get("type") == "url" else None
-        if isinstance(url, str):
-            yield part, url
-        if part.get("type") == "tool_result" and not inside:
-            yield from _within(part.get("content"), inside=True)
+        if isinstance(part, dict):
+            url, source = part.get("image_url"), part.get("source")
+            if isinstance(url, dict):
+                url = url.get("url")
+            elif part.get("type") == "image":
+                if not isinstance(source, dict):
+                    raise refused("A picture's source has to be an object")
+                url = source.get("url") if source.get("type") == "url" else None
+            yield part, url if isinstance(url, str) else None
+            if part.get("type") == "tool_result" and not inside:
+                yield from within(part.get("content"), inside=True)
 
 
 def put(part, kind, data):
@@ -94,10 +94,18 @@ class Images:
         """Put every picture that ``body`` names by URL into it; whether it has changed. Raises Refusal."""
         named, changed = {}, False
         for part, url in places(body):
-            if part.get("type") == "image_url" and isinstance(part["image_url"], str):
-                part["image_url"], changed = {"url": url}, True  # as Mistral's own clients write it
+            # A name in vLLM's cache, by which one client could ask about another's picture.
+            changed |= part.pop("uuid", None) is not None
+            if url is None:
+                continue
+            if "type" not in part or (part["type"] == "image_url" and isinstance(part["image_url"], str)):
+                # Mistral's and vLLM's own form, as OpenAI's.
+                part |= {"type": "image_url", "image_url": {"url": url}}
+                changed = True
             if url[:5].lower() != "data:":
                 named.setdefault(url, []).append(part)
+            elif ";base64," not in url[:200]:
+                raise refused("A picture's data URL has to be in base64")
         if not named:
             return changed
         if sum(map(len, named.values())) > self.most:

@@ -1,0 +1,103 @@
+"""Whose fault a 500 is: what vLLM sends or raises, and what the client gets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pixtral_sky.server.answers import FAULTS, judged
+from pixtral_sky.server.refusal import Refusal
+
+JSON = [(b"content-type", b"application/json")]
+STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
+
+
+def says(message: str, kind: str = "InternalServerError") -> bytes:
+    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": 500}}).encode()
+
+
+def ask(
+    *sent: bytes,
+    status: int = 500,
+    headers: list[tuple[bytes, bytes]] = JSON,
+    error: Exception | None = None,
+) -> tuple[int, bytes]:
+    """Status and body of the answer to an app that sends these parts and then raises ``error``."""
+    messages: list[dict[str, Any]] = []
+
+    async def app(scope, receive, send):
+        if sent:
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+        for each in sent:
+            await send({"type": "http.response.body", "body": each, "more_body": True})
+        if error:
+            raise error
+        await send({"type": "http.response.body", "body": b""})
+
+    async def send(message):
+        messages.append(message)
+
+    async def run():
+        try:
+            await judged(app, {}, None, send)
+        except Refusal as refusal:
+            await refusal.answer(send)
+        except Exception as raised:
+            messages.append({"type": "raised", "error": raised})
+
+    asyncio.run(run())
+    raised = [message for message in messages if message["type"] == "raised"]
+    assert raised in ([], [{"type": "raised", "error": error}])
+    if messages[0] in raised:
+        return 500, b"raised"
+    kinds = [message["type"] for message in messages if message not in raised]
+    assert kinds.count("http.response.start") == 1
+    assert kinds[0] == "http.response.start"
+    return messages[0]["status"], b"".join(message.get("body", b"") for message in messages[1:])
+
+
+@pytest.mark.parametrize("part", FAULTS)
+@pytest.mark.parametrize("status", [500, 501])
+def test_what_the_request_did_is_400_with_words_of_ours(part, status):
+    told, answer = ask(says(f"Something: {part} /usr/lib/x.py"), status=status)
+    assert told == 400
+    assert json.loads(answer)["error"]["message"] == FAULTS[part]
+    assert ask(error=RuntimeError(f"Something: {part} /usr/lib/x.py")) == (told, answer)
+
+
+def test_a_bomb_and_a_recursion_are_known_by_what_python_and_pillow_say(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
+    with pytest.raises(Image.DecompressionBombError) as bomb:
+        Image._decompression_bomb_check((3, 3))
+    assert ask(error=bomb.value)[0] == 400
+    with pytest.raises(RecursionError) as deep:
+        json.loads("[" * 100_000)
+    assert ask(error=deep.value)[0] == 400
+
+
+@pytest.mark.parametrize("said", [
+    "EngineCore encountered an issue. See stack trace (above) for the root cause.", "Internal server error", "",
+    "CUDA out of memory.",
+])  # fmt: skip
+def test_a_fault_of_the_server_stays_500(said):
+    assert ask(says(said)) == (500, says(said))
+    assert ask(says(said), b"more", status=503) == (503, says(said) + b"more")
+    assert ask(error=RuntimeError(said)) == (500, b"raised")
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 422])
+def test_other_answers_pass_as_they_are(status):
+    parts = (b"one ", *(part.encode() for part in FAULTS))
+    assert ask(*parts, status=status) == (status, b"".join(parts))
+
+
+def test_an_answer_that_has_begun_breaks_off_by_its_error():
+    part = next(iter(FAULTS))
+    assert ask(b"data: {}\n\n", status=200, headers=STREAM, error=RuntimeError(part)) == (
+        200,
+        b"data: {}\n\n",
+    )
