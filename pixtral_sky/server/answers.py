@@ -1,5 +1,7 @@
 """Answer 400 where vLLM fails though the request is at fault. What is not listed stays the server's: 500."""
 
+import json
+
 from .refusal import Refusal
 
 FAULTS = {  # a part of what vLLM, Pillow or Python says -> what the client is told
@@ -10,33 +12,43 @@ FAULTS = {  # a part of what vLLM, Pillow or Python says -> what the client is t
 }
 
 
-async def judged(app, scope, receive, send):
-    """Run the app. Raises Refusal if it fails before its answer has begun, and the request is at fault."""
-    start, begun, refusal = None, False, None  # one of 5xx is held back until its body says whose fault it is
+def fault(said):
+    """A Refusal if what is ``said`` is the request's fault, else None."""
+    words = next((words for part, words in FAULTS.items() if part in said), None)
+    return Refusal(400, "invalid_request", words) if words else None
 
-    def fault(said):
-        words = next((words for part, words in FAULTS.items() if part in said), None)
-        return Refusal(400, "invalid_request", words) if words else None
+
+async def judged(app, scope, receive, send):
+    """Run the app. Raises Refusal if it fails before it says anything, and the request is at fault."""
+    start, begun, refusal = None, False, None  # an answer is held back until its body begins
 
     async def judging_send(message):
         nonlocal start, begun, refusal
-        if message["type"] == "http.response.start" and message["status"] >= 500:
+        if message["type"] == "http.response.start":
             start = message
         elif not refusal:
-            if start:
-                held, start = start, None
+            if not begun and start["status"] >= 500:
                 refusal = fault(message.get("body", b"").decode(errors="replace"))
                 if refusal:
                     return
-                await send(held)
-            begun = True
+            if not begun:
+                begun = True
+                await send(start)
             await send(message)
 
     try:
         await app(scope, receive, judging_send)
     except Exception as error:
-        refusal = refusal or (None if begun else fault(str(error)))
-        if not refusal:
+        # Responses reads a grammar when its stream has begun, and would break off without a word.
+        cause = error.__cause__ or error
+        if "VLLMClientError" in [each.__name__ for each in type(cause).__mro__]:
+            refusal = Refusal(400, "invalid_request", str(cause))
+        refusal = refusal or fault(str(error))
+        if begun and refusal and b"event-stream" in dict(start["headers"]).get(b"content-type", b""):
+            said = {"code": refusal.code, "message": str(refusal)}
+            event = json.dumps({"type": "error", **said, "error": said})
+            await send({"type": "http.response.body", "body": f"event: error\ndata: {event}\n\n".encode()})
+        elif begun or not refusal:
             raise
-    if refusal:
+    if refusal and not begun:
         raise refusal

@@ -97,7 +97,21 @@ def test_other_answers_pass_as_they_are(status):
 
 def test_an_answer_that_has_begun_breaks_off_by_its_error():
     part = next(iter(FAULTS))
-    assert ask(b"data: {}\n\n", status=200, headers=STREAM, error=RuntimeError(part)) == (
-        200,
-        b"data: {}\n\n",
-    )
+    for error in (RuntimeError(part), KeyError("secret")):
+        assert ask(b"{", status=200, error=error) == (200, b"{")
+    assert ask(b"data: 1\n\n", status=200, headers=STREAM, error=KeyError("secret")) == (200, b"data: 1\n\n")
+
+
+class VLLMClientError(Exception):
+    """As vLLM names it; its own are of other classes below it."""
+
+
+def test_a_stream_that_ends_by_a_fault_of_the_request_says_so():
+    error = RuntimeError("Caught handled exception, but response already started.")  # as Starlette says it
+    error.__cause__ = type("Invalid", (VLLMClientError,), {})("Grammar error: x")
+    status, answer = ask(b"data: 1\n\n", status=200, headers=STREAM, error=error)
+    event, data = answer.removeprefix(b"data: 1\n\n").decode().splitlines()[:2]
+    assert (status, event) == (200, "event: error")
+    said = {"code": "invalid_request", "message": "Grammar error: x"}
+    assert json.loads(data.removeprefix("data: ")) == {"type": "error", **said, "error": said}
+    assert ask(error=error)[0] == 400
