@@ -70,9 +70,10 @@ print(*shlex.split(os.environ["EXTRA_ARGS"]), "ok", sep="\0", end="\0")' 2>/dev/
   echo "On $gpus x $gpu: $PRECISION, ${MAX_MODEL_LEN:-at most $context} tokens of context, $step_tokens a step," \
     "$memory of the memory ${gpu_args[*]}"
 
-  # It fetches no picture: / is the name of no host. Answers by JSON Schema have no white space between: a model can lose
-  # itself in it. One API server, as the idle clock is that of one. 64 requests at once are more than the memory holds of
-  # full ones; room for 1,024 would cost some of it.
+  # It fetches no picture: / is the name of no host. It keeps none for later requests either: when one is refused late, it
+  # takes its picture for kept, and fails the next request with it. Answers by JSON Schema have no white space between: a
+  # model can lose itself in it. One API server, as the idle clock is that of one. 64 requests at once are more than the
+  # memory holds of full ones; room for 1,024 would cost some of it.
   start() {
     set -m # in a process group of its own, so that nothing of a dead server stays
     vllm serve "$MODEL" \
@@ -87,7 +88,7 @@ print(*shlex.split(os.environ["EXTRA_ARGS"]), "ok", sep="\0", end="\0")' 2>/dev/
       --no-enable-flashinfer-autotune -cc.pass_config.fuse_allreduce_rms=false \
       --enable-auto-tool-choice --tool-call-parser mistral \
       --structured-outputs-config '{"backend": "guidance", "disable_any_whitespace": true}' \
-      --allowed-media-domains / \
+      --allowed-media-domains / --mm-processor-cache-gb 0 \
       --middleware pixtral_gateway.gateway.Gateway --api-server-count 1 --h11-max-incomplete-event-size 65536 \
       --no-enable-log-requests --disable-uvicorn-access-log \
       "${extra_args[@]}" &

@@ -117,6 +117,14 @@ def test_a_stream_of_responses_says_why_it_ends(running):
     )
 
 
+def test_a_picture_of_a_refused_request_is_answered_afterwards(running):
+    """With vLLM's cache of pictures the second request fails with 500, once."""
+    photo = part(data_url(plain(70, 50)))
+    for more, status in (({"top_k": -5}, 400), ({}, 200)):
+        body = {"model": "pixtral", **asks(photo, **more)}
+        assert request(running, "POST", "/v1/chat/completions", body)[0] == status
+
+
 def test_what_vllm_answers_itself_stays(running):
     body = {"model": "pixtral", **asks(part(data_url(plain()))), "temperature": -1}
     status, answer = request(running, "POST", "/v1/chat/completions", body)
