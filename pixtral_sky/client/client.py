@@ -336,7 +336,8 @@ class Client:
         if code == "not_found":
             return Refused(f"{url} has no such route.", self.endpoint.hint)
         if code == "invalid_image_url":
-            return Refused(reason, "Without --remote-urls it is downloaded here.")
+            what = reason.partition(" Send the picture as data")[0]  # what --remote-urls is there to avoid
+            return Refused(what, "Without --remote-urls it is downloaded here.")
         return Refused(reason) if error and reason else self._not_an_api(status)
 
     def _too_slow(self) -> BrokenAnswer:

@@ -77,6 +77,8 @@ class Endpoint:
     @property
     def hint(self) -> str:
         """What to look at when it fails."""
+        if self.origin == "PIXTRAL_ENDPOINT" and not self.key:
+            return "PIXTRAL_ENDPOINT is set here, without a PIXTRAL_API_KEY: correct that, or unset it."
         if self.origin == "PIXTRAL_ENDPOINT":
             return "PIXTRAL_ENDPOINT and PIXTRAL_API_KEY are set here: correct them, or unset both."
         if self.origin:

@@ -77,8 +77,9 @@ class Task:
         values = {**self.envs, **given}
         for name, pattern, words in re.findall(REFUSES, self.run):
             # These patterns mean the same in bash, except that Python's $ also matches before a last newline.
-            if name in values and not re.search(re.sub(r"\$$", r"\\Z", pattern), values[name]):
-                value = " ".join(values[name].split())[:100]
+            found = values.get(name, "")  # an env that the file lacks is empty there
+            if not re.search(re.sub(r"\$$", r"\\Z", pattern), found):
+                value = " ".join(found.split())[:100]
                 raise UsageError(words.replace(f"${name}", value))
 
     def _reads(self, name: str) -> bool:

@@ -621,6 +621,15 @@ def test_a_private_one_fetches_pictures_from_where_the_user_says(
         assert server.tasks[-1].envs["IMAGE_URLS"] == hosts
 
 
+def test_a_file_that_lacks_an_env(run: Run, server: FakeSky, tmp_path: Path) -> None:
+    """On the machine it would be empty, and refused there."""
+    own = tmp_path / "own.yaml"
+    own.write_text((ROOT / "pixtral.yaml").read_text().replace("  IMAGE_URLS: public", "  # no"))
+    result = run("launch", "--yes", "--file", own)
+    assert (result.code, server.tasks) == (2, [])
+    assert result.error.startswith("IMAGE_URLS= is neither public, none,")
+
+
 def test_where_only_slurm_is_enabled(
     run: Run, server: FakeSky, machine: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -607,9 +607,13 @@ def gateway_error(code: int, name: str, message: str) -> fake.Behaviour:
             "has no such route. Are its address",
         ),
         (
-            gateway_error(400, "invalid_image_url", "'a.example' answered 404. Send the picture as data."),
+            gateway_error(
+                400,
+                "invalid_image_url",
+                "'a.example' answered 404. Send the picture as data: 'data:image/jpeg;base64,...'.",
+            ),
             errors.Refused,
-            "'a.example' answered 404. Send the picture as data. Without --remote-urls it is downloaded here.",
+            "'a.example' answered 404. Without --remote-urls it is downloaded here.",
         ),
         (fake.status(400, {"error": "no"}), errors.Refused, "no."),
         (fake.status(401), errors.Unauthorized, "does not take this key (401). Are its address"),

@@ -188,4 +188,6 @@ def test_the_hint_is_for_where_it_came_from() -> None:
     remember(running())
     assert find(environ={}).hint == "Is it running? pixtral-sky status pixtral"
     assert "unset both" in find(environ=ENV).hint
+    alone = find(environ={"PIXTRAL_ENDPOINT": "from-env:9000"})
+    assert alone.hint.startswith("PIXTRAL_ENDPOINT is set here, without a PIXTRAL_API_KEY:")
     assert "PIXTRAL_API_KEY right?" in find("arg:1", environ={}).hint
