@@ -17,7 +17,7 @@ import hmac
 import json
 import os
 
-from . import answers, responses, turned
+from . import answers, judge, responses, turned
 from . import body as bodies
 from .idle import IdleClock
 from .images import Images
@@ -138,9 +138,11 @@ class Gateway:
             if data is None:
                 return
             body = bodies.parse(data)
+            judge.judge(body, len(data))
             changed = scope["path"] == "/v1/responses" and responses.join_turns(body)
             if await self.images.inline(body, share) or changed:
                 data = bodies.unparse(body)
+            judge.judge_pixels(body)
             del body
             scope, receive = bodies.handed_on(data, scope, receive, share)
             del data
