@@ -1,17 +1,20 @@
 """The body of a request: read whole, within limits, and handed on to vLLM."""
 
+import asyncio
+
 from .refusal import Refusal
 
 HELD_BYTES = 256 * 2**20  # of all bodies that are read at one time
+PIXELS = 400_000_000  # of all pictures that vLLM decodes at one time, in 8 bytes each
 
 
 class Share:
     """The memory that one request takes: at most ``limit`` bytes, with its pictures, until its release."""
 
-    held = 0  # of all requests
+    held = pixels = 0  # of all requests
 
     def __init__(self, limit):
-        self.limit, self.taken = limit, 0
+        self.limit, self.taken, self.decoding = limit, 0, 0
 
     def room(self):
         return self.limit - self.taken
@@ -29,6 +32,17 @@ class Share:
     def release(self):
         Share.held -= self.taken
         self.taken = 0
+
+    async def decode(self, count):
+        """Wait until there is room for so many pixels."""
+        while Share.pixels and Share.pixels + count > PIXELS:
+            await asyncio.sleep(0.05)
+        self.decoding = count
+        Share.pixels += count
+
+    def decoded(self):
+        Share.pixels -= self.decoding
+        self.decoding = 0
 
 
 async def read(scope, receive, share):

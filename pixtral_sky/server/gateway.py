@@ -142,13 +142,20 @@ class Gateway:
             changed = scope["path"] == "/v1/responses" and responses.join_turns(body)
             if await self.images.inline(body, share) or changed:
                 data = bodies.unparse(body)
-            judge.judge_pixels(body)
+            await share.decode(judge.pixels(body))
+            constrained = any(body.get(name) for name in judge.CONSTRAINTS)
             del body
             scope, receive = bodies.handed_on(data, scope, receive, share)
             del data
-            await answers.judged(self.app, scope, receive, send)
+
+            async def send_decoded(message):
+                share.decoded()
+                await send(message)
+
+            await answers.judged(self.app, scope, receive, send_decoded, constrained)
         finally:
             share.release()
+            share.decoded()
 
 
 class BehindPlatform(Gateway):

@@ -20,7 +20,7 @@ DEPTH = 64
 STRINGS = 1000  # in a list: choices of an answer, words to stop at. 500,000 choices: 8 minutes
 GRAMMAR_BYTES = 2**16
 REPEATS = 10_000  # of a part of a schema, regular expression or grammar: minItems of 1e9 took 92 bytes each
-PIXELS = 100_000_000  # two photos of 50 megapixels; four of 169 in 65 KB took 11.6 GB
+PIXELS = 100_000_000  # four photos of 24 megapixels; four of 169 in 65 KB took 11.6 GB
 HEAD = 2**18  # of base64: a photo's size stands behind its thumbnail
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 FIELDS = """
@@ -68,8 +68,8 @@ def pictures(body):
             yield data
 
 
-def judge_pixels(body):
-    """Refuse pictures of too many pixels, by their heads: vLLM decodes all of a request at once."""
+def pixels(body):
+    """The pixels of its pictures, by their heads. Raises Refusal: vLLM decodes all of a request at once."""
     from PIL import Image
 
     total = 0
@@ -83,6 +83,7 @@ def judge_pixels(body):
                 break
     if total > PIXELS:
         raise refused(f"The pictures of a request may have {PIXELS / 1e6:g} million pixels here")
+    return total
 
 
 def count(body):
@@ -106,6 +107,8 @@ def count(body):
 def check_constraint(value, times):
     """Refuse a schema, regular expression or grammar that repeats a part, ``times`` included, too often."""
     if isinstance(value, list):
+        if sum(len(each) for each in value if isinstance(each, str)) > GRAMMAR_BYTES:
+            raise refused("The choices of an answer have too many letters")
         for each in value:
             check_constraint(each, times)
     if not isinstance(value, dict):

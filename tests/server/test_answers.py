@@ -25,6 +25,7 @@ def ask(
     status: int = 500,
     headers: list[tuple[bytes, bytes]] = JSON,
     error: Exception | None = None,
+    constrained: bool = False,
 ) -> tuple[int, bytes]:
     """Status and body of the answer to an app that sends these parts and then raises ``error``."""
     messages: list[dict[str, Any]] = []
@@ -43,7 +44,7 @@ def ask(
 
     async def run():
         try:
-            await judged(app, {}, None, send)
+            await judged(app, {}, None, send, constrained)
         except Refusal as refusal:
             await refusal.answer(send)
         except Exception as raised:
@@ -87,6 +88,13 @@ def test_a_fault_of_the_server_stays_500(said):
     assert ask(says(said)) == (500, says(said))
     assert ask(says(said), b"more", status=503) == (503, says(said) + b"more")
     assert ask(error=RuntimeError(said)) == (500, b"raised")
+
+
+def test_a_grammar_that_the_engine_gives_up_on_is_too_complex():
+    status, answer = ask(says("Internal server error"), constrained=True)
+    assert (status, "too complex" in json.loads(answer)["error"]["message"]) == (400, True)
+    dead = says("EngineCore encountered an issue. See stack trace (above) for the root cause.")
+    assert ask(dead, constrained=True) == (500, dead)
 
 
 @pytest.mark.parametrize("status", [200, 400, 404, 422])

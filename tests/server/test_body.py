@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import io
 import json
 import socket
 import subprocess
@@ -10,6 +13,7 @@ import threading
 import time
 
 import pytest
+from PIL import Image
 
 from pixtral_sky.server import body as bodies
 from tests.conftest import ROOT
@@ -167,6 +171,31 @@ def test_all_bodies_that_arrive_have_one_memory(server, monkeypatch):
         assert server.post("/v1/completions", {})[0] == 200
     wait_for(lambda: bodies.Share.held == 0)
     assert server.post("/v1/completions", of_size(MIB))[0] == 200
+
+
+def test_pictures_are_decoded_some_at_a_time(server, monkeypatch):
+    """A request waits until the one before is answered; one that is larger than the limit is let in alone."""
+    monkeypatch.setattr(bodies, "PIXELS", 100)
+    share, began = bodies.Share(MIB), threading.Event()
+
+    async def first():
+        await share.decode(150)
+        began.set()
+        await asyncio.sleep(0.3)
+        share.decoded()
+
+    thread = threading.Thread(target=asyncio.run, args=(first(),))
+    thread.start()
+    began.wait()
+    file = io.BytesIO()
+    Image.new("1", (2, 2)).save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    body = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+    begin = time.monotonic()
+    assert server.post("/v1/chat/completions", body)[0] == 200
+    assert time.monotonic() - begin > 0.2
+    thread.join()
+    assert bodies.Share.pixels == 0
 
 
 def test_an_answer_holds_none_of_it(server):
