@@ -13,6 +13,7 @@ IDLE_MINUTES, GATEWAY_STATE  the idle clock's (idle.py)
 """
 
 import asyncio
+import contextlib
 import hmac
 import json
 import os
@@ -21,6 +22,7 @@ from . import answers, judge, responses, turned
 from . import body as bodies
 from .idle import IdleClock
 from .images import Images
+from .readiness import Readiness
 from .refusal import Refusal, send_json
 
 OPEN = {("GET", "/health"), ("HEAD", "/health")}
@@ -42,6 +44,7 @@ class Gateway:
         self.images = Images(os.environ.get("IMAGE_URLS", "none"), int(os.environ.get("MAX_IMAGES") or 4))
         self.max_body = int(float(os.environ.get("MAX_BODY_MIB") or 32) * 2**20)
         self.idle = IdleClock(float(os.environ.get("IDLE_MINUTES") or 0), os.environ.get("GATEWAY_STATE", ""))
+        self.readiness = Readiness(app, self.key)
         turned.mend()
         responses.mend()
         self.entrance = self.answer
@@ -52,11 +55,12 @@ class Gateway:
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
-            clock = asyncio.create_task(self.idle.run())
+            tasks = [asyncio.create_task(each.run()) for each in (self.idle, self.readiness)]
             try:
                 return await self.app(scope, receive, send)
             finally:
-                clock.cancel()
+                for task in tasks:
+                    task.cancel()
         if scope["type"] != "http":  # a websocket is refused
             return await send({"type": "websocket.close", "code": 1008})
         await self.entrance(scope, receive, send)
@@ -82,6 +86,8 @@ class Gateway:
         if is_model:
             await self.model(path.removeprefix(MODEL), scope, receive, send)
         elif (method, path) in PROBES:
+            if path == "/v1/models" and not self.readiness.ready:
+                raise Refusal(503, "not_ready", "The engine does not answer: its log tells more.")
             await self.app(scope, receive, send)
         else:
             with self.idle.request(receive, send) as (receive, send):
@@ -152,7 +158,10 @@ class Gateway:
                 share.decoded()
                 await send(message)
 
-            await answers.judged(self.app, scope, receive, send_decoded, constrained)
+            # Counting tokens does not ask the engine.
+            watching = contextlib.nullcontext if "token" in scope["path"] else self.readiness.watching
+            with watching(send_decoded) as watched:
+                await answers.judged(self.app, scope, receive, watched, constrained)
         finally:
             share.release()
             share.decoded()
