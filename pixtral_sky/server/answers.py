@@ -1,9 +1,13 @@
 """Answer 400 where vLLM fails though the request is at fault. What is not listed stays the server's: 500."""
 
+import asyncio
 import json
 
 from .refusal import Refusal
 
+# The head of an answer waits for its body: a fault can be told by then, and SkyServe's balancer asks another
+# replica if this one dies. Not longer, as its client takes a request that is long without an answer for lost.
+HELD_SECONDS = 10
 FAULTS = {  # a part of what vLLM, Pillow or Python says -> what the client is told
     "could be decompression bomb": "A picture has more pixels than are decoded here.",
     "prompt placeholders corresponding to": "A picture has to be a part of a user's message, in this form: "
@@ -25,20 +29,29 @@ async def judged(app, scope, receive, send, constrained):
 
     ``constrained`` says whether the request has a schema or grammar for its answer.
     """
-    start, begun, refusal = None, False, None  # an answer is held back until its body begins
+    start, begun, refusal, later = None, False, None, None
+
+    async def begin():
+        nonlocal begun
+        if not begun:
+            begun = True
+            await send(start)
+
+    async def begin_later():
+        await asyncio.sleep(HELD_SECONDS)
+        await begin()
 
     async def judging_send(message):
-        nonlocal start, begun, refusal
+        nonlocal start, refusal, later
         if message["type"] == "http.response.start":
             start = message
+            later = asyncio.ensure_future(begin_later()) if message["status"] < 500 else None
         elif not refusal:
             if not begun and start["status"] >= 500:
                 refusal = fault(message.get("body", b"").decode(errors="replace"), constrained)
                 if refusal:
                     return
-            if not begun:
-                begun = True
-                await send(start)
+            await begin()
             await send(message)
 
     try:
@@ -55,5 +68,8 @@ async def judged(app, scope, receive, send, constrained):
             await send({"type": "http.response.body", "body": f"event: error\ndata: {event}\n\n".encode()})
         elif begun or not refusal:
             raise
+    finally:
+        if later:
+            later.cancel()
     if refusal and not begun:
         raise refusal

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pixtral_sky.server import answers
 from pixtral_sky.server.answers import FAULTS, judged
 from pixtral_sky.server.refusal import Refusal
 
@@ -123,3 +124,23 @@ def test_a_stream_that_ends_by_a_fault_of_the_request_says_so():
     said = {"code": "invalid_request", "message": "Grammar error: x"}
     assert json.loads(data.removeprefix("data: ")) == {"type": "error", **said, "error": said}
     assert ask(error=error)[0] == 400
+
+
+def test_the_head_of_an_answer_waits_for_its_body_but_not_for_long(monkeypatch):
+    monkeypatch.setattr(answers, "HELD_SECONDS", 0.05)
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": scope["status"], "headers": []})
+        assert sent == []
+        await asyncio.sleep(0.1)
+        assert len(sent) == (scope["status"] < 500)
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async def send(message):
+        sent.append(message.get("status", message.get("body")))
+
+    for status in (200, 503):
+        asyncio.run(judged(app, {"status": status}, None, send, False))
+        assert sent == [status, b"x"]
+        sent.clear()
