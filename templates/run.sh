@@ -21,6 +21,7 @@ main() {
   write_gateway "$scratch/pixtral_gateway"
   # Without httptools, which takes heads without end into memory, uvicorn uses h11, which has a limit.
   echo 'raise ImportError' > "$scratch/httptools.py"
+  ulimit -n "$(ulimit -Hn)" 2>/dev/null || true # a connection is an open file
   export PYTHONPATH="$scratch${PYTHONPATH:+:$PYTHONPATH}"
 
   [ -d "$MODEL" ] || export HF_HUB_OFFLINE="${HF_HUB_OFFLINE-1}" # the weights are here: no start depends on the Hub

@@ -228,7 +228,7 @@ SERVER = sorted((ROOT / "pixtral_sky" / "server").glob("[!_]*.py"))
 
 def test_the_gateway_is_small_enough_to_be_carried_and_read():
     lines = [line for path in SERVER for line in path.read_text().splitlines() if line.strip()]
-    assert len(lines) <= 800
+    assert len(lines) <= 900
     for name in ("pixtral.yaml", "service.yaml", *EXAMPLES):
         assert len(task.load(ROOT / name).run.encode()) < 100 * 1024  # SkyPilot's limit of an inline script
 

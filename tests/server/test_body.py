@@ -160,6 +160,13 @@ def test_a_body_of_a_stranger_is_not_read(server):
     assert server.inner.seen == []
 
 
+def test_a_body_has_its_time(server, monkeypatch):
+    monkeypatch.setattr(bodies, "SECONDS", 0.2)
+    status, answer = server.raw(head("Content-Length: 20") + b"{}")
+    assert status == 408
+    assert b"not here within 0.2 s" in answer
+
+
 def test_all_bodies_that_arrive_have_one_memory(server, monkeypatch):
     monkeypatch.setattr(bodies, "HELD_BYTES", 3 * MIB // 2)
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as slow:

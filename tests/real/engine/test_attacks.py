@@ -5,6 +5,8 @@ Those that the gateway refuses (tests/server/test_judge.py), and those at its ve
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 
@@ -121,3 +123,18 @@ def test_many_huge_pictures_at_once(running):
     print(f"{most:.0f} MiB")
     assert statuses == [200] * 12
     assert most < 6 * 1024
+
+
+def test_silent_connections_are_closed(running):
+    """A few hundred, each with a part of a head: after 15 s they are gone."""
+    address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(address)) for _ in range(300)]
+        for each in silent:
+            each.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        assert request(running, "GET", "/health")[0] == 200
+        begin = time.monotonic()
+        for each in silent:
+            each.settimeout(20)
+            assert each.recv(1) == b""
+        assert 10 < time.monotonic() - begin < 20

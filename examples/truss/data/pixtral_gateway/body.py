@@ -5,6 +5,7 @@ import asyncio
 from .refusal import Refusal
 
 HELD_BYTES = 256 * 2**20  # of all bodies that are read at one time
+SECONDS = 600  # for a body: 32 MiB by half a megabit a second
 PIXELS = 400_000_000  # of all pictures that vLLM decodes at one time, in 8 bytes each
 
 
@@ -50,6 +51,13 @@ async def read(scope, receive, share):
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > share.room():
             share.take(int(value))  # refused before it comes
+    try:
+        return await asyncio.wait_for(arriving(receive, share), SECONDS)
+    except asyncio.TimeoutError:
+        raise Refusal(408, "timeout", f"The request was not here within {SECONDS} s.") from None
+
+
+async def arriving(receive, share):
     parts, more = [], True
     while more:
         message = await receive()

@@ -18,7 +18,7 @@ import hmac
 import json
 import os
 
-from . import answers, judge, responses, turned
+from . import answers, heads, judge, responses, turned
 from . import body as bodies
 from .idle import IdleClock
 from .images import Images
@@ -45,8 +45,8 @@ class Gateway:
         self.max_body = int(float(os.environ.get("MAX_BODY_MIB") or 32) * 2**20)
         self.idle = IdleClock(float(os.environ.get("IDLE_MINUTES") or 0), os.environ.get("GATEWAY_STATE", ""))
         self.readiness = Readiness(app, self.key)
-        turned.mend()
-        responses.mend()
+        for each in (turned, responses, heads):
+            each.mend()
         self.entrance = self.answer
         if self.origins:
             from starlette.middleware.cors import CORSMiddleware
@@ -90,8 +90,7 @@ class Gateway:
                 raise Refusal(503, "not_ready", "The engine does not answer: its log tells more.")
             await self.app(scope, receive, send)
         else:
-            with self.idle.request(receive, send) as (receive, send):
-                await self.work(scope, receive, send)
+            await self.work(scope, receive, send)
 
     def admitted(self, scope):
         """The scope with the key as vLLM, which has it as a second lock, reads it. Raises Refusal."""
@@ -140,6 +139,7 @@ class Gateway:
     async def work(self, scope, receive, send):
         share = bodies.Share(self.max_body)
         try:
+            # Until it is whole it keeps no idle server alive.
             data = await bodies.read(scope, receive, share)
             if data is None:
                 return
@@ -160,7 +160,7 @@ class Gateway:
 
             # Counting tokens does not ask the engine.
             watching = contextlib.nullcontext if "token" in scope["path"] else self.readiness.watching
-            with watching(send_decoded) as watched:
+            with self.idle.request(send_decoded) as noted, watching(noted) as watched:
                 await answers.judged(self.app, scope, receive, watched, constrained)
         finally:
             share.release()
