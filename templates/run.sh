@@ -21,6 +21,7 @@ main() {
   write_gateway "$scratch/pixtral_gateway"
   # Without httptools, which takes heads without end into memory, uvicorn uses h11, which has a limit.
   echo 'raise ImportError' > "$scratch/httptools.py"
+  ulimit -n "$(ulimit -Hn)" 2>/dev/null || true # a connection is an open file
   export PYTHONPATH="$scratch${PYTHONPATH:+:$PYTHONPATH}"
 
   [ -d "$MODEL" ] || export HF_HUB_OFFLINE="${HF_HUB_OFFLINE-1}" # the weights are here: no start depends on the Hub
@@ -29,7 +30,7 @@ main() {
   export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1            # nothing is reported to anyone
   export VLLM_USE_RUST_FRONTEND=0                        # that front end knows no middleware
   export VLLM_SERVER_DEV_MODE=0                          # no development routes behind the gateway either
-  export VLLM_MAX_IMAGE_PIXELS=64000000                  # a 50-megapixel phone passes; a small file of 169 would take 5 GB
+  export VLLM_MAX_IMAGE_PIXELS=52000000                  # a 50-megapixel phone passes; what is decoded takes 20 bytes each
   export VLLM_MAX_N_SEQUENCES=16                         # n=16384, the default, holds up all others for half a minute
   export VLLM_RPC_BASE_PATH="$scratch"                   # its sockets are in a folder of this user alone, and go with it
   export GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo     # its processes find each other on this machine only

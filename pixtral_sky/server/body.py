@@ -1,17 +1,21 @@
 """The body of a request: read whole, within limits, and handed on to vLLM."""
 
+import asyncio
+
 from .refusal import Refusal
 
 HELD_BYTES = 256 * 2**20  # of all bodies that are read at one time
+SECONDS = 600  # for a body: 32 MiB by half a megabit a second
+PIXELS = 400_000_000  # of all pictures that vLLM decodes at one time, in 8 bytes each
 
 
 class Share:
     """The memory that one request takes: at most ``limit`` bytes, with its pictures, until its release."""
 
-    held = 0  # of all requests
+    held = pixels = 0  # of all requests
 
     def __init__(self, limit):
-        self.limit, self.taken = limit, 0
+        self.limit, self.taken, self.decoding = limit, 0, 0
 
     def room(self):
         return self.limit - self.taken
@@ -30,12 +34,30 @@ class Share:
         Share.held -= self.taken
         self.taken = 0
 
+    async def decode(self, count):
+        """Wait until there is room for so many pixels."""
+        while Share.pixels and Share.pixels + count > PIXELS:
+            await asyncio.sleep(0.05)
+        self.decoding = count
+        Share.pixels += count
+
+    def decoded(self):
+        Share.pixels -= self.decoding
+        self.decoding = 0
+
 
 async def read(scope, receive, share):
     """The whole body; None when the client hangs up before its end. Raises Refusal."""
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > share.room():
             share.take(int(value))  # refused before it comes
+    try:
+        return await asyncio.wait_for(arriving(receive, share), SECONDS)
+    except asyncio.TimeoutError:
+        raise Refusal(408, "timeout", f"The request was not here within {SECONDS} s.") from None
+
+
+async def arriving(receive, share):
     parts, more = [], True
     while more:
         message = await receive()

@@ -228,7 +228,7 @@ SERVER = sorted((ROOT / "pixtral_sky" / "server").glob("[!_]*.py"))
 
 def test_the_gateway_is_small_enough_to_be_carried_and_read():
     lines = [line for path in SERVER for line in path.read_text().splitlines() if line.strip()]
-    assert len(lines) <= 600
+    assert len(lines) <= 900
     for name in ("pixtral.yaml", "service.yaml", *EXAMPLES):
         assert len(task.load(ROOT / name).run.encode()) < 100 * 1024  # SkyPilot's limit of an inline script
 
@@ -610,7 +610,7 @@ def test_run_starts_vllm_behind_the_door(machine):
         "VLLM_USE_DEEP_GEMM": "0",
         "HF_HUB_OFFLINE": "1",
         "VLLM_ENGINE_READY_TIMEOUT_S": "3600",
-        "VLLM_MAX_IMAGE_PIXELS": "64000000",
+        "VLLM_MAX_IMAGE_PIXELS": "52000000",
         "VLLM_MAX_N_SEQUENCES": "16",
         "NCCL_SOCKET_IFNAME": "lo",
         "GLOO_SOCKET_IFNAME": "lo",

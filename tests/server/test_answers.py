@@ -26,6 +26,7 @@ def ask(
     status: int = 500,
     headers: list[tuple[bytes, bytes]] = JSON,
     error: Exception | None = None,
+    constrained: bool = False,
 ) -> tuple[int, bytes]:
     """Status and body of the answer to an app that sends these parts and then raises ``error``."""
     messages: list[dict[str, Any]] = []
@@ -44,7 +45,7 @@ def ask(
 
     async def run():
         try:
-            await judged(app, {}, None, send)
+            await judged(app, {}, None, send, constrained)
         except Refusal as refusal:
             await refusal.answer(send)
         except Exception as raised:
@@ -90,6 +91,13 @@ def test_a_fault_of_the_server_stays_500(said):
     assert ask(error=RuntimeError(said)) == (500, b"raised")
 
 
+def test_a_grammar_that_the_engine_gives_up_on_is_too_complex():
+    status, answer = ask(says("Internal server error"), constrained=True)
+    assert (status, "too complex" in json.loads(answer)["error"]["message"]) == (400, True)
+    dead = says("EngineCore encountered an issue. See stack trace (above) for the root cause.")
+    assert ask(dead, constrained=True) == (500, dead)
+
+
 @pytest.mark.parametrize("status", [200, 400, 404, 422])
 def test_other_answers_pass_as_they_are(status):
     parts = (b"one ", *(part.encode() for part in FAULTS))
@@ -133,6 +141,6 @@ def test_the_head_of_an_answer_waits_for_its_body_but_not_for_long(monkeypatch):
         sent.append(message.get("status", message.get("body")))
 
     for status in (200, 503):
-        asyncio.run(judged(app, {"status": status}, None, send))
+        asyncio.run(judged(app, {"status": status}, None, send, False))
         assert sent == [status, b"x"]
         sent.clear()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import io
 import json
 import socket
 import subprocess
@@ -10,6 +13,7 @@ import threading
 import time
 
 import pytest
+from PIL import Image
 
 from pixtral_sky.server import body as bodies
 from tests.conftest import ROOT
@@ -58,7 +62,7 @@ def chunks(data: bytes, size: int = 65536) -> bytes:
 
 
 def test_a_body_comes_as_it_was_sent(server):
-    data = b' {"b":1e2,  "b": "\\u00e9\xc3\xa9", "a":[ ]}\n'
+    data = b' {"n":1e0,  "n": 1, "prompt": "\\u00e9\xc3\xa9", "stop":[ ]}\n'
     assert server.raw(head(f"Content-Length: {len(data)}"), more=data)[0] == 200
     assert server.raw(head("Transfer-Encoding: chunked"), more=chunks(data, 5))[0] == 200
     assert server.inner.bodies == [data, data]
@@ -156,6 +160,13 @@ def test_a_body_of_a_stranger_is_not_read(server):
     assert server.inner.seen == []
 
 
+def test_a_body_has_its_time(server, monkeypatch):
+    monkeypatch.setattr(bodies, "SECONDS", 0.2)
+    status, answer = server.raw(head("Content-Length: 20") + b"{}")
+    assert status == 408
+    assert b"not here within 0.2 s" in answer
+
+
 def test_all_bodies_that_arrive_have_one_memory(server, monkeypatch):
     monkeypatch.setattr(bodies, "HELD_BYTES", 3 * MIB // 2)
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as slow:
@@ -169,6 +180,31 @@ def test_all_bodies_that_arrive_have_one_memory(server, monkeypatch):
     assert server.post("/v1/completions", of_size(MIB))[0] == 200
 
 
+def test_pictures_are_decoded_some_at_a_time(server, monkeypatch):
+    """A request waits until the one before is answered; one that is larger than the limit is let in alone."""
+    monkeypatch.setattr(bodies, "PIXELS", 100)
+    share, began = bodies.Share(MIB), threading.Event()
+
+    async def first():
+        await share.decode(150)
+        began.set()
+        await asyncio.sleep(0.3)
+        share.decoded()
+
+    thread = threading.Thread(target=asyncio.run, args=(first(),))
+    thread.start()
+    began.wait()
+    file = io.BytesIO()
+    Image.new("1", (2, 2)).save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    body = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+    begin = time.monotonic()
+    assert server.post("/v1/chat/completions", body)[0] == 200
+    assert time.monotonic() - begin > 0.2
+    thread.join()
+    assert bodies.Share.pixels == 0
+
+
 def test_an_answer_holds_none_of_it(server):
     server.inner.hold.clear()
     asking = threading.Thread(target=server.post, args=("/v1/completions", of_size(MIB)))
@@ -180,11 +216,15 @@ def test_an_answer_holds_none_of_it(server):
 
 
 TIMED = """
-import asyncio, json, sys, time
+import asyncio, base64, io, json, sys, time
+from PIL import Image
 from pixtral_sky.server.gateway import Gateway
 
 size = int(sys.argv[1])
-photo = {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + "A" * (size // 4)}}
+file = io.BytesIO()
+Image.new("RGB", (40, 30)).save(file, "JPEG")
+photo = base64.b64encode(file.getvalue()[:-2] + bytes(size * 3 // 16)).decode()
+photo = {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + photo}}
 data = json.dumps({"messages": [{"role": "user", "content": [photo] * 4}]}).encode()
 pieces = [data[start : start + 65536] for start in range(0, len(data), 65536)]
 scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [(b"host", b"localhost")]}

@@ -175,3 +175,16 @@ def test_a_request_that_stalls_keeps_it_alive_for_a_while_only(monkeypatch):
         await one(gateway, "POST", "/v1/completions", b"stalls")
 
     assert 3.0 < run_clock(monkeypatch, work, seconds=8) < 5.0
+
+
+def test_a_body_that_does_not_come_keeps_no_server_alive(monkeypatch):
+    async def work(gateway):
+        async def drip():
+            await asyncio.sleep(0.1)
+            return {"type": "http.request", "body": b" ", "more_body": True}
+
+        headers = [(b"authorization", b"Bearer " + KEY.encode())]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+        await gateway(scope, drip, None)
+
+    assert 1.0 < run_clock(monkeypatch, work) < 2.0

@@ -570,7 +570,7 @@ def test_what_only_looks_like_a_picture_stays(server, host):
             {"role": "assistant", "content": [{"type": "tool_use", "input": {"image_url": url}}]},
             None, "x", 3, {"content": None}, {"content": {"image_url": url}},
         ],
-        "input": url, "prompt": [url], "tools": [{"image_url": url}], "image_url": url,
+        "input": url, "prompt": [url], "tools": [{"image_url": url}],
     }  # fmt: skip
     server.inner.bodies.clear()
     assert server.post("/v1/chat/completions", body)[0] == 200

@@ -225,7 +225,9 @@ class Service:
         """What points the script of service.yaml at the stand-in for vLLM, and at no model."""
         vllm = self.home / "venv/bin/vllm"
         vllm.parent.mkdir(parents=True)
-        vllm.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.real.serve.stand_in "$@"\n')
+        vllm.write_text(
+            f'#!/bin/sh\nexec env SERVE_SPEED={SPEED:g} {sys.executable} -m tests.real.serve.stand_in "$@"\n'
+        )
         vllm.chmod(0o755)
         (self.home / "model").mkdir()
         venv, model = str(self.home / "venv"), str(self.home / "model")

@@ -4,8 +4,10 @@ It takes the flags that it needs, puts the real gateway before itself, and answe
 a streamed answer goes out at once, before its first token; who hangs up is not worked for any longer. What is
 asked, and what came of it, it notes in $MACHINE/requests. What $MACHINE/mood says, it does:
 
-    hang    a chat is taken and never answered, while everything else is
-    error   a chat is answered 500
+    hang    a chat is taken and never answered, and so is the gateway's own request
+    error   both are answered 500
+
+The gateway's periods are shorter by $SERVE_SPEED.
 
 A question is JSON: its `id`, the `tokens` of the answer, the seconds of `delay` before the first of them and of
 `pace` between two.
@@ -76,6 +78,13 @@ async def chat(request: Request) -> Response:
     work.cancel()
     note(question, "is left")
     return Response(status_code=499)
+
+
+async def completions(_: Request) -> Response:
+    """The smallest request, with which the gateway asks whether the engine answers."""
+    while mood() == "hang":
+        await asyncio.sleep(0.2)
+    return JSONResponse({}, 500 if mood() == "error" else 200)
 
 
 async def hung_up(request: Request) -> None:
@@ -152,10 +161,15 @@ def main() -> None:
             Route("/health", health),
             Route("/v1/models", models),
             Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", completions, methods=["POST"]),
         ]
     )
     module, _, name = flags.middleware.rpartition(".")
-    app.add_middleware(getattr(importlib.import_module(module), name))
+    gateway = importlib.import_module(module)
+    readiness = importlib.import_module(gateway.Readiness.__module__)
+    for period in ("SILENCE", "EVERY", "PATIENCE"):
+        setattr(readiness, period, getattr(readiness, period) / float(os.environ.get("SERVE_SPEED", 1)))
+    app.add_middleware(getattr(gateway, name))
     (MACHINE / "server").write_text(str(os.getpid()))
     uvicorn.run(
         app,

@@ -156,32 +156,36 @@ def test_a_replica_that_hangs(service):
 
 
 def test_an_engine_that_hangs_behind_a_server_that_answers(service):
-    """Probes find nothing: each user that it was given to waits as long as the balancer does."""
+    """The gateway sees it, and so do the probes: the replica is asked no longer, and another takes its place."""
     victim = service.machines()[0]
-    with Load(service, "engine hangs, probes do not see it", delay=0.1) as load:
+    with Load(service, "engine hangs", delay=0.1) as load:
         service.until(lambda: load.of("answered"), "answers")
         victim.mood("hang")
-        time.sleep(STREAM_TIMEOUT + 3)
-        victim.mood("")
+        no_longer_asked(service, victim)
+        turned = time.time()
+        service.until(lambda: load.answered_since(turned) > 20, "answers")
+        service.until(
+            lambda: victim.name not in [each.name for each in service.machines()], "another machine"
+        )
+        mended(service, load)
     load.check()
     assert not load.failed
-    assert load.of("BrokenAnswer")
-    # Least load: users of the other one are answered meanwhile.
-    assert len(load.of("answered")) > len(load.of("BrokenAnswer"))
+    assert len(load.of("BrokenAnswer")) <= 8
 
 
 def test_a_replica_that_fails(service):
-    """500: the user is told what the server said. It is not tried again: the question may be what kills it."""
+    """500: after three of them the gateway asks for a token itself, and SkyServe turns away from what fails that."""
     victim = service.machines()[0]
     with Load(service, "a replica answers 500", delay=0.1) as load:
         service.until(lambda: load.of("answered"), "answers")
         victim.mood("error")
-        time.sleep(2)
-        victim.mood("")
+        no_longer_asked(service, victim)
+        turned = time.time()
+        service.until(lambda: load.answered_since(turned) > 20, "answers")
+        mended(service, load)
     load.check()
-    assert {asked.outcome for asked in load.failed} == {"Failed"}
     assert all("EngineCore encountered an issue." in asked.error for asked in load.failed)
-    assert all(len(begun) == 1 for begun in load.runs().values())
+    assert not [asked for asked in load.failed if asked.begun > turned + 1]
 
 
 # None is there

@@ -16,14 +16,19 @@ FAULTS = {  # a part of what vLLM, Pillow or Python says -> what the client is t
 }
 
 
-def fault(said):
+def fault(said, constrained):
     """A Refusal if what is ``said`` is the request's fault, else None."""
     words = next((words for part, words in FAULTS.items() if part in said), None)
+    if constrained and "Internal server error" in said:  # the engine's, of a single request
+        words = "The schema or grammar of the answer is too complex."
     return Refusal(400, "invalid_request", words) if words else None
 
 
-async def judged(app, scope, receive, send):
-    """Run the app. Raises Refusal if it fails before it says anything, and the request is at fault."""
+async def judged(app, scope, receive, send, constrained):
+    """Run the app. Raises Refusal if it fails before it says anything, and the request is at fault.
+
+    ``constrained`` says whether the request has a schema or grammar for its answer.
+    """
     start, begun, refusal, later = None, False, None, None
 
     async def begin():
@@ -43,7 +48,7 @@ async def judged(app, scope, receive, send):
             later = asyncio.ensure_future(begin_later()) if message["status"] < 500 else None
         elif not refusal:
             if not begun and start["status"] >= 500:
-                refusal = fault(message.get("body", b"").decode(errors="replace"))
+                refusal = fault(message.get("body", b"").decode(errors="replace"), constrained)
                 if refusal:
                     return
             await begin()
@@ -56,7 +61,7 @@ async def judged(app, scope, receive, send):
         cause = error.__cause__ or error
         if "VLLMClientError" in [each.__name__ for each in type(cause).__mro__]:
             refusal = Refusal(400, "invalid_request", str(cause))
-        refusal = refusal or fault(str(error))
+        refusal = refusal or fault(str(error), constrained)
         if begun and refusal and b"event-stream" in dict(start["headers"]).get(b"content-type", b""):
             said = {"code": refusal.code, "message": str(refusal)}
             event = json.dumps({"type": "error", **said, "error": said})

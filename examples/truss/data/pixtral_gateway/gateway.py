@@ -13,14 +13,16 @@ IDLE_MINUTES, GATEWAY_STATE  the idle clock's (idle.py)
 """
 
 import asyncio
+import contextlib
 import hmac
 import json
 import os
 
-from . import answers, responses, turned
+from . import answers, heads, judge, responses, turned
 from . import body as bodies
 from .idle import IdleClock
 from .images import Images
+from .readiness import Readiness
 from .refusal import Refusal, send_json
 
 OPEN = {("GET", "/health"), ("HEAD", "/health")}
@@ -42,8 +44,9 @@ class Gateway:
         self.images = Images(os.environ.get("IMAGE_URLS", "none"), int(os.environ.get("MAX_IMAGES") or 4))
         self.max_body = int(float(os.environ.get("MAX_BODY_MIB") or 32) * 2**20)
         self.idle = IdleClock(float(os.environ.get("IDLE_MINUTES") or 0), os.environ.get("GATEWAY_STATE", ""))
-        turned.mend()
-        responses.mend()
+        self.readiness = Readiness(app, self.key)
+        for each in (turned, responses, heads):
+            each.mend()
         self.entrance = self.answer
         if self.origins:
             from starlette.middleware.cors import CORSMiddleware
@@ -52,11 +55,12 @@ class Gateway:
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
-            clock = asyncio.create_task(self.idle.run())
+            tasks = [asyncio.create_task(each.run()) for each in (self.idle, self.readiness)]
             try:
                 return await self.app(scope, receive, send)
             finally:
-                clock.cancel()
+                for task in tasks:
+                    task.cancel()
         if scope["type"] != "http":  # a websocket is refused
             return await send({"type": "websocket.close", "code": 1008})
         await self.entrance(scope, receive, send)
@@ -82,10 +86,11 @@ class Gateway:
         if is_model:
             await self.model(path.removeprefix(MODEL), scope, receive, send)
         elif (method, path) in PROBES:
+            if path == "/v1/models" and not self.readiness.ready:
+                raise Refusal(503, "not_ready", "The engine does not answer: its log tells more.")
             await self.app(scope, receive, send)
         else:
-            with self.idle.request(receive, send) as (receive, send):
-                await self.work(scope, receive, send)
+            await self.work(scope, receive, send)
 
     def admitted(self, scope):
         """The scope with the key as vLLM, which has it as a second lock, reads it. Raises Refusal."""
@@ -134,19 +139,32 @@ class Gateway:
     async def work(self, scope, receive, send):
         share = bodies.Share(self.max_body)
         try:
+            # Until it is whole it keeps no idle server alive.
             data = await bodies.read(scope, receive, share)
             if data is None:
                 return
             body = bodies.parse(data)
+            judge.judge(body, len(data))
             changed = scope["path"] == "/v1/responses" and responses.join_turns(body)
             if await self.images.inline(body, share) or changed:
                 data = bodies.unparse(body)
+            await share.decode(judge.pixels(body))
+            constrained = any(body.get(name) for name in judge.CONSTRAINTS)
             del body
             scope, receive = bodies.handed_on(data, scope, receive, share)
             del data
-            await answers.judged(self.app, scope, receive, send)
+
+            async def send_decoded(message):
+                share.decoded()
+                await send(message)
+
+            # Counting tokens does not ask the engine.
+            watching = contextlib.nullcontext if "token" in scope["path"] else self.readiness.watching
+            with self.idle.request(send_decoded) as noted, watching(noted) as watched:
+                await answers.judged(self.app, scope, receive, watched, constrained)
         finally:
             share.release()
+            share.decoded()
 
 
 class BehindPlatform(Gateway):

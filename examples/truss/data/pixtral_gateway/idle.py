@@ -26,22 +26,18 @@ class IdleClock:
         self.last = time.monotonic()
 
     @contextlib.contextmanager
-    def request(self, receive, send):
-        """Count a request; gives its ``receive`` and ``send``, which tell the clock of each byte."""
-
-        async def noted_receive():
-            message = await receive()
-            self.last = time.monotonic()
-            return message
+    def request(self, send):
+        """Count a request; gives its ``send``, which tells the clock of each byte."""
 
         async def noted_send(message):
             await send(message)
             self.last = time.monotonic()
 
         self.in_flight += 1
+        self.last = time.monotonic()
         self.write("last_request")
         try:
-            yield noted_receive, noted_send
+            yield noted_send
         finally:
             self.in_flight -= 1
             self.last = time.monotonic()

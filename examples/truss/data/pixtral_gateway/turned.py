@@ -17,7 +17,7 @@ def mend():
 
         image.image_from_chunk = upright(image.image_from_chunk)
         # An icon is decoded before vLLM sees its size. Pillow refuses what is twice as large as its limit.
-        Image.MAX_IMAGE_PIXELS = int(os.environ.get("VLLM_MAX_IMAGE_PIXELS", 64_000_000)) // 2
+        Image.MAX_IMAGE_PIXELS = int(os.environ.get("VLLM_MAX_IMAGE_PIXELS", 52_000_000)) // 2
 
 
 def upright(load):
