@@ -1,8 +1,11 @@
 """The body of a request: read whole, within limits, and handed on to vLLM."""
 
+import asyncio
+
 from .refusal import Refusal
 
 HELD_BYTES = 256 * 2**20  # of all bodies that are read at one time
+SECONDS = 600  # for one body (32 MiB at 0.5 Mbit/s): a client may vanish without a word, and keep its share
 
 
 class Share:
@@ -33,6 +36,13 @@ class Share:
 
 async def read(scope, receive, share):
     """The whole body; None when the client hangs up before its end. Raises Refusal."""
+    try:
+        return await asyncio.wait_for(arrived(scope, receive, share), SECONDS)
+    except asyncio.TimeoutError:
+        raise Refusal(408, "timeout", f"The body of the request did not arrive in {SECONDS} s.") from None
+
+
+async def arrived(scope, receive, share):
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > share.room():
             share.take(int(value))  # refused before it comes
@@ -52,7 +62,8 @@ def parse(data):
     import msgspec
 
     try:
-        return msgspec.json.decode(data, type=dict)
+        # As vLLM does, with the mark that Windows' tools put before a text.
+        return msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"), type=dict)
     except (ValueError, RecursionError) as error:
         raise Refusal(400, "invalid_json", f"The body of the request is no JSON object: {error}.") from None
 
