@@ -32,6 +32,7 @@ main() {
   export VLLM_SERVER_DEV_MODE=0                          # no development routes behind the gateway either
   export VLLM_MAX_IMAGE_PIXELS=52000000                  # a 50-megapixel phone passes; what is decoded takes 20 bytes each
   export VLLM_MAX_N_SEQUENCES=16                         # n=16384, the default, holds up all others for half a minute
+  export UV_THREADPOOL_SIZE=64                           # of 4 threads, four names that hang leave none to look up another
   export VLLM_RPC_BASE_PATH="$scratch"                   # its sockets are in a folder of this user alone, and go with it
   export GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo     # its processes find each other on this machine only
   # Without what would be compiled with nvcc, which many machines lack (docs/gpus.md): FlashInfer's sampler and all-reduce,

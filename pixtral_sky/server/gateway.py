@@ -73,6 +73,8 @@ class Gateway:
 
     async def route(self, scope, receive, send):
         method, path = scope["method"], scope["path"]
+        if method == "OPTIONS" and any(name == b"origin" for name, _ in scope["headers"]):
+            raise Refusal(403, "origin_not_allowed", "ALLOWED_ORIGINS does not name this page.")
         is_model = method == "GET" and path.startswith(MODEL)
         # A route has one spelling: not percent-encoded, without a mount path.
         plain = is_model or scope.get("raw_path") in (None, path.encode())

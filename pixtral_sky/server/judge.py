@@ -19,7 +19,7 @@ TOKENS = 2**17  # of a prompt, by number
 DEPTH = 64
 STRINGS = 1000  # in a list: choices of an answer, words to stop at. 500,000 choices: 8 minutes
 GRAMMAR_BYTES = 2**16
-REPEATS = 10_000  # of a part of a schema, regular expression or grammar: minItems of 1e9 took 92 bytes each
+REPEATS = 5000  # of a part of a schema, regular expression or grammar: minItems of 1e9 took 92 bytes each
 PIXELS = 100_000_000  # four photos of 24 megapixels; four of 169 in 65 KB took 11.6 GB
 HEAD = 2**18  # of base64: a photo's size stands behind its thumbnail
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -62,8 +62,7 @@ def judge(body, size):
 def pictures(body):
     """The base64 text of each picture that is in the body itself."""
     for part, url in places(body):
-        source = part.get("source")
-        data = source.get("data") if isinstance(source, dict) else url
+        data = part["source"].get("data") if part.get("type") == "image" else url
         if isinstance(data, str):
             yield data
 

@@ -612,6 +612,7 @@ def test_run_starts_vllm_behind_the_door(machine):
         "VLLM_ENGINE_READY_TIMEOUT_S": "3600",
         "VLLM_MAX_IMAGE_PIXELS": "52000000",
         "VLLM_MAX_N_SEQUENCES": "16",
+        "UV_THREADPOOL_SIZE": "64",
         "NCCL_SOCKET_IFNAME": "lo",
         "GLOO_SOCKET_IFNAME": "lo",
     }.items() <= env.items()

@@ -16,6 +16,7 @@ import ssl
 import subprocess
 import threading
 import time
+import tracemalloc
 
 import pytest
 from PIL import Image
@@ -245,7 +246,7 @@ def test_public_addresses():
 @pytest.mark.parametrize("port", [8080, 22, 81, 0, 65535])
 def test_of_the_public_only_the_web_s_ports_are_asked(network, port):
     network.names["public.example"] = [[PUBLIC]]
-    assert f"at port {port}, only at 80 and 443" in why("public", f"http://public.example:{port}/x.png")
+    assert "is asked at ports 80 and 443 only" in why("public", f"http://public.example:{port}/x.png")
     assert network.dialled == []
 
 
@@ -257,7 +258,7 @@ def test_a_named_host_is_asked_wherever_it_is(network, host):
     assert fetched("[::1],127.0.0.1", f"http://127.0.0.1:{host.port}/x.png") == [PNG]
     for allowed in ("other", "intranet", "example", "127.0.0.1", "x.intranet.example"):
         assert "IMAGE_URLS does not name it" in why(allowed, url)
-    for allowed in ("none", ""):
+    for allowed in ("none", "", "none,public", "none,intranet.example"):
         assert "IMAGE_URLS is 'none' here" in why(allowed, url)
     assert len(host.asked) == 3
 
@@ -271,8 +272,21 @@ def test_a_named_host_cannot_send_it_elsewhere(network, host, trap):
         "file:///etc/passwd",
     ):
         host.answers["/to"] = f"HTTP/1.1 302 Found\r\nLocation: {to}\r\n\r\n".encode()
-        why("intranet.example", f"http://intranet.example:{host.port}/to")
-        why("public,intranet.example", f"http://intranet.example:{host.port}/to")
+        for allowed in ("intranet.example", "public,intranet.example"):
+            text = why(allowed, f"http://intranet.example:{host.port}/to")
+            assert text.startswith("'intranet.example' ")  # of where it leads nothing is said
+            assert "127.0.0.1" not in text
+            assert str(trap) not in text
+
+
+def test_nor_is_it_told_where_it_would(network, host):
+    network.names |= {"intranet.example": [["127.0.0.1"]]}
+    for to in ("http://secret.example/", "http://10.1.2.3:8081/"):
+        host.answers["/to"] = f"HTTP/1.1 302 Found\r\nLocation: {to}\r\n\r\n".encode()
+        for allowed in ("intranet.example", "public,intranet.example"):
+            text = why(allowed, f"http://intranet.example:{host.port}/to")
+            assert "'intranet.example' " in text
+            assert not [word for word in ("secret", "10.1", "8081") if word in text]
 
 
 def test_redirects(network, host):
@@ -417,6 +431,27 @@ def test_a_host_that_does_not_behave_costs_little(network, host, monkeypatch, an
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
 
 
+def test_what_is_no_url_is_not_remembered(network):
+    """A picture without its "data:", say. yarl keeps what it has read."""
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            assert why("public", f"/9j/{number}" + "A" * MIB).startswith("'/9j/")
+            why("public", f"http://none.example/{number}" + "A" * MIB)
+        assert tracemalloc.get_traced_memory()[0] < 10 * MIB  # of 40
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_connection_that_fails_in_uvloop_s_way(network, monkeypatch):
+    async def sock_connect(loop, sock, address):
+        raise RuntimeError("File descriptor 9 is used by transport")
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", sock_connect)
+    network.names["public.example"] = [[PUBLIC]]
+    assert "'public.example'" in why("public", "http://public.example/x.png")
+
+
 def test_a_certificate_has_to_be_right(network, host, tmp_path):
     network.names["a.example"] = [["127.0.0.1"]]
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -548,6 +583,8 @@ def test_pictures_of_each_api(server, host):
         ("/v1/responses", {"input": [{"type": "function_call_output", "output": [{"type": "input_image", "image_url": url}]}]},
          {"input": [{"type": "function_call_output", "output": [{"type": "input_image", "image_url": inline}]}]}),
         ("/v1/messages", chat({"type": "image", "source": url_source}), chat({"type": "image", "source": base64_source})),
+        ("/v1/chat/completions", chat({"type": "image_url", "image_url": {"url": url}, "source": 1}),
+         chat({"type": "image_url", "image_url": {"url": inline}, "source": 1})),
         ("/v1/messages/count_tokens",
          chat({"type": "tool_result", "content": [{"type": "image", "source": url_source}]}),
          chat({"type": "tool_result", "content": [{"type": "image", "source": base64_source}]})),
@@ -593,6 +630,8 @@ def test_no_picture_is_named_by_a_name_in_the_cache(server):
 
 
 @pytest.mark.parametrize("part", [
+    {"type": "image", "image_url": {"url": "data:image/png;base64,AAAA"}, "source": {"type": "url", "url": "file:///x"}},
+    {"type": "image_url", "image_url": {"url": "DATA:image/png;base64,AAAA"}},
     {"type": "image_url", "image_url": {"url": "data:image/png,AAAA"}},
     {"type": "image", "source": None},
     {"type": "tool_result", "content": [{"type": "image", "source": "x"}]},

@@ -58,12 +58,12 @@ def within(parts, inside=False):
     for part in parts if isinstance(parts, list) else ():
         if isinstance(part, dict):
             url, source = part.get("image_url"), part.get("source")
-            if isinstance(url, dict):
-                url = url.get("url")
-            elif part.get("type") == "image":
+            if part.get("type") == "image":
                 if not isinstance(source, dict):
-                    raise refused("A picture's source has to be an object")
+                    raise refused("A part of the type 'image' has a source, which is an object")
                 url = source.get("url") if source.get("type") == "url" else None
+            elif isinstance(url, dict):
+                url = url.get("url")
             yield part, url if isinstance(url, str) else None
             if part.get("type") == "tool_result" and not inside:
                 yield from within(part.get("content"), inside=True)
@@ -72,7 +72,7 @@ def within(parts, inside=False):
 def put(part, kind, data):
     """Put the picture into the part, in the form of its API."""
     text = base64.b64encode(data).decode()
-    if "source" in part:
+    if part.get("type") == "image":
         part["source"] = {"type": "base64", "media_type": f"image/{kind}", "data": text}
     elif isinstance(part["image_url"], dict):
         part["image_url"]["url"] = f"data:image/{kind};base64,{text}"
@@ -85,8 +85,10 @@ class Images:
 
     def __init__(self, allowed, most):
         words = set(allowed.lower().split(","))
+        if "none" in words:
+            words = set()
         self.public = "public" in words
-        self.hosts = {word.strip("[]").rstrip(".") for word in words - {"public", "none", ""}}
+        self.hosts = {word.strip("[]").rstrip(".") for word in words - {"public", ""}}
         self.most = most
         self.at_once = asyncio.Semaphore(AT_ONCE)
 
@@ -102,7 +104,7 @@ class Images:
                 # Mistral's and vLLM's own form, as OpenAI's.
                 part |= {"type": "image_url", "image_url": {"url": url}}
                 changed = True
-            if url[:5].lower() != "data:":
+            if not url.startswith("data:"):  # mistral-common does not know it in capitals
                 named.setdefault(url, []).append(part)
             elif ";base64," not in url[:200]:
                 raise refused("A picture's data URL has to be in base64")
@@ -143,7 +145,7 @@ class Images:
             except aiohttp.ClientConnectorError:
                 where = "" if self.is_named(url) else " at a public address"
                 raise refused(f"{host!r} cannot be reached{where}") from None
-            except (aiohttp.ClientError, OSError, ValueError):
+            except (aiohttp.ClientError, OSError, RuntimeError, ValueError):  # uvloop raises a RuntimeError
                 raise refused(f"Nothing could be fetched from {host!r}") from None
 
     def is_named(self, url):
@@ -153,7 +155,7 @@ class Images:
         first = url
         for _ in range(REDIRECTS + 1):
             if not self.is_named(url):
-                self.check(url)
+                self.check(url, first)
             async with session(self.is_named(url)) as http, http.get(url, allow_redirects=False) as response:
                 to = response.headers.get("Location")
                 if response.status in (301, 302, 303, 307, 308) and to:
@@ -166,13 +168,14 @@ class Images:
                     return await picture(response, first.host, share)
         raise refused(f"{first.host!r} redirects more than {REDIRECTS} times")
 
-    def check(self, url):
+    def check(self, url, first):
         """Refuse a host that may not be asked, by what can be said of it without a look-up."""
+        who = repr(first.host) + ("" if url is first else " redirects to a host that")
         if not self.public:
             which = "IMAGE_URLS does not name it" if self.hosts else "IMAGE_URLS is 'none' here"
-            raise refused(f"{url.host!r} is not asked for pictures: {which}")
+            raise refused(f"{who} is not asked for pictures: {which}")
         if url.port not in PUBLIC_PORTS:
-            raise refused(f"{url.host!r} is not asked at port {url.port}, only at 80 and 443")
+            raise refused(f"{who} is asked at ports 80 and 443 only")
 
 
 def refused(why):
@@ -185,6 +188,8 @@ def parsed(text, base=None):
     """The http(s) URL, from ``base`` where it is a part of one; None for what is none."""
     from yarl import URL
 
+    if len(text) > 8192:  # a picture without its "data:", say; and yarl remembers the last 128 that it read
+        return None
     try:
         # As it stands: a signed URL is valid in one spelling. Spaces and the like would break the request.
         url = URL(text, encoded=text.isascii() and text.isprintable() and " " not in text)
