@@ -21,14 +21,14 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 SECONDS, MIB = 2.0, 1024
 LIMITS = {
     "items": items(5000),
-    "items in items": items(70, 70),
+    "items in items": items(300, 300),
     "a string": schema(items={"type": "string", "minLength": 5000, "maxLength": 5000}),
     "many strings": schema(items={"type": "object", "properties": {
         f"p{n}": {"type": "string", "maxLength": 5000} for n in range(500)}}),
     "definitions": schema(**{"$defs": {f"d{n}": {"type": "array", "maxItems": 1000, "items": {"$ref": f"#/$defs/d{n + 1}"}}
                                        for n in range(20)} | {"d20": {"type": "string"}}, "items": {"$ref": "#/$defs/d0"}}),
     "one definition in itself": schema(**{"$defs": {"d": {"anyOf": [{"$ref": "#/$defs/d"}] * 50}}, "items": {"$ref": "#/$defs/d"}}),
-    "a regex": regex("(a{100}){500}"),
+    "a regex": regex("(a{100}){990}"),
     "alternatives": regex("|".join("a" * n + "b*" for n in range(300))),
     "stars": regex("(a*)*" * 5000),
     "a dot": regex("(.{1,100}){1,900}"),

@@ -19,7 +19,8 @@ TOKENS = 2**17  # of a prompt, by number
 DEPTH = 64
 STRINGS = 1000  # in a list: choices of an answer, words to stop at. 500,000 choices: 8 minutes
 GRAMMAR_BYTES = 2**16
-REPEATS = 5000  # of a part of a schema, regular expression or grammar: minItems of 1e9 took 92 bytes each
+REPEATS = 5000  # of a part of a schema: minItems of 1e9 took 92 bytes each
+PRODUCT = 100_000  # of repeats within each other, and of a regular expression or grammar
 PIXELS = 100_000_000  # four photos of 24 megapixels; four of 169 in 65 KB took 11.6 GB
 HEAD = 2**18  # of base64: a photo's size stands behind its thumbnail
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -112,14 +113,13 @@ def check_constraint(value, times):
             check_constraint(each, times)
     if not isinstance(value, dict):
         return
-    times *= max(
-        [value[name] for name in COUNTS if type(value.get(name)) is int and value[name] > 0], default=1
-    )
-    if times > REPEATS:
-        raise refused(f"A schema may repeat a part {REPEATS:,} times here")
+    own = max([value[name] for name in COUNTS if type(value.get(name)) is int], default=1)
+    times *= max(own, 1)
+    if own > REPEATS or times > PRODUCT:
+        raise refused(f"A schema may repeat a part {REPEATS:,} times here, and {PRODUCT:,} in all")
     for name, each in value.items():
         if name in ("regex", "pattern", "grammar", "definition", "lark") and isinstance(each, str):
-            if len(each.encode()) > GRAMMAR_BYTES or length(each) * times > REPEATS * 10:
+            if len(each.encode()) > GRAMMAR_BYTES or length(each) * times > PRODUCT:
                 raise refused("This regular expression or grammar is too large")
         else:
             check_constraint(each, times)
