@@ -17,7 +17,7 @@ from PIL.Image import Transpose
 from pixtral_sky import pixtral
 from pixtral_sky.errors import PictureError
 from pixtral_sky.extras import install
-from pixtral_sky.pictures import encode, resize
+from pixtral_sky.pictures import container, encode, resize
 from pixtral_sky.pictures.picture import FORMATS, Picture
 from pixtral_sky.pictures.pixels import plain, turn_of, turned
 from pixtral_sky.pictures.turbo import Turbo
@@ -26,12 +26,21 @@ from pixtral_sky.text import shown
 KINDS = "Pictures are JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF and HEIC files."
 # The first bytes of files that are mistaken for pictures, and what to do about each.
 LOOKALIKES = (
-    (b"%PDF", "It is a PDF; make pictures of its pages: pdftoppm -r 100 -png FILE page"),
+    (b"%PDF", "It is a PDF; give it as a file whose name ends in .pdf."),
     (b"<", "It is HTML or SVG; save it as a PNG or JPEG."),
 )
 
+KNOWN = (container.PNG, container.JPEG, b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+SAVE_ANEW = "Save it anew, as a PNG or JPEG."
+
+# Tags of TIFF and DNG. The lowest bit of the first: the page is another one at a lower resolution.
+NEW_SUBFILE_TYPE, SUB_IFDS = 254, 330
+
 # 1024 x 1024 pixels are 3 MiB. A larger file carries something else, such as the film of a "motion photo".
 MAX_AS_IS = 4 * 2**20
+# A larger picture whose file is this small goes up as it is, as to write a screen or page anew without loss
+# takes longer than to upload it. A JPEG does not: to shrink it is quick, and makes it several times smaller.
+SMALL_FILE = 2**20
 AS_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 
 # Pixels of a picture that is sent at its own size: the lossless encoder takes a second for so many.
@@ -76,9 +85,16 @@ def prepare(data: bytes, name: str) -> Picture:
     formats = _formats(data, name)
     _set_up_pillow()
     try:
-        with Image.open(BytesIO(data), formats=formats) as image:
+        data, whole = container.sound(data)
+        with Image.open(BytesIO(whole), formats=formats) as image:
+            if image.format == "TIFF":
+                _seek_full_page(image, name)
             return Picture(name, *_upload(image, data))
+    except PictureError:
+        raise
     except UnidentifiedImageError as error:
+        if data.startswith(KNOWN):
+            raise PictureError(f"{name} is damaged, or of a kind that cannot be read.", SAVE_ANEW) from error
         hint = next((hint for start, hint in LOOKALIKES if data.lstrip().startswith(start)), KINDS)
         raise PictureError(f"{name} is not a picture.", hint) from error
     except Image.DecompressionBombError as error:
@@ -86,6 +102,8 @@ def prepare(data: bytes, name: str) -> Picture:
     except MemoryError as error:
         raise PictureError(f"{name} needs more memory than there is.", "Make it smaller first.") from error
     except Exception as error:  # decoders raise anything on damaged input
+        if "truncated" in str(error).lower():
+            raise PictureError(f"{name} is cut off.", "Copy or download it again.") from error
         raise PictureError(f"{name} is damaged: {shown(str(error)) or type(error).__name__}.") from error
 
 
@@ -121,6 +139,19 @@ def _set_up_pillow() -> None:
             arena.set_blocks_max(BLOCKS)
 
 
+def _seek_full_page(image: Image.Image, name: str) -> None:
+    """Go to the first page of a TIFF that is no thumbnail. Raises PictureError where a raw file has none."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    inner = SUB_IFDS in tags
+    try:
+        while image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1:  # type: ignore[attr-defined]
+            image.seek(image.tell() + 1)
+    except (EOFError, SyntaxError) as error:  # no other page, or one of a kind that Pillow does not know
+        if inner or isinstance(error, SyntaxError):
+            raise PictureError(f"{name}: only its thumbnail can be read.", SAVE_ANEW) from error
+        image.seek(0)
+
+
 def _upload(image: Image.Image, data: bytes) -> Upload:
     """What is sent for ``image``, opened from the file ``data``."""
     if max(image.size) > pixtral.BOX:
@@ -134,6 +165,10 @@ def _upload(image: Image.Image, data: bytes) -> Upload:
 
 
 def _large(image: Image.Image, data: bytes) -> Upload:
+    if len(data) <= SMALL_FILE and image.format in ("PNG", "WEBP") and _may_keep_size(image):
+        image.load()
+        if media_type := _as_is(image, data, turn_of(image)):
+            return *image.size, media_type, data
     small, lost = _shrunk(image, data)
     turn = turn_of(image)
     left = encode.LOSS - lost
@@ -175,7 +210,7 @@ def _shrunk(image: Image.Image, data: bytes) -> tuple[Image.Image, float]:
 
 def _full_size(image: Image.Image, data: bytes, turn: Transpose | None) -> Upload | None:
     """``image`` at its own size, lossless; None when that is too large."""
-    if image.width * image.height > MAX_FULL_SIZE or max(image.size) > encode.WEBP_SIDE:
+    if not _may_keep_size(image):
         return None
     files = []
     if media_type := _as_is(image, data, turn):
@@ -186,6 +221,10 @@ def _full_size(image: Image.Image, data: bytes, turn: Transpose | None) -> Uploa
         if len(file) <= MAX_AS_IS:
             files.append(("image/webp", file))
     return (*image.size, *_smallest(files)) if files else None
+
+
+def _may_keep_size(image: Image.Image) -> bool:
+    return image.width * image.height <= MAX_FULL_SIZE and max(image.size) <= encode.WEBP_SIDE
 
 
 def _smallest(files: list[tuple[str, bytes]]) -> tuple[str, bytes]:

@@ -131,7 +131,8 @@ def test_a_film_behind_a_small_picture_is_not_sent() -> None:
 @pytest.mark.parametrize("size", [(96, 64), (1200, 800)])
 def test_every_kind_is_read(kind: str, size: tuple[int, int]) -> None:
     picture = prepare.prepare(saved(corners(*size), kind), "x")
-    assert (picture.width, picture.height) == (pixtral.fit(*size) if max(size) > 1024 else size)
+    shrunk = max(size) > 1024 and kind not in ("PNG", "WEBP")
+    assert (picture.width, picture.height) == (pixtral.fit(*size) if shrunk else size)
     assert picture.tokens == pixtral.image_tokens(*size)
     assert_corners(picture, [RED, GREEN, BLUE, YELLOW])
 
@@ -369,7 +370,7 @@ def test_tokens_are_those_of_the_original(width: int, height: int, tall: bool) -
 
 @pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1), (1, 1), (1025, 1024)])
 def test_extreme_sizes(size: tuple[int, int]) -> None:
-    picture = prepare.prepare(saved(Image.new("RGB", size, RED), "PNG"), "x")
+    picture = prepare.prepare(saved(Image.new("RGB", size, RED), "BMP"), "x")
     assert (picture.width, picture.height) == (pixtral.fit(*size) if max(size) > 1024 else size)
     image = decoded(picture)
     for place in [(0, 0), (image.width - 1, image.height - 1), (image.width // 2, image.height // 2)]:
@@ -412,7 +413,7 @@ def test_noise_in_a_file_is_an_error_or_a_picture(kind: str) -> None:
 
 def test_what_is_no_picture() -> None:
     assert "PNG" in refused(b"Dear all,\nplease find attached").hint
-    assert "pdftoppm" in refused(b"%PDF-1.7\n").hint
+    assert ".pdf" in refused(b"%PDF-1.7\n").hint
     assert "SVG" in refused(b"\n<svg xmlns='http://www.w3.org/2000/svg'/>").hint
 
 
