@@ -60,14 +60,16 @@ def _matters(kind: bytes, data: bytes, first: int, last: int) -> bool:
 
 
 def _jpeg(data: bytes) -> tuple[bytes, bytes]:
-    """A JPEG up to its first end. To be decoded, one of a single scan has no end: see _AHEAD.
+    """A JPEG up to its first end. To be decoded, one of a single scan stops behind that: see _AHEAD.
 
     Of several scans all have to be there; that the last one is whole is not known.
     """
-    frame = at = scans = components = 0
+    frame = at = scans = components = behind = 0
     exact = set()  # the coefficients that a scan has sent to the last bit
     while found := _MARKER.search(data, at):
         marker, at = found[1][0], found.end()
+        if scans and not behind:
+            behind = found.start()
         if marker == _END[1]:
             at = found.start()
             break
@@ -86,5 +88,5 @@ def _jpeg(data: bytes) -> tuple[bytes, bytes]:
     body = data[: at if found else len(data)].rstrip(b"\xff")
     sent = data if len(data) == len(body) + 2 and found else body + _END
     if scans <= 1 and frame in (0xC0, 0xC1):  # in Huffman's code
-        return sent, body + _AHEAD
+        return sent, (body[:behind] if behind else body).rstrip(b"\xff") + _AHEAD
     return sent, sent if len(exact) == 64 * components else body

@@ -84,6 +84,8 @@ def _eight_bits(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
         values = part.convert("F")
         if wraps:
             values = ImageMath.lambda_eval(lambda args: args["v"] + (args["v"] < 0) * 2**32, v=values)
+        if image.mode != "F" and math.isnan(nothing):
+            return values, Image.new("L", values.size)
         found = ImageMath.lambda_eval(
             # Neither infinity nor NaN is 0 when subtracted from itself.
             lambda args: (args["v"] - args["v"] == 0) * (args["v"] != nothing),

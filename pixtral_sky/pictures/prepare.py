@@ -41,6 +41,7 @@ MAX_AS_IS = 4 * 2**20
 # A larger picture whose file is this small goes up as it is, as to write a screen or page anew without loss
 # takes longer than to upload it. A JPEG does not: to shrink it is quick, and makes it several times smaller.
 SMALL_FILE = 2**20
+PLAIN = ("RGB", "L", "P", "1", "RGBA")  # of these the server makes RGB as is done here
 AS_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 
 # Pixels of a picture that is sent at its own size: the lossless encoder takes a second for so many.
@@ -61,11 +62,12 @@ Upload = tuple[int, int, str, bytes]  # width, height, media type, file
 def prepare(data: bytes, name: str) -> Picture:
     """What to send for the picture file ``data``; ``name`` is what messages call it.
 
-    A JPEG, PNG or WebP that the model can see unchanged is sent byte for byte, with all that its file says
-    besides the pixels: EXIF, and in it the location where it was taken. Any other is turned upright, laid on
-    white where it is transparent, and stored anew without such data: over 1024 a side it is shrunk to
-    ``pixtral.fit`` (JPEG, or WebP where that is smaller), else it keeps its size (PNG). Of an animation or a
-    document the first frame is taken.
+    A JPEG, PNG or WebP that the model can see unchanged is sent byte for byte, with what its file says
+    besides the pixels: EXIF, and in it the location where it was taken; but without a PNG's other texts, and
+    what follows the end of a file. So is a larger PNG or WebP whose file has at most 1 MiB. Any other is
+    turned upright, laid on white where it is transparent, and stored anew without such data: over 1024 a side
+    it is shrunk to ``pixtral.fit`` (JPEG, or WebP where that is smaller), else it keeps its size (PNG). Of an
+    animation the first frame is taken, of a document the first page that is no thumbnail.
 
     Black on white with sharp edges cannot be shrunk here: the server's filter makes values whiter than white
     of it, which no file holds. Up to 16 megapixels, it is sent at its own size (as it is, or WebP).
@@ -77,7 +79,8 @@ def prepare(data: bytes, name: str) -> Picture:
     12 megapixels need 70 MB, the largest picture 1.1 GB. Pillow keeps 128 MiB for the next picture, and the
     ``fast`` extra two of the largest JPEGs (3 bytes a pixel).
 
-    Raises PictureError when ``data`` is no picture, is damaged, or has more than 178,956,970 pixels.
+    Raises PictureError when ``data`` is no picture, is damaged, is cut off, or has more than 178,956,970
+    pixels.
     """
     name = shown(name)
     if not data:
@@ -232,8 +235,14 @@ def _smallest(files: list[tuple[str, bytes]]) -> tuple[str, bytes]:
 
 
 def _as_is(image: Image.Image, data: bytes, turn: Transpose | None) -> str | None:
-    """The media type of ``data`` when it can be sent byte for byte."""
-    is_plain = image.mode in ("RGB", "L") and turn is None and not image.has_transparency_data
+    """The media type of ``data`` when it can be sent byte for byte. Call it after load()."""
+    is_plain = image.mode in PLAIN and turn is None and not _is_transparent(image)
     if is_plain and getattr(image, "n_frames", 1) == 1 and len(data) <= MAX_AS_IS:
         return AS_IS.get(image.format or "")
     return None
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if image.mode == "RGBA":  # as programs store screens, whether anything shines through or not
+        return image.getchannel("A").getextrema() != (255, 255)
+    return image.has_transparency_data

@@ -104,6 +104,10 @@ def refused(data: bytes, name: str = "a.jpg") -> PictureError:
         (corners().convert("L"), "JPEG", "image/jpeg"),
         (corners().convert("L"), "PNG", "image/png"),
         (corners(1024, 1024), "PNG", "image/png"),
+        (corners().quantize(16), "PNG", "image/png"),
+        (corners().convert("1"), "PNG", "image/png"),
+        (corners().convert("RGBA"), "PNG", "image/png"),
+        (corners(1600, 900).convert("RGBA"), "PNG", "image/png"),
     ],
 )
 def test_what_needs_no_change_is_sent_byte_for_byte(image: Image.Image, kind: str, media_type: str) -> None:
