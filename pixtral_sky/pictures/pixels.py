@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from PIL import Image, ImageCms, ImageMath
+from PIL import Image
 from PIL.Image import Transpose
 
 # By the orientation of EXIF.
@@ -52,6 +52,8 @@ def plain(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     if image.mode in ("L", "RGB"):
         return lambda part: part
     if image.mode == "LAB":  # Pillow converts it by its color management alone
+        from PIL import ImageCms
+
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.buildTransform(lab, rgb, "LAB", "RGB").apply
     mode = "L" if image.mode == "1" else "RGB"
@@ -72,6 +74,8 @@ def _eight_bits(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
 
     A pixel without a value (NaN, infinite, GDAL's "no data") becomes white.
     """
+    from PIL import ImageMath
+
     tags = getattr(image, "tag_v2", {})
     bits, kind = tags.get(BITS, (16,))[0], tags.get(SAMPLE_FORMAT, (1,))[0]
     nothing = _number(tags.get(GDAL_NODATA, ""))

@@ -18,7 +18,7 @@ from pixtral_sky import pixtral
 from pixtral_sky.errors import PictureError
 from pixtral_sky.extras import install
 from pixtral_sky.pictures import container, encode, resize
-from pixtral_sky.pictures.picture import FORMATS, Picture
+from pixtral_sky.pictures.picture import FORMATS, SAVE_ANEW, Picture
 from pixtral_sky.pictures.pixels import plain, turn_of, turned
 from pixtral_sky.pictures.turbo import Turbo
 from pixtral_sky.text import shown
@@ -31,10 +31,6 @@ LOOKALIKES = (
 )
 
 KNOWN = (container.PNG, container.JPEG, b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-SAVE_ANEW = "Save it anew, as a PNG or JPEG."
-
-# Tags of TIFF and DNG. The lowest bit of the first: the page is another one at a lower resolution.
-NEW_SUBFILE_TYPE, SUB_IFDS = 254, 330
 
 # 1024 x 1024 pixels are 3 MiB. A larger file carries something else, such as the film of a "motion photo".
 MAX_AS_IS = 4 * 2**20
@@ -91,7 +87,9 @@ def prepare(data: bytes, name: str) -> Picture:
         data, whole = container.sound(data)
         with Image.open(BytesIO(whole), formats=formats) as image:
             if image.format == "TIFF":
-                _seek_full_page(image, name)
+                from pixtral_sky.pictures import tiff  # slow: Pillow loads that plugin only for such a file
+
+                tiff.open_page(image, name)
             return Picture(name, *_upload(image, data))
     except PictureError:
         raise
@@ -140,19 +138,6 @@ def _set_up_pillow() -> None:
         arena = Image.core  # type: ignore[attr-defined]
         if arena.get_blocks_max() == 0:  # PILLOW_BLOCKS_MAX has not set it
             arena.set_blocks_max(BLOCKS)
-
-
-def _seek_full_page(image: Image.Image, name: str) -> None:
-    """Go to the first page of a TIFF that is no thumbnail. Raises PictureError where a raw file has none."""
-    tags = image.tag_v2  # type: ignore[attr-defined]
-    inner = SUB_IFDS in tags
-    try:
-        while image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1:  # type: ignore[attr-defined]
-            image.seek(image.tell() + 1)
-    except (EOFError, SyntaxError) as error:  # no other page, or one of a kind that Pillow does not know
-        if inner or isinstance(error, SyntaxError):
-            raise PictureError(f"{name}: only its thumbnail can be read.", SAVE_ANEW) from error
-        image.seek(0)
 
 
 def _upload(image: Image.Image, data: bytes) -> Upload:

@@ -52,13 +52,18 @@ Value = tuple[int, int, list[int] | bytes]  # tag, type, values
 
 
 def page(data: bytes, bits: int, photometric: int, *more: Value, end: str = "<", at: int = 8, **given: int) -> bytes:  # fmt: skip
-    """A page of a TIFF, its directory at ``at``; ``given``: samples, format, next (whether one follows), size."""
+    """A page of a TIFF, its directory at ``at``.
+
+    ``given``: samples, format, compression, width, height; next, whether another page follows.
+    """
     samples, size = given.get("samples", 1), (given.get("width", WIDTH), given.get("height", HEIGHT))
     entries: list[Value] = [
         (256, 4, [size[0]]), (257, 4, [size[1]]), (258, 3, [bits] * samples), (259, 3, [1]),
         (262, 3, [photometric]), (273, 4, []), (277, 3, [samples]), (278, 4, [size[1]]), (279, 4, [len(data)]),
         (339, 3, [given.get("format", 1)] * samples), *more,
     ]  # fmt: skip
+    if given.get("compression"):
+        entries[3] = (259, 3, [given["compression"]])
     entries.sort(key=lambda entry: entry[0])
     base = at + 2 + 12 * len(entries) + 4
     blob, rows = b"", []
@@ -103,6 +108,14 @@ def grays() -> Iterator[Case]:
         yield f"floats to 1, {name}", tiff(floats, 32, 1, format=3, end=end), GRAY
         wide = (GRAY.astype(np.uint32) * 0x01010101).astype(end + "u4").tobytes()
         yield f"32 bits, {name}", tiff(wide, 32, 1, end=end), stretched(GRAY) if little else UNKNOWN
+        for kind, bits, layout in (("f4", 32, 3), ("i2", 16, 2), ("i4", 32, 2), ("u2", 16, 1)):
+            values = (GRAY.astype(float) * (257 if kind == "u2" else 1)).astype(end + kind)
+            packed = zlib.compress(values.tobytes())
+            yield (
+                f"{kind}, packed, {name}",
+                tiff(packed, bits, 1, end=end, format=layout, compression=8),
+                GRAY,
+            )
     yield "12 bits", tiff(twelve(GRAY.astype(int) * 4095 // 255), 12, 1), GRAY
     yield "12 bits, white is 0", tiff(twelve(4095 - GRAY.astype(int) * 4095 // 255), 12, 0), UNKNOWN
     yield "8 bits, white is 0", tiff((255 - GRAY).tobytes(), 8, 0), GRAY
@@ -151,6 +164,12 @@ def colors() -> Iterator[Case]:
         yield f"RGB, {compression}", saved(SCENE, "TIFF", compression=compression), SCENE
     yield "YCbCr", saved(SCENE.convert("YCbCr"), "TIFF"), SCENE
     yield "YCbCr, lzw", saved(SCENE.convert("YCbCr"), "TIFF", compression="tiff_lzw"), SCENE
+    few = np.zeros((HEIGHT // 2, WIDTH // 2, 6), np.uint8).tobytes()  # four of Y share their colors
+    yield (
+        "YCbCr, few colors",
+        tiff(few, 8, 6, (530, 3, [2, 2]), samples=3),
+        r"^x is of a kind that cannot be read\.",
+    )
     yield "CMYK", saved(SCENE.convert("CMYK"), "TIFF"), SCENE
     lab = ImageCms.profileToProfile(
         SCENE, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
@@ -254,13 +273,10 @@ def jpegs() -> Iterator[Case]:
         yield f"{name} with a film behind it", data + bytes(9999), SCENE
         yield f"{name} with another behind it", data + JPEG, SCENE
         for part in (0.2, 0.5, 0.95 if data is JPEG else 0.4):
-            yield f"{part} of a {name}", data[: int(len(data) * part)], CUT
-            yield f"{part} of a {name}, with an end", data[: int(len(data) * part)] + b"\xff\xd9", CUT
-            yield (
-                f"{part} of a {name}, and zeros",
-                data[: int(len(data) * part)] + b"\xff\xd9" + bytes(99),
-                CUT,
-            )
+            cut = data[: int(len(data) * part)]
+            yield f"{part} of a {name}", cut, CUT
+            for end in (b"", b"\xff\xfe\0\4hi", b"\xff\xe0"):
+                yield f"{part} of a {name}, {end.hex()} and an end", cut + end + b"\xff\xd9" + bytes(99), CUT
     for name, options in (
         ("4:4:4", {"subsampling": 0}), ("restarts", {"restart_marker_rows": 1}), ("RGB", {"keep_rgb": True}),
         ("comment", {"comment": b"\xff\xd9" * 9}),

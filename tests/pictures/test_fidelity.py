@@ -247,9 +247,11 @@ def test_the_fast_extra_turns_and_refuses_as_pillow_does() -> None:
     exif[0x0112] = 8
     data = jpeg(PHOTO, exif=exif)
     assert prepared(data).height == 1024
-    with pytest.raises(PictureError, match=r"^x is cut off"):
-        prepare.prepare(data[: len(data) // 2], "x")
+    for end in (b"", b"\xff\xd9"):
+        with pytest.raises(PictureError, match=r"^x is cut off"):
+            prepare.prepare(data[: len(data) // 2] + end, "x")
     prepared(data + bytes(99))
+    assert prepare.prepare(data[:-2], "x").data == prepare.prepare(data, "x").data
     prepared(jpeg(PHOTO.convert("CMYK")))
 
 
