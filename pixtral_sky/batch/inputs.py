@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,8 +18,6 @@ from pixtral_sky.pictures.source import Source, bare, is_data_url, is_url
 from pixtral_sky.text import is_unicode, natural, os_reason, shown
 
 MANIFESTS = (".jsonl", ".ndjson")
-
-_PAGE = re.compile(r"(.*\.pdf)#page=([1-9][0-9]{0,6})", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -98,13 +95,9 @@ def is_manifest(path: str) -> bool:
     return path.lower().endswith(MANIFESTS)
 
 
-def is_pdf(path: str) -> bool:
-    return path.lower().endswith(pdf.EXTENSION)
-
-
 def is_wanted(path: str) -> bool:
     """Whether it is a picture or a PDF, by its extension."""
-    return os.path.splitext(path)[1].lower() in EXTENSIONS or is_pdf(path)  # noqa: PTH122
+    return os.path.splitext(path)[1].lower() in EXTENSIONS or pdf.is_pdf(path)  # noqa: PTH122
 
 
 def relative(path: str, base: str) -> str:
@@ -128,10 +121,8 @@ def source(text: str, folder: str) -> Source:
         return Source(text)
     if is_url(text):
         return Source(text, name=bare(text))
-    page = _PAGE.fullmatch(text)
-    path = page[1] if page else text
-    path = path if path.startswith("/") else f"{folder}/{path}"
-    return Source(path, int(page[2]) if page else 0, text)
+    path, page = pdf.split(text)
+    return Source(path if path.startswith("/") else f"{folder}/{path}", page, text)
 
 
 def files_in(top: str) -> Iterator[tuple[str, OSError | None]]:

@@ -46,7 +46,7 @@ class Item(ABC):
 
     def tokens(self, body: dict[str, Any]) -> int:
         """Prompt tokens of its ``body`` without the words; 0 when they cannot be known."""
-        tokens = [openai_format.picture_tokens(each["url"]) for each in openai_format.pictures(body)]
+        tokens = [openai_format.picture_tokens(url) for _, url in openai_format.pictures(body)]
         return sum(tokens) + FRAME_TOKENS if all(tokens) else 0
 
 

@@ -10,8 +10,9 @@ from itertools import islice
 from typing import Any, BinaryIO
 
 from pixtral_sky.batch import jsonl, openai_format
-from pixtral_sky.batch.inputs import Input, is_pdf
+from pixtral_sky.batch.inputs import Input
 from pixtral_sky.errors import UsageError
+from pixtral_sky.pictures import pdf
 from pixtral_sky.pictures.source import is_url
 from pixtral_sky.text import is_unicode, os_reason, shown
 
@@ -79,7 +80,7 @@ def problem(entry: dict[str, Any]) -> str:
     for picture in pictures:
         if not isinstance(picture, str) or not picture or not is_unicode(picture):
             return '"images" has to be a list of paths and URLs'
-        if is_pdf(picture) and not is_url(picture):
+        if pdf.is_pdf(picture) and not is_url(picture):
             return f'"images" has a PDF; say which page of it: "{shown(picture)}#page=1"'
     most = entry.get("max_tokens", 1)
     if type(most) is not int or most < 1:

@@ -20,6 +20,8 @@ from pixtral_sky.text import is_unicode
 URL = "/v1/chat/completions"
 # Fields that the client sets: the served model, and streaming.
 SENDERS = ("model", "stream", "stream_options")
+# Two names of one limit; some clients write it as a string.
+LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 def is_request(line: dict[str, Any]) -> bool:
@@ -43,32 +45,46 @@ def problem(line: dict[str, Any]) -> str:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         return '"body.messages" has to be a list of messages'
+    for name in LIMITS:
+        if body.get(name) is not None and _whole(body[name]) < 1:
+            return f'"body.{name}" has to be a whole number from 1'
     return ""
 
 
-def pictures(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The objects with the ``url`` of a picture in a body, which may have any shape."""
+def _whole(value: object) -> int:
+    """The number that ``value`` says, 0 when it says none."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip(), re.ASCII):
+        return int(value)
+    return value if type(value) is int else 0
+
+
+def pictures(body: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """The parts of a body, which may have any shape, with a picture; and its URL, in an object or alone."""
     for message in body["messages"]:
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else []:
             picture = part.get("image_url") if isinstance(part, dict) else None
-            if isinstance(picture, dict) and isinstance(picture.get("url"), str):
-                yield picture
+            url = picture.get("url") if isinstance(picture, dict) else picture
+            if isinstance(url, str):
+                yield part, url.strip()
 
 
 def prepared(body: dict[str, Any]) -> dict[str, Any]:
     """The body as it is sent: without SENDERS, and with pictures that the server can read.
 
-    An http(s) URL becomes a data: URL with its content, as not every server fetches it. A data: URL of more
-    than 1024 pixels a side is shrunk. Raises PictureError for a picture that cannot be downloaded or read.
+    A picture that may not go up as it is, such as a turned or a large one, is prepared as by ``ask``. An
+    http(s) URL becomes a data: URL with its content, as not every server fetches it; a URL alone, Mistral's
+    form, becomes OpenAI's object. Raises PictureError for a picture that cannot be downloaded or read.
     """
     body = copy.deepcopy({name: value for name, value in body.items() if name not in SENDERS})
-    for picture in pictures(body):
-        url = picture["url"]
-        size = _size(url)
-        is_small = size is not None and max(size) <= pixtral.BOX
-        if is_url(url) or (is_data_url(url) and not is_small):
-            picture["url"] = Source(url).read().data_url()
+    for name in LIMITS:
+        if isinstance(body.get(name), str):
+            body[name] = _whole(body[name])
+    for part, url in pictures(body):
+        if isinstance(part["image_url"], str):
+            part |= {"type": "image_url", "image_url": {"url": url}}
+        if is_url(url) or is_data_url(url):
+            part["image_url"]["url"] = Source(url).read().data_url()
     return body
 
 

@@ -18,6 +18,7 @@ from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from pixtral_sky.batch import openai_format
 from pixtral_sky.batch.concurrency import Limiter
 from pixtral_sky.batch.items import BadInput, Defaults, Item, failure, result
 from pixtral_sky.batch.journal import Ledger
@@ -285,7 +286,7 @@ class Batch:
         schema, length = self._job.schema, self._job.max_model_len
         work.has_schema = schema is not None and work.body.get("response_format") == schema.response_format
         tokens = work.item.tokens(work.body)
-        needed = tokens + (work.body.get("max_tokens") or 0)
+        needed = tokens + max(work.body.get(name) or 0 for name in openai_format.LIMITS)
         if length and tokens and needed > length:
             raise LimitError(
                 f"Pictures and answer need {needed:,} tokens, and this endpoint has {length:,} for all.",

@@ -102,7 +102,7 @@ def _found(given: Input, openai: bool) -> Iterator[_Found | Item | BadInput]:
 
 def _pictures(path: str, name: str, group: str) -> Iterator[_Found | BadInput]:
     """The picture, or the pages of the PDF."""
-    if not inputs.is_pdf(path):
+    if not pdf.is_pdf(path):
         yield group, Source(path, name=name)
         return
     try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Parts = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Words, and pictures: files, globs, URLs, or '-' for standard input.", show_default=False
+        help="Words, and pictures: files, PDFs, globs, URLs, or '-' for standard input.", show_default=False
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole response as JSON.")]
@@ -58,7 +58,7 @@ def ask(
       pixtral-sky ask "What is in this picture?" photo.jpg
       pixtral-sky ask "Compare this" a.png "with this" b.png
       pixtral-sky ask "Read this receipt" receipt.jpg --schema receipt.json
-      pdftoppm -png -r 100 -singlefile paper.pdf | pixtral-sky ask "Sum it up" -
+      pixtral-sky ask "Sum it up" paper.pdf#page=1 paper.pdf#page=2
       PIXTRAL_API_KEY=... pixtral-sky ask --endpoint http://10.0.0.7:8081 "Hello"
     """
     from pixtral_sky.client import question

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def tokens(
     pictures: Annotated[
-        list[str], typer.Argument(help="Files, globs, URLs, or '-' for standard input.", show_default=False)
+        list[str],
+        typer.Argument(help="Files, PDFs, globs, URLs, or '-' for standard input.", show_default=False),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pixtral_sky.errors import PictureError, UsageError
+from pixtral_sky.pictures import pdf
 from pixtral_sky.pictures.picture import EXTENSIONS, directory_error
 from pixtral_sky.pictures.source import Source, is_url
 from pixtral_sky.text import is_unicode, natural, os_reason, shown
@@ -24,7 +25,8 @@ def parse(arguments: Sequence[str]) -> list[str | Source]:
 
     - ``-``: the picture on standard input
     - ``data:...``, ``http://...`` and ``https://...`` without whitespace: a picture
-    - the path of a file: a picture; ``~`` is the home directory
+    - the path of a file: a picture, or all pages of a PDF; ``~`` is the home directory
+    - ``a.pdf#page=3``: a page
     - a glob that matches files: those, in natural order (a2 before a10)
     - text that looks like a path: an error, as a mistyped path is no question
     - words
@@ -74,6 +76,7 @@ def _parse(argument: str, may_be_words: bool = True) -> Sequence[str | Source]:
     )
     # Path.expanduser would fail for a user who does not exist.
     path = os.path.expanduser(argument) if may_be_path else argument  # noqa: PTH111
+    path, page = pdf.split(path)
 
     reason = "no such file"
     try:
@@ -85,7 +88,7 @@ def _parse(argument: str, may_be_words: bool = True) -> Sequence[str | Source]:
     else:
         if stat.S_ISDIR(mode):
             raise directory_error(argument)
-        return [Source(path)]
+        return _pictures(path, page)
 
     if may_be_path and glob.has_magic(path):
         # "**" in a sentence must not search the whole disk.
@@ -93,7 +96,7 @@ def _parse(argument: str, may_be_words: bool = True) -> Sequence[str | Source]:
         # The words "Why?" match a picture Why1.jpg, but not a file that happens to be called Why1.
         files = [f for f in found if Path(f).is_file() and (looks_like_path or _is_picture(f))]
         if files:
-            return [Source(file) for file in sorted(files, key=natural)]
+            return [picture for file in sorted(files, key=natural) for picture in _pictures(file)]
         reason = "nothing matches"
 
     if looks_like_path:
@@ -106,5 +109,13 @@ def _parse(argument: str, may_be_words: bool = True) -> Sequence[str | Source]:
     return [argument]
 
 
+def _pictures(path: str, page: int = 0) -> list[Source]:
+    """A picture, a page of a PDF, or all its pages."""
+    if page or not pdf.is_pdf(path):
+        return [Source(path, page)]
+    return [Source(path, number) for number in range(1, pdf.pages(path) + 1)]
+
+
 def _is_picture(path: str) -> bool:
-    return Path(path).suffix.lower() in EXTENSIONS
+    path, _ = pdf.split(path)
+    return Path(path).suffix.lower() in EXTENSIONS or pdf.is_pdf(path)

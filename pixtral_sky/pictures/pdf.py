@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,22 @@ from pixtral_sky.text import shown
 if TYPE_CHECKING:
     from PIL import Image
 
-EXTENSION = ".pdf"
+_PAGE = re.compile(r"(.*\.pdf)#page=([1-9][0-9]{0,6})", re.DOTALL | re.IGNORECASE)
 
 # PDFium is not thread-safe: a document is opened, used and closed under this lock. Left to the garbage
 # collector, it would be closed in any thread.
 _LOCK = threading.Lock()
+
+
+def is_pdf(path: str) -> bool:
+    """Whether it is a PDF, by its extension."""
+    return path.lower().endswith(".pdf")
+
+
+def split(text: str) -> tuple[str, int]:
+    """The path and the page of ``a.pdf#page=3``; page 0 for a path alone."""
+    found = _PAGE.fullmatch(text)
+    return (found[1], int(found[2])) if found else (text, 0)
 
 
 def pages(path: str) -> int:

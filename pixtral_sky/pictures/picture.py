@@ -22,6 +22,8 @@ EXTENSIONS = frozenset(
     )
 )
 
+SAVE_ANEW = "Save it anew, as a PNG or JPEG."
+
 
 @dataclass(frozen=True)
 class Picture:

@@ -17,8 +17,8 @@ from PIL.Image import Transpose
 from pixtral_sky import pixtral
 from pixtral_sky.errors import PictureError
 from pixtral_sky.extras import install
-from pixtral_sky.pictures import encode, resize
-from pixtral_sky.pictures.picture import FORMATS, Picture
+from pixtral_sky.pictures import container, encode, resize
+from pixtral_sky.pictures.picture import FORMATS, SAVE_ANEW, Picture
 from pixtral_sky.pictures.pixels import plain, turn_of, turned
 from pixtral_sky.pictures.turbo import Turbo
 from pixtral_sky.text import shown
@@ -26,12 +26,18 @@ from pixtral_sky.text import shown
 KINDS = "Pictures are JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF and HEIC files."
 # The first bytes of files that are mistaken for pictures, and what to do about each.
 LOOKALIKES = (
-    (b"%PDF", "It is a PDF; make pictures of its pages: pdftoppm -r 100 -png FILE page"),
+    (b"%PDF", "It is a PDF; give it as a file whose name ends in .pdf."),
     (b"<", "It is HTML or SVG; save it as a PNG or JPEG."),
 )
 
+KNOWN = (container.PNG, container.JPEG, b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
 # 1024 x 1024 pixels are 3 MiB. A larger file carries something else, such as the film of a "motion photo".
 MAX_AS_IS = 4 * 2**20
+# A larger picture whose file is this small goes up as it is, as to write a screen or page anew without loss
+# takes longer than to upload it. A JPEG does not: to shrink it is quick, and makes it several times smaller.
+SMALL_FILE = 2**20
+PLAIN = ("RGB", "L", "P", "1", "RGBA")  # of these the server makes RGB as is done here
 AS_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 
 # Pixels of a picture that is sent at its own size: the lossless encoder takes a second for so many.
@@ -52,11 +58,12 @@ Upload = tuple[int, int, str, bytes]  # width, height, media type, file
 def prepare(data: bytes, name: str) -> Picture:
     """What to send for the picture file ``data``; ``name`` is what messages call it.
 
-    A JPEG, PNG or WebP that the model can see unchanged is sent byte for byte, with all that its file says
-    besides the pixels: EXIF, and in it the location where it was taken. Any other is turned upright, laid on
-    white where it is transparent, and stored anew without such data: over 1024 a side it is shrunk to
-    ``pixtral.fit`` (JPEG, or WebP where that is smaller), else it keeps its size (PNG). Of an animation or a
-    document the first frame is taken.
+    A JPEG, PNG or WebP that the model can see unchanged is sent byte for byte, with what its file says
+    besides the pixels: EXIF, and in it the location where it was taken; but without a PNG's other texts, and
+    what follows the end of a file. So is a larger PNG or WebP whose file has at most 1 MiB. Any other is
+    turned upright, laid on white where it is transparent, and stored anew without such data: over 1024 a side
+    it is shrunk to ``pixtral.fit`` (JPEG, or WebP where that is smaller), else it keeps its size (PNG). Of an
+    animation the first frame is taken, of a document the first page that is no thumbnail.
 
     Black on white with sharp edges cannot be shrunk here: the server's filter makes values whiter than white
     of it, which no file holds. Up to 16 megapixels, it is sent at its own size (as it is, or WebP).
@@ -68,7 +75,8 @@ def prepare(data: bytes, name: str) -> Picture:
     12 megapixels need 70 MB, the largest picture 1.1 GB. Pillow keeps 128 MiB for the next picture, and the
     ``fast`` extra two of the largest JPEGs (3 bytes a pixel).
 
-    Raises PictureError when ``data`` is no picture, is damaged, or has more than 178,956,970 pixels.
+    Raises PictureError when ``data`` is no picture, is damaged, is cut off, or has more than 178,956,970
+    pixels.
     """
     name = shown(name)
     if not data:
@@ -76,9 +84,18 @@ def prepare(data: bytes, name: str) -> Picture:
     formats = _formats(data, name)
     _set_up_pillow()
     try:
-        with Image.open(BytesIO(data), formats=formats) as image:
+        data, whole = container.sound(data)
+        with Image.open(BytesIO(whole), formats=formats) as image:
+            if image.format == "TIFF":
+                from pixtral_sky.pictures import tiff  # slow: Pillow loads that plugin only for such a file
+
+                tiff.open_page(image, name)
             return Picture(name, *_upload(image, data))
+    except PictureError:
+        raise
     except UnidentifiedImageError as error:
+        if data.startswith(KNOWN):
+            raise PictureError(f"{name} is damaged, or of a kind that cannot be read.", SAVE_ANEW) from error
         hint = next((hint for start, hint in LOOKALIKES if data.lstrip().startswith(start)), KINDS)
         raise PictureError(f"{name} is not a picture.", hint) from error
     except Image.DecompressionBombError as error:
@@ -86,6 +103,8 @@ def prepare(data: bytes, name: str) -> Picture:
     except MemoryError as error:
         raise PictureError(f"{name} needs more memory than there is.", "Make it smaller first.") from error
     except Exception as error:  # decoders raise anything on damaged input
+        if "truncated" in str(error).lower():
+            raise PictureError(f"{name} is cut off.", "Copy or download it again.") from error
         raise PictureError(f"{name} is damaged: {shown(str(error)) or type(error).__name__}.") from error
 
 
@@ -134,6 +153,10 @@ def _upload(image: Image.Image, data: bytes) -> Upload:
 
 
 def _large(image: Image.Image, data: bytes) -> Upload:
+    if len(data) <= SMALL_FILE and image.format in ("PNG", "WEBP") and _may_keep_size(image):
+        image.load()
+        if media_type := _as_is(image, data, turn_of(image)):
+            return *image.size, media_type, data
     small, lost = _shrunk(image, data)
     turn = turn_of(image)
     left = encode.LOSS - lost
@@ -175,7 +198,7 @@ def _shrunk(image: Image.Image, data: bytes) -> tuple[Image.Image, float]:
 
 def _full_size(image: Image.Image, data: bytes, turn: Transpose | None) -> Upload | None:
     """``image`` at its own size, lossless; None when that is too large."""
-    if image.width * image.height > MAX_FULL_SIZE or max(image.size) > encode.WEBP_SIDE:
+    if not _may_keep_size(image):
         return None
     files = []
     if media_type := _as_is(image, data, turn):
@@ -188,13 +211,23 @@ def _full_size(image: Image.Image, data: bytes, turn: Transpose | None) -> Uploa
     return (*image.size, *_smallest(files)) if files else None
 
 
+def _may_keep_size(image: Image.Image) -> bool:
+    return image.width * image.height <= MAX_FULL_SIZE and max(image.size) <= encode.WEBP_SIDE
+
+
 def _smallest(files: list[tuple[str, bytes]]) -> tuple[str, bytes]:
     return min(files, key=lambda file: len(file[1]))
 
 
 def _as_is(image: Image.Image, data: bytes, turn: Transpose | None) -> str | None:
-    """The media type of ``data`` when it can be sent byte for byte."""
-    is_plain = image.mode in ("RGB", "L") and turn is None and not image.has_transparency_data
+    """The media type of ``data`` when it can be sent byte for byte. Call it after load()."""
+    is_plain = image.mode in PLAIN and turn is None and not _is_transparent(image)
     if is_plain and getattr(image, "n_frames", 1) == 1 and len(data) <= MAX_AS_IS:
         return AS_IS.get(image.format or "")
     return None
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if image.mode == "RGBA":  # as programs store screens, whether anything shines through or not
+        return image.getchannel("A").getextrema() != (255, 255)
+    return image.has_transparency_data

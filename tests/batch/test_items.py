@@ -17,10 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from pixtral_sky import pixtral
 from pixtral_sky.batch import jsonl
@@ -29,9 +31,9 @@ from pixtral_sky.batch.walk import is_openai, walk
 from pixtral_sky.errors import PictureError, UsageError
 from pixtral_sky.extras import install
 from pixtral_sky.pictures.picture import Picture
-from pixtral_sky.pictures.source import read_picture
+from pixtral_sky.pictures.source import decode, read_picture
 from tests.support import pdfs
-from tests.support.pictures import plain
+from tests.support.pictures import plain, saved
 from tests.support.site import site
 
 DEFAULTS = Defaults("What is this?")
@@ -671,6 +673,17 @@ def request(
     return {"custom_id": custom_id, "method": method, "url": url, "body": body}  # fmt: skip
 
 
+def data_url(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def asked(url: str) -> str:
+    """The URL that is sent for the picture at ``url``."""
+    content = [{"type": "image_url", "image_url": {"url": url}}]
+    body = item(manifest(request(messages=[{"role": "user", "content": content}]))).body(DEFAULTS)
+    return body["messages"][0]["content"][0]["image_url"]["url"]
+
+
 def test_openai_and_back():
     """The example of their documentation, and what it says of the output."""
     messages = [
@@ -702,8 +715,8 @@ def test_openai_and_back():
 
 
 def test_pictures_of_openai_requests():
-    large = "data:image/png;base64," + base64.b64encode(plain(2000, 500)).decode()
-    gif = "data:image/gif;base64," + base64.b64encode(plain(kind="GIF")).decode()
+    large = data_url(plain(2000, 500, "JPEG"), "jpeg")
+    gif = data_url(plain(kind="GIF"), "gif")
     parts: list[Any] = [
         {"type": "image_url", "image_url": {"url": url, "detail": "low"}} for url in (DATA_URL, gif, large)
     ]
@@ -721,13 +734,69 @@ def test_pictures_of_openai_requests():
     before = json.dumps(one.request)  # type: ignore[attr-defined]
     body = one.body(DEFAULTS)
     first, second, third, *rest = body["messages"][0]["content"]
-    assert [first, second, rest] == [*parts[:2], odd]
+    assert [first, rest] == [parts[0], odd]
+    assert second["image_url"] == {"url": read_picture(gif).data_url(), "detail": "low"}
     assert third["image_url"]["detail"] == "low"
     shrunk = read_picture(large)
     assert (shrunk.width, shrunk.height) == (1024, 256)
     assert third["image_url"]["url"] == shrunk.data_url()
     assert one.tokens(body) == 2 * pixtral.image_tokens(32, 16) + pixtral.image_tokens(2000, 500) + 3
     assert json.dumps(one.request) == before  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_turned_picture_is_turned_here(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = saved(Image.new("RGB", (96, 64), "red"), kind, exif=exif)
+    sent = asked(data_url(turned, kind.lower()))
+    with Image.open(io.BytesIO(decode(sent))) as image:
+        assert (image.size, image.getexif().get(0x0112, 1)) == ((64, 96), 1)
+
+
+def test_a_deep_picture_is_brought_to_8_bits_here():
+    sent = asked(data_url(saved(Image.new("I;16", (64, 64), 30_000), "PNG"), "png"))
+    with Image.open(io.BytesIO(decode(sent))) as image:
+        assert (image.mode, image.getpixel((9, 9))) == ("L", 117)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "BMP"])
+def test_any_spelling_of_a_data_url(kind):
+    data = plain(200, 100, kind)
+    text = base64.b64encode(data).decode()
+    wanted = read_picture(data).data_url()
+    wrapped = base64.encodebytes(data).decode()
+    for url in (
+        f"data:image/x;base64,{wrapped}",
+        f" data:image/x;base64,{text}\n",
+        f"DATA:image/X;BASE64,{text}",
+        f"data:;base64,{text.rstrip('=')}",
+        f"data:image/x;charset=utf-8;base64,{quote(text)}",
+    ):
+        assert asked(url) == wanted
+
+
+def test_mistrals_form_of_a_picture():
+    content = [{"type": "image_url", "image_url": DATA_URL}, {"image_url": DATA_URL}]
+    one = item(manifest(request(messages=[{"role": "user", "content": content}])))
+    body = one.body(DEFAULTS)
+    assert one.images == 2
+    assert body["messages"][0]["content"] == [{"type": "image_url", "image_url": {"url": DATA_URL}}] * 2
+    assert one.tokens(body) == 2 * pixtral.image_tokens(32, 16) + 3
+
+
+def test_limits_of_tokens_of_any_type():
+    def limits(**body: Any) -> dict[str, Any]:
+        sent = item(manifest(request(messages=[1], **body))).body(DEFAULTS)
+        return {name: value for name, value in sent.items() if name != "messages"}
+
+    assert limits(max_tokens="4") == limits(max_tokens=4) == {"max_tokens": 4}
+    assert limits(max_completion_tokens=" 12 ") == {"max_completion_tokens": 12}
+    assert limits(max_tokens=None) == {"max_tokens": None}
+    for wrong in ([4], {}, 0, -1, True, 1.5, "", "four", "9" * 5000):
+        (bad,) = walk([manifest(request("a", messages=[1], max_tokens=wrong))])
+        assert isinstance(bad, BadInput)
+        assert bad.reason == 'list.jsonl, line 1: "body.max_tokens" has to be a whole number from 1.'
 
 
 @pytest.mark.parametrize(
@@ -737,7 +806,7 @@ def test_pictures_of_openai_requests():
         ("data:nonsense", "The data: URL is malformed: it has no comma."),
         (
             "data:image/png;base64," + base64.b64encode(plain(1100, 9)[:99]).decode(),
-            "the data: URL is damaged",
+            "the data: URL is cut off.",
         ),
     ],
 )

@@ -18,6 +18,7 @@ from pixtral_sky.pictures.prepare import prepare
 from pixtral_sky.pixtral import MAX_IMAGE_TOKENS, image_tokens
 from pixtral_sky.rehearsal import engine
 from tests.conftest import ROOT
+from tests.support import pdfs
 from tests.support.command_line import Run, imports, run_main, seconds
 from tests.support.pictures import plain
 from tests.support.site import site
@@ -79,6 +80,14 @@ def test_standard_input_and_a_data_url(run):
     assert [row["bytes"] for row in rows] == [len(data)] * 2
 
 
+def test_pages_of_a_pdf(run):
+    Path("a.pdf").write_bytes(pdfs.made(b"", b"", b""))
+    rows = json.loads(run("a.pdf", "--json").out)
+    assert [row["picture"] for row in rows] == ["a.pdf#page=1", "a.pdf#page=2", "a.pdf#page=3"]
+    assert json.loads(run("a.pdf#page=2", "--json").out) == rows[1:2]
+    assert run("a.pdf#page=4").error == "a.pdf#page=4: it has 3 pages."
+
+
 def test_a_url(run):
     with site({"/x.png": plain(32, 32)}) as url:
         (row,) = json.loads(run(f"{url}/x.png?token=secret", "--json").out)
@@ -108,8 +117,8 @@ def test_what_is_no_picture(run, arguments, stdin, code, says):
 
 @pytest.mark.parametrize(("stdin", "says"), [
     (b"", "standard input is empty."),
-    (b"%PDF-1.7", "standard input is not a picture. It is a PDF; make pictures of its pages: pdftoppm -r 100 -png FILE page"),
-    (plain(32, 32)[:60], "standard input is damaged"),
+    (b"%PDF-1.7", "standard input is not a picture. It is a PDF; give it as a file whose name ends in .pdf."),
+    (plain(32, 32)[:60], "standard input is cut off. Copy or download it again."),
 ])  # fmt: skip
 def test_what_is_no_whole_picture(run, stdin, says):
     result = run("-", "--json", stdin=stdin)

@@ -11,6 +11,7 @@ import pytest
 from pixtral_sky.errors import PictureError, PixtralSkyError, UsageError
 from pixtral_sky.pictures.arguments import DEFAULT_QUESTION, parse
 from pixtral_sky.pictures.source import Source
+from tests.support import pdfs
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +132,21 @@ def test_home(here: Path) -> None:
 def test_globs(pattern: str, expected: Sequence[str]) -> None:
     make("d/a1.jpg", "d/a2.jpg", "d/A3.PNG", "d/a10.jpg", "d/notes.txt", "d/deep er/z.jpg")
     assert sources(pattern) == list(expected)
+
+
+def test_pages_of_pdfs(here: Path) -> None:
+    Path("scan").mkdir()
+    for name in ("scan/a.pdf", "scan/B.PDF"):
+        Path(name).write_bytes(pdfs.made(b"", b""))
+    a, b = ([Source(name, 1), Source(name, 2)] for name in ("scan/a.pdf", "scan/B.PDF"))
+    assert parse(["Sum it up", "scan/a.pdf"]) == ["Sum it up", *a]
+    assert parse(["What?", "scan/*"]) == ["What?", *a, *b]
+    assert parse(["What?", "~/scan/B.PDF#page=2"]) == ["What?", Source(f"{here}/scan/B.PDF", 2)]
+    assert fails("b.pdf").what == "b.pdf: no such file."
+    assert fails("b.pdf#page=1").what == "b.pdf#page=1: no such file."
+    make("broken.pdf")
+    assert "not a PDF" in fails("broken.pdf").what
+    assert parse(["What is on page 3 of a.pdf?"]) == ["What is on page 3 of a.pdf?"]
 
 
 def test_an_absolute_glob(here: Path) -> None:

@@ -1,0 +1,37 @@
+"""The page of a TIFF that is meant, as Pillow reads it right."""
+
+from __future__ import annotations
+
+import re
+
+from PIL.Image import Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+from pixtral_sky.errors import PictureError
+from pixtral_sky.pictures.picture import SAVE_ANEW
+
+# Tags of TIFF and DNG. The lowest bit of the first: the page is another one at a lower resolution.
+NEW_SUBFILE_TYPE, STRIP_BYTES, SUB_IFDS = 254, 279, 330
+
+
+def open_page(image: Image, name: str) -> None:
+    """Go to the first page that is no thumbnail. Raises PictureError for a page that Pillow cannot read."""
+    assert isinstance(image, TiffImageFile)
+    inner = SUB_IFDS in image.tag_v2
+    try:
+        while image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1:
+            image.seek(image.tell() + 1)
+    except (EOFError, SyntaxError) as error:  # no other page, or one of a kind that Pillow does not know
+        if inner or isinstance(error, SyntaxError):
+            raise PictureError(f"{name}: only its thumbnail can be read.", SAVE_ANEW) from error
+        image.seek(0)
+    stored = sum(image.tag_v2.get(STRIP_BYTES, ()))
+    if image.mode == "YCbCr" and 0 < stored < image.width * image.height * 3:  # one color for many pixels
+        raise PictureError(f"{name} is of a kind that cannot be read.", SAVE_ANEW)
+    # libtiff gives numbers in the order of this machine. Pillow knows so of unsigned ones of 16 bits alone.
+    image.tile = [
+        tile._replace(args=(re.sub(r";(16|32)B", r";\1N", tile.args[0]), *tile.args[1:]))
+        if tile.codec_name == "libtiff" and isinstance(tile.args, tuple)
+        else tile
+        for tile in image.tile
+    ]
