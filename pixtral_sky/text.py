@@ -38,8 +38,11 @@ def natural(name: str) -> tuple[str, str]:
 
 
 def printable(text: str) -> str:
-    """``text`` without control characters, which a terminal obeys; newlines and tabs stay."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
+    """``text`` without control characters, which a terminal obeys; newlines and tabs stay.
+
+    Those that turn the direction of writing go too: with them, a line reads as another one.
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", text)
 
 
 def shown(name: str) -> str:
