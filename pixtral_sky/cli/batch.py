@@ -147,7 +147,7 @@ def _run(
             output.say(f"Before this: {ledger.done_before:,} done, {ledger.failed_before:,} failed.")
         run = Batch(job, ledger)
         progress = Progress(run.tally, price)
-        client = Client(endpoint, budget=PATIENCE_SECONDS, connections=MOST, notify=run.trouble)
+        client = Client(endpoint, budget=PATIENCE_SECONDS, again=0, connections=MOST, **run.hooks)
         try:
             with client, progress.shown() as show:
                 run.run(client, show)

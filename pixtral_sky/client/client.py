@@ -25,6 +25,7 @@ from pixtral_sky.client.transport import Response, Transport
 from pixtral_sky.errors import (
     BrokenAnswer,
     Busy,
+    EndpointError,
     Failed,
     NotAnAPI,
     NoTunnel,
@@ -55,6 +56,11 @@ MAX_ERROR, MAX_DOCUMENT, MAX_ANSWER = 2**16, 2**23, 2**24
 TOKEN_BYTES = 2**14
 MOST_TOKENS = 2**17  # of an answer whose request does not say how many
 
+# One pixel, for the smallest question with a picture.
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4"
+    "z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC"
+)
 BACKOFF_SECONDS = 8.0  # the longest pause, without its random part
 SILENT_SECONDS = 10.0  # until the user is told that a request to Baseten waits
 
@@ -79,6 +85,7 @@ class _Request:
     body: bytes = b""
     may_be_lost: bool = False  # see LOST_SECONDS
     again: int = 0  # see AGAIN
+    once: bool = False  # it is not tried again, whatever comes
 
     @property
     def size(self) -> str:
@@ -121,6 +128,7 @@ class Client:
         self._notify = notify
         self._closed = threading.Event()
         self._sleep = sleep or self._closed.wait
+        self._answered = 0.0  # when an answer began last, to any of its requests
         headers = {"User-Agent": f"pixtral-sky/{__version__}", "Content-Type": "application/json"}
         headers["Accept-Encoding"] = "identity"  # answers are short; a compressed one can be of any size
         if endpoint.key:
@@ -177,6 +185,24 @@ class Client:
         """
         return self._stream({"model": self.endpoint.model, **body}).whole()
 
+    def answers(self, *, pictures: bool) -> bool:
+        """Whether it answers a smallest question now, with a picture or without, at the first attempt.
+
+        Raises Unauthorized and Untrusted.
+        """
+        content: list[dict[str, Any]] = [{"type": "text", "text": "Hello"}]
+        if pictures:
+            content.append({"type": "image_url", "image_url": {"url": PIXEL}})
+        asked = [{"role": "user", "content": content}]
+        body = {"model": self.endpoint.model, "messages": asked, "max_tokens": 1}
+        try:
+            self._stream(body, once=True).whole()
+        except (Unauthorized, Untrusted):
+            raise
+        except EndpointError:
+            return False
+        return True
+
     def models(self) -> list[dict[str, Any]]:
         """The served models (``GET /v1/models``), each with an ``id``. Raises EndpointError."""
         document = self._document(self.endpoint.models_path)
@@ -199,10 +225,11 @@ class Client:
         self.endpoint = replace(self.endpoint, model=model["id"], max_model_len=length)
         return self.endpoint
 
-    def _stream(self, body: dict[str, Any]) -> Answer:
+    def _stream(self, body: dict[str, Any], *, once: bool = False) -> Answer:
         asked = time.monotonic()
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        request = _Request("POST", self.endpoint.chat_path, _encode(body), again=self._again)
+        again_at_most = 0 if once else self._again
+        request = _Request("POST", self.endpoint.chat_path, _encode(body), again=again_at_most, once=once)
         choices = _number(body, "n", otherwise=1)
         tokens = _number(body, "max_completion_tokens", "max_tokens", otherwise=MOST_TOKENS)
         most = MAX_ANSWER + tokens * choices * TOKEN_BYTES
@@ -238,18 +265,24 @@ class Client:
 
     def _open(self, request: _Request) -> Response:
         """Return a 2xx answer whose body is not read yet. The only place that retries."""
-        began, paused, attempt = time.monotonic(), 0.0, 0
+        before = began = time.monotonic()
+        paused, attempt = 0.0, 0
         while True:
             try:
-                return self._attempt(request)
+                response = self._attempt(request)
+                self._answered = time.monotonic()
+                return response
             except _TransientError as failure:
+                if self._answered > before:  # others are answered: it is not down, so the pauses begin anew
+                    attempt = 0
+                before = time.monotonic()
                 jitter = random.random()  # noqa: S311 (clients must not come back all at once)
                 pause = max(min(2**attempt, BACKOFF_SECONDS) + jitter, failure.wait)
                 # The pauses count by themselves, for a ``sleep`` that takes no time.
                 spent = max(time.monotonic() - began, paused)
                 has_failed = isinstance(failure.error, Failed)
                 is_over = spent + pause > (BASETEN_SECONDS if failure.is_start else self._budget)
-                if is_over or (has_failed and not request.again):
+                if is_over or request.once or (has_failed and not request.again):
                     raise failure.error from failure.__cause__
                 request.again -= has_failed
                 self._notify(f"{failure}; trying again in {pause:.0f} s")

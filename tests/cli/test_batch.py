@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pixtral_sky import output
+from pixtral_sky import errors, output
 from pixtral_sky.batch import runner
 from pixtral_sky.cli import progress
 from tests.conftest import ROOT
@@ -246,6 +246,90 @@ def test_an_endpoint_that_goes_away(run: Run, monkeypatch: pytest.MonkeyPatch) -
     with FakeEndpoint([echo]) as endpoint:
         assert run(endpoint, "list.jsonl", "-o", "out.jsonl").code == 0
     check(50)
+
+
+def is_small(exchange: Exchange) -> bool:
+    """Whether it is the question that tells whether the server answers any."""
+    return bool(exchange.request.json["max_tokens"] == 1)
+
+
+def died(exchange: Exchange) -> None:
+    fake.vllm_error(500, "EngineCore encountered an issue. See stack trace (above) for the root cause.")(
+        exchange
+    )
+
+
+@pytest.mark.parametrize("end", [fake.drops(), fake.vllm_error(500, "EngineCore encountered an issue.")])
+def test_a_server_that_goes_down_takes_no_item_with_it(
+    end: fake.Behaviour, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a while a dying engine answers 500, and breaks off what it was streaming, in each way that there is."""
+    monkeypatch.setattr(runner, "PATIENCE_SECONDS", 3)
+    monkeypatch.setattr(runner, "FAILING_SECONDS", 0.1)
+    gone = threading.Event()
+    error = {"error": {"message": "EngineCore encountered an issue.", "code": 500}}
+    deaths = [died, fake.streams("Ab", end=False), fake.streams(error), fake.streams("Ab", error), died] * 3
+
+    def behave(exchange: Exchange) -> None:
+        if count_of("out.jsonl") >= 8:
+            gone.set()
+        (echo if not gone.is_set() else deaths.pop() if deaths else end)(exchange)
+
+    with FakeEndpoint([behave]) as endpoint:
+        result = run(endpoint, manifest(50), "-o", "out.jsonl", "--concurrency", "8")
+    assert result.code == 1
+    assert result.err.endswith(" The same command goes on.\n")
+    assert lines("out.errors.jsonl") == []
+    done = len(lines("out.jsonl"))
+    assert 8 <= done <= 16
+    with FakeEndpoint([echo]) as endpoint:
+        assert run(endpoint, "list.jsonl", "-o", "out.jsonl").code == 0
+        assert len(endpoint.asked) == 50 - done
+    check(50)
+
+
+def test_an_item_at_which_the_server_fails_is_written_off(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "AGAIN_SECONDS", 0.05)
+
+    def behave(exchange: Exchange) -> None:
+        (says("Hi") if is_small(exchange) else died if question(exchange) == "item 3" else echo)(exchange)
+
+    with FakeEndpoint([behave]) as endpoint:
+        result = run(endpoint, manifest(10), "-o", "out.jsonl")
+        small = [request.json for request in endpoint.asked if request.json["max_tokens"] == 1]
+    assert result.code == 1
+    check(10, failed=["i3"])
+    assert lines("out.errors.jsonl")[0]["error"]["type"] == "Failed"
+    assert len(small) == runner.TRIES[errors.Failed]
+    assert small[0]["messages"][0]["content"][1]["type"] == "image_url", "as the item has a picture"
+
+
+@pytest.mark.parametrize("concurrency", ["auto", "8"])
+def test_an_endpoint_that_refuses_half_of_all_costs_twice_the_time_at_most(
+    concurrency: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause, rude = runner.Batch.pause, random.Random(1)
+    # The pauses as short, for the answers of 0.04 s, as they are for those of 1 s.
+    monkeypatch.setattr(runner.Batch, "pause", lambda self, seconds: pause(self, seconds / 25))
+
+    def behave(exchange: Exchange) -> None:
+        exchange.wait(0.04)
+        echo(exchange)
+
+    def refuses(exchange: Exchange) -> None:
+        refused = fake.status(rude.choice((429, 503)))
+        (refused if rude.random() < 0.5 else behave)(exchange)
+
+    seconds = []
+    for number, endpoint_does in enumerate((behave, refuses)):
+        with FakeEndpoint([endpoint_does]) as endpoint:
+            out = f"out{number}.jsonl"
+            result = run(endpoint, manifest(300), "-o", out, "--concurrency", concurrency, "--json")
+            assert result.code == 0
+            seconds.append(json.loads(result.out)["seconds"])
+            check(300, out=out)
+    print(seconds)
+    assert seconds[1] < 2 * seconds[0]
 
 
 # Going on, or not
