@@ -20,6 +20,14 @@ def os_reason(error: Exception, otherwise: str = "not a path") -> str:
     return getattr(error, "strerror", None) or otherwise
 
 
+def counted(number: int, noun: str) -> str:
+    """
+    >>> counted(1, "line"), counted(2000, "line")
+    ('1 line', '2,000 lines')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def closest(word: str, names: Iterable[str]) -> str:
     """The name most like ``word``, whatever the case; "" when none is alike."""
     known = {each.lower(): each for each in names}

@@ -19,6 +19,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pixtral_sky.batch.concurrency import MOST, Limiter
+from pixtral_sky.batch.inputs import Walked
 from pixtral_sky.batch.items import BadInput, Defaults, Item, failure, result
 from pixtral_sky.batch.journal import Ledger
 from pixtral_sky.client.schema import Schema
@@ -70,7 +71,7 @@ class Job:
     shard: tuple[int, int] = (1, 1)
     concurrency: int | None = None
     max_model_len: int | None = None
-    is_read_once: bool = False  # ``walk`` reads standard input, so the items cannot be counted beforehand
+    walked: Walked = field(default_factory=Walked)  # by ``walk``, when it comes to its end
 
     def left(self, ledger: Ledger) -> Iterator[Item | BadInput]:
         """The items that are left: of this share, not in the ledger, up to the limit."""
@@ -101,6 +102,7 @@ class Tally:
     in_flight: int = 0
     to_do: int | None = None  # all items of this run; None: not known yet
     trouble: str = ""  # the last notice of a retry, until the next answer
+    stopping: bool = False  # it waits for what is in flight, GRACE_SECONDS at most
     stopped_by: int = 0  # the signal that ended it early
 
 
@@ -161,7 +163,7 @@ class Batch:
         """
         for _ in range(PREPARERS):
             self._thread(self._prepare_all)
-        if not self._job.is_read_once:
+        if "-" not in self._job.walked.arguments:  # standard input cannot be walked twice
             self._thread(self._count)
         try:
             with self._handlers():
@@ -171,6 +173,7 @@ class Batch:
             self._stop()
         if self._fatal:
             raise self._fatal
+        self._ledger.tick()
         if self._signals and not self._is_over():
             self.tally.stopped_by = self._signals[0]
         else:
@@ -182,6 +185,7 @@ class Batch:
         while not (self._fatal or self._is_over()):
             if self._signals and not self._stopping:
                 deadline = self._clock() + GRACE_SECONDS
+                self.tally.stopping = True
                 self._stop()
             in_flight = self.tally.in_flight
             impatient = len(self._signals) > 1 or self._clock() > deadline

@@ -17,6 +17,7 @@ import pytest
 
 from pixtral_sky import errors
 from pixtral_sky.batch import runner
+from pixtral_sky.batch.inputs import Walked
 from pixtral_sky.batch.items import BadInput, Defaults, Item, Question
 from pixtral_sky.batch.journal import Ledger, Paths
 from pixtral_sky.batch.runner import (
@@ -480,7 +481,7 @@ def test_few_are_prepared_ahead(folder: Folder, monkeypatch: pytest.MonkeyPatch)
     endpoint = Endpoint(seconds=0.005)
     endpoint.behave = lambda text, _: ahead.append(bodies[0] - sum(endpoint.counts.values()))  # type: ignore[func-returns-value]
     with folder.ledger() as ledger:
-        Batch(Job(walk, DEFAULTS, concurrency=2, is_read_once=True), ledger).run(endpoint)
+        Batch(Job(walk, DEFAULTS, concurrency=2, walked=Walked(["-"])), ledger).run(endpoint)
     assert len(folder.out()) == walked[0] == 200
     assert max(ahead) <= READY
     assert most[0] <= PREPARERS
