@@ -165,13 +165,12 @@ def test_an_engine_that_hangs_behind_a_server_that_answers(service):
         victim.mood("")
     load.check()
     assert not load.failed
-    assert load.of("BrokenAnswer")
     # Least load: users of the other one are answered meanwhile.
     assert len(load.of("answered")) > len(load.of("BrokenAnswer"))
 
 
 def test_a_replica_that_fails(service):
-    """500: the user is told what the server said. It is not tried again: the question may be what kills it."""
+    """500: it is tried again, twice; then the user is told what the server said."""
     victim = service.machines()[0]
     with Load(service, "a replica answers 500", delay=0.1) as load:
         service.until(lambda: load.of("answered"), "answers")
@@ -179,9 +178,9 @@ def test_a_replica_that_fails(service):
         time.sleep(2)
         victim.mood("")
     load.check()
-    assert {asked.outcome for asked in load.failed} == {"Failed"}
+    assert {asked.outcome for asked in load.failed} <= {"Failed"}
     assert all("EngineCore encountered an issue." in asked.error for asked in load.failed)
-    assert all(len(begun) == 1 for begun in load.runs().values())
+    assert any("failed (500); trying again" in notice for asked in load.asked for notice in asked.notices)
 
 
 # None is there
