@@ -379,6 +379,9 @@ class Batch:
                 choice = document["choices"][0]
                 text, reason = choice["message"].get("content") or "", choice.get("finish_reason") or ""
                 self._job.schema.check(text, reason, self._job.defaults.max_tokens)
+        except _Stopped:
+            self._undone(work)
+            return
         except PixtralSkyError as error:
             if not self._is_left:  # after that, an error is of the closed client
                 self._was_not_answered(client, work, error)
@@ -388,8 +391,6 @@ class Batch:
 
     def _was_not_answered(self, client: Client, work: _Work, error: PixtralSkyError) -> None:
         match error:
-            case _Stopped():
-                self._undone(work)
             case Unauthorized() | Untrusted():
                 raise error
             case Busy() | Unreachable():
@@ -431,13 +432,13 @@ class Batch:
 
     def _broke_off(self, client: Client, work: _Work, error: BrokenAnswer | Failed) -> None:
         """It is the item's fault only if the server answers others: a server that dies fails for seconds."""
-        try:
-            if client.answers(pictures=work.item.images > 0):
+        if client.answers(pictures=work.item.images > 0):
+            try:
                 self.pause(AGAIN_SECONDS * 2 ** work.tries.get(type(error), 0))
+            except _Stopped:
+                self._undone(work)
+            else:
                 self._ask_again(work, error)
-                return
-        except _Stopped:
-            self._undone(work)
             return
         with self._lock:
             now = self._clock()
