@@ -20,6 +20,14 @@ def os_reason(error: Exception, otherwise: str = "not a path") -> str:
     return getattr(error, "strerror", None) or otherwise
 
 
+def counted(number: int, noun: str) -> str:
+    """
+    >>> counted(1, "line"), counted(2000, "line")
+    ('1 line', '2,000 lines')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def closest(word: str, names: Iterable[str]) -> str:
     """The name most like ``word``, whatever the case; "" when none is alike."""
     known = {each.lower(): each for each in names}
@@ -38,8 +46,11 @@ def natural(name: str) -> tuple[str, str]:
 
 
 def printable(text: str) -> str:
-    """``text`` without control characters, which a terminal obeys; newlines and tabs stay."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
+    """``text`` without control characters, which a terminal obeys; newlines and tabs stay.
+
+    Those that turn the direction of writing go too: with them, a line reads as another one.
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", text)
 
 
 def shown(name: str) -> str:

@@ -11,6 +11,13 @@ def test_what_a_terminal_acts_on_is_not_printable() -> None:
     )
 
 
+def test_what_turns_the_direction_of_writing_is_not_printable() -> None:
+    assert (
+        printable("a\u202ecod.exe\u2066\u2069b \u05e9\u05dc\u05d5\u05dd")
+        == "acod.exeb \u05e9\u05dc\u05d5\u05dd"
+    )
+
+
 def test_a_name_is_one_line() -> None:
     assert shown("a\n\x1b[2J\udcff.jpg") == "a\ufffd\ufffd[2J\ufffd.jpg"
     assert len(shown("x" * 9999)) == 160

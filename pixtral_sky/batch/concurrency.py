@@ -5,7 +5,8 @@ at one limit are counted for a while, then those at another. A larger limit is k
 proportional gain (WORTH), a smaller one when it costs less than that; the next trial goes in the same
 direction. Otherwise the limit goes back and is held for a while.
 
-A request that is refused as busy, or dropped, cuts the limit at once.
+A request that is refused as busy starts a trial of a smaller limit: where a server can do no more, it costs
+nothing and is kept; where it refuses whatever the limit is, the limit goes back. Lost answers cut the limit.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ HOLD = 10  # counts at the same limit between two trials
 SLOWER = 0.7  # below this share of the last rate, a smaller limit is tried soon
 SLOW_SECONDS = 120.0  # where answers take longer, no larger limit is tried
 CUT = 0.7  # what is left of the limit when the endpoint is busy
+# Refused requests for each answer whose places others take while they wait. Where half is refused, all places
+# are used; where more is, it is for being too many.
+SPARED = 1.25
 TOLERATED = 0.05  # the share of requests that may be refused or lost without a cut
 
 
@@ -43,8 +47,10 @@ class Limiter:
         self._step = FIRST_STEP  # until a larger limit has failed
         self._up = True  # the direction of the next trial
         self._hold = 0  # counts until then
+        self._bears = 0  # counts in which a busy server is no reason for a trial, as one has just been
         self._was_cut = False  # and no request that started since has been answered
         self._troubles = 0.0  # less TOLERATED for each answer
+        self._spared = float(START)  # SPARED for each answer, less those that have been
         self._begin(0.0)
 
     def wait(self, now: float) -> float:
@@ -59,6 +65,7 @@ class Limiter:
     def answered(self, now: float, seconds: float) -> None:
         """A whole answer has come, ``seconds`` after its request."""
         self._troubles = max(self._troubles - TOLERATED, 0.0)
+        self._spared = min(self._spared + SPARED, self.limit)
         if self._fixed:
             return
         if self._settling:  # its request started at the limit before
@@ -83,10 +90,24 @@ class Limiter:
         self._was_cut, self._troubles = True, 0.0
         self._begin(now)
 
-    def busy(self, now: float, wait: float = 0.0) -> None:
-        """The endpoint is busy, and asks to ``wait`` so many seconds."""
-        self.lost(now)
+    def spares(self) -> bool:
+        """Whether another request may take the place of one that was refused, until that is tried again."""
+        if self._spared < 1:
+            return False
+        self._spared -= 1
+        return True
+
+    def busy(self, now: float, wait: float = 0.0, taken: int = 0) -> None:
+        """The endpoint is busy, with ``taken`` requests in flight, and asks to ``wait`` so many seconds."""
         self._not_before = max(self._not_before, now + wait)
+        self._troubles += 1
+        if self._fixed or self._before or self._bears or not self._rate or self._troubles < 2:
+            return
+        self._bears, self._troubles = HOLD, 0.0
+        smaller = min(max(taken, int(self.limit / STEP)), self.limit - 1)
+        if smaller:
+            self._before, self.limit, self._up = self.limit, smaller, False
+            self._begin(now)
 
     def _begin(self, now: float) -> None:
         """Begin a count, after the requests in flight."""
@@ -95,6 +116,7 @@ class Limiter:
 
     def _judge(self, rate: float, seconds: float) -> None:
         """Decide on a count: ``rate`` answers a second, which took ``seconds`` each."""
+        self._bears = max(self._bears - 1, 0)
         if self._before:
             worth = rate >= self._rate * (1 + WORTH * (self.limit / self._before - 1))
             if not worth:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +15,9 @@ from pixtral_sky.errors import UsageError
 from pixtral_sky.pictures import pdf
 from pixtral_sky.pictures.picture import EXTENSIONS
 from pixtral_sky.pictures.source import Source, bare, is_data_url, is_url
-from pixtral_sky.text import is_unicode, natural, os_reason, shown
+from pixtral_sky.text import counted, is_unicode, natural, os_reason, shown
 
+SHOWN = 8  # kinds of files that were skipped
 MANIFESTS = (".jsonl", ".ndjson")
 
 
@@ -29,6 +30,32 @@ class Input:
     base: str  # the folder, absolute, that ids are relative to
     named: bool = True  # whether all its ids begin with the last part of ``path``
     matches: Sequence[str] = ()  # of a glob
+    skipped: Sequence[str] = ()  # what it matches besides, and is neither picture nor PDF
+
+
+@dataclass
+class Walked:
+    """What the last walk of the ``arguments`` that came to its end has found."""
+
+    arguments: Sequence[str] = ()
+    items: int | None = None  # None: none has
+    skipped: Counter[str] = field(default_factory=Counter)  # files in folders and globs, by ``kind``
+
+    def check(self) -> None:
+        """Raise UsageError if it has found no item."""
+        if self.items == 0:
+            names = ", ".join("standard input" if each == "-" else shown(each) for each in self.arguments)
+            raise UsageError(
+                f"There is nothing to ask about in {names}. {self.said_skipped()}".strip(),
+                "Give pictures, folders with some, globs, PDFs, or JSON lines.",
+            )
+
+    def said_skipped(self) -> str:
+        """The files that were skipped, in one line; "" if none were."""
+        kinds = [f"{number:,} {kind}" for kind, number in self.skipped.most_common(SHOWN)]
+        kinds += ["..."] if len(self.skipped) > SHOWN else []
+        files = counted(self.skipped.total(), "file")
+        return f"Skipped, being no pictures: {files} ({', '.join(kinds)})." if kinds else ""
 
 
 def parse(argument: str) -> list[Input]:
@@ -75,10 +102,11 @@ def _expand(pattern: str) -> list[Input]:
         if manifests:
             return [replace(each, base=base, named=False) for each in manifests]
     folders = "**" not in pattern  # "**" enters folders by itself
+    skipped = [path for path in found if not is_wanted(path) and not Path(path).is_dir()]
     found = [path for path in found if is_wanted(path) or (folders and Path(path).is_dir())]
     if not found:
         raise UsageError(f"{shown(pattern)}: no picture, PDF or folder matches.")
-    return [Input("glob", pattern, base, named=False, matches=found)]
+    return [Input("glob", pattern, base, named=False, matches=found, skipped=skipped)]
 
 
 def with_common_base(inputs: list[Input]) -> list[Input]:
@@ -98,6 +126,11 @@ def is_manifest(path: str) -> bool:
 def is_wanted(path: str) -> bool:
     """Whether it is a picture or a PDF, by its extension."""
     return os.path.splitext(path)[1].lower() in EXTENSIONS or pdf.is_pdf(path)  # noqa: PTH122
+
+
+def kind(path: str) -> str:
+    """What a file that is no picture is called when it is counted: its extension."""
+    return shown(os.path.splitext(path)[1].lower()) or "without an extension"  # noqa: PTH122
 
 
 def relative(path: str, base: str) -> str:
@@ -125,8 +158,10 @@ def source(text: str, folder: str) -> Source:
     return Source(path if path.startswith("/") else f"{folder}/{path}", page, text)
 
 
-def files_in(top: str) -> Iterator[tuple[str, OSError | None]]:
+def files_in(top: str, skipped: Counter[str]) -> Iterator[tuple[str, OSError | None]]:
     """The paths, relative to the folder ``top``, of all pictures and PDFs in it; hidden ones are left out.
+
+    Other files are counted in ``skipped``, by kind.
 
     A path with an error is a folder that cannot be read, "" for ``top`` itself. A folder's files come first,
     in natural order, then its folders; folders behind symbolic links come last of all. No folder is entered
@@ -143,7 +178,7 @@ def files_in(top: str) -> Iterator[tuple[str, OSError | None]]:
             if (status.st_dev, status.st_ino) in entered:
                 continue
             entered.add((status.st_dev, status.st_ino))
-            files, inner, linked = _list(f"{top}/{folder}")
+            files, inner, linked = _list(f"{top}/{folder}", skipped)
         except OSError as error:
             yield folder, error
             continue
@@ -154,7 +189,7 @@ def files_in(top: str) -> Iterator[tuple[str, OSError | None]]:
         links += (f"{start}{name}" for name in linked)
 
 
-def _list(folder: str) -> tuple[list[str], list[str], list[str]]:
+def _list(folder: str, skipped: Counter[str]) -> tuple[list[str], list[str], list[str]]:
     """A folder's pictures and PDFs, folders, and links to folders, in natural order. Raises OSError."""
     names: tuple[list[str], list[str], list[str]] = [], [], []
     with os.scandir(folder) as entries:
@@ -165,6 +200,8 @@ def _list(folder: str) -> tuple[list[str], list[str], list[str]]:
                 names[1 + entry.is_symlink()].append(entry.name)
             elif is_wanted(entry.name):
                 names[0].append(entry.name)
+            else:
+                skipped[kind(entry.name)] += 1
     for each in names:
         each.sort(key=natural)
     return names

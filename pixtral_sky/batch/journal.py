@@ -6,6 +6,7 @@
 - A power cut loses at most the last group, which is not synced yet: GROUP lines, or those of GROUP_SECONDS,
   whichever is less. Their items are asked again.
 - Two runs never write one file: a lock, which ends with its process, refuses the second.
+- A file that somebody removes, replaces or cuts meanwhile ends the run.
 
 The id of a line is its ``custom_id`` if it has one (OpenAI's batch format), else its ``id``.
 """
@@ -23,12 +24,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
 from pixtral_sky import files
 from pixtral_sky.errors import PixtralSkyError, UsageError
+from pixtral_sky.text import counted
 
 GROUP = 64  # lines
 GROUP_SECONDS = 0.2
@@ -58,6 +60,7 @@ class Journal:
         self._mutex = threading.Lock()
         self._unsynced = 0  # lines
         self._since = 0.0  # when the first of them came
+        self._lines = 0  # that it should have; those of before count once ``ids`` has read them
         with self._errors("opened"):
             self._file = _open_locked(path)
             self._size = os.fstat(self._file).st_size
@@ -84,6 +87,7 @@ class Journal:
                 yield found
                 number += len(found)
                 position += good
+                self._lines = number
                 if good < len(whole):
                     after = data.count(b"\n", good) + sum(1 for _ in file)
                     if after > GROUP:
@@ -95,7 +99,7 @@ class Journal:
                 self._cut(position)
 
     def _cut(self, position: int) -> None:
-        with open(self.path, "rb") as file, open(f"{self.path}.torn", "ab") as aside:
+        with open(self.path, "rb") as file, self._torn() as aside:
             file.seek(position)
             aside.write(file.read() + b"\n")
             aside.flush()
@@ -103,6 +107,9 @@ class Journal:
         os.ftruncate(self._file, position)
         os.fsync(self._file)
         self._size = position
+
+    def _torn(self) -> IO[bytes]:
+        return open(f"{self.path}.torn", "ab", opener=lambda path, flags: os.open(path, flags, 0o600))
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write a line. From now on it survives a kill, and once its group is synced, a power cut."""
@@ -119,16 +126,38 @@ class Journal:
                     os.ftruncate(self._file, self._size)
                 raise
             self._size += len(data)
+            self._lines += 1
             self._since = self._since if self._unsynced else self._clock()
             self._unsynced += 1
             if self._unsynced >= GROUP:
                 self._sync()
 
     def tick(self) -> None:
-        """Sync a group that is GROUP_SECONDS old. Call it often."""
+        """Sync a group that is GROUP_SECONDS old. Call it often.
+
+        Raises PixtralSkyError, too, when somebody else has removed, replaced or cut the file.
+        """
         with self._mutex, self._errors("written"):
+            if self._file < 0:
+                return
+            if lost := self._lost():
+                raise PixtralSkyError(f"{self.path} {lost}", "The same command asks again what is lost.")
             if self._unsynced and self._clock() - self._since >= GROUP_SECONDS:
                 self._sync()
+
+    def _lost(self) -> str:
+        """What has been done to the file, and how many lines are lost by it; else ""."""
+        try:
+            there = self.path.stat()
+        except FileNotFoundError:
+            return f"was removed, and {counted(self._lines, 'line')} with it."
+        if not os.path.samestat(there, os.fstat(self._file)):
+            return f"was replaced: lost is what the new file lacks of {counted(self._lines, 'line')}."
+        if there.st_size >= self._size:
+            return ""
+        with open(self.path, "rb") as file:
+            left = sum(line.endswith(b"\n") for line in file)
+        return f"was cut: lost are {self._lines - left:,} of {counted(self._lines, 'line')}."
 
     def _sync(self) -> None:
         os.fsync(self._file)
@@ -162,9 +191,12 @@ class Journal:
 
 
 def _open_locked(path: Path) -> int:
-    """Open and lock the file that is at ``path`` now: another run may set it aside meanwhile."""
+    """Open and lock the file that is at ``path`` now: another run may set it aside meanwhile.
+
+    A new one has the mode 0600, as what pictures show may be private.
+    """
     while True:
-        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise UsageError(f"{path} is not a regular file, which a batch goes on with.", "-o FILE")

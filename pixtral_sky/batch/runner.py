@@ -19,7 +19,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pixtral_sky.batch import openai_format
-from pixtral_sky.batch.concurrency import Limiter
+from pixtral_sky.batch.concurrency import MOST, Limiter
+from pixtral_sky.batch.inputs import Walked
 from pixtral_sky.batch.items import BadInput, Defaults, Item, failure, result
 from pixtral_sky.batch.journal import Ledger
 from pixtral_sky.client.schema import Schema
@@ -44,7 +45,10 @@ GRACE_SECONDS = 20.0  # for what is in flight when the run is told to stop
 TICK_SECONDS = 0.1
 
 # The most attempts of an item, by their error. Nothing of the answers was used, so it is safe to ask again.
+# A broken answer or a 5xx counts only if the server answers another question right after it.
 TRIES: dict[type[PixtralSkyError], int] = {BrokenAnswer: 3, Failed: 3, SchemaError: 2}
+AGAIN_SECONDS = 2.0  # before the next attempt after those; twice that before the one after it
+FAILING_SECONDS = 5.0  # between two attempts, one at a time, while the server answers nothing
 GONE = 3  # requests in a row that never began: the endpoint is gone
 REFUSED = 100  # items in a row that were refused: they are not the reason
 
@@ -68,7 +72,7 @@ class Job:
     shard: tuple[int, int] = (1, 1)
     concurrency: int | None = None
     max_model_len: int | None = None
-    is_read_once: bool = False  # ``walk`` reads standard input, so the items cannot be counted beforehand
+    walked: Walked = field(default_factory=Walked)  # by ``walk``, when it comes to its end
 
     def left(self, ledger: Ledger) -> Iterator[Item | BadInput]:
         """The items that are left: of this share, not in the ledger, up to the limit."""
@@ -99,6 +103,7 @@ class Tally:
     in_flight: int = 0
     to_do: int | None = None  # all items of this run; None: not known yet
     trouble: str = ""  # the last notice of a retry, until the next answer
+    stopping: bool = False  # it waits for what is in flight, GRACE_SECONDS at most
     stopped_by: int = 0  # the signal that ended it early
 
 
@@ -113,8 +118,14 @@ class _Work:
     tries: dict[type[PixtralSkyError], int] = field(default_factory=dict)
 
 
+class _Stopped(PixtralSkyError):
+    """The run ends while a request waits for its next attempt."""
+
+
 class Batch:
-    """One run of a job. ``run`` it once; ``trouble`` takes its client's notices of retries.
+    """One run of a job. ``run`` it once, with a client that never asks again by itself (``again=0``).
+
+    ``trouble`` takes the client's notices of retries, and ``pause`` makes its pauses.
 
     Some threads prepare bodies (read and shrink pictures), others send as many at once as the limiter allows;
     ``run`` supervises them. One lock guards all that they share.
@@ -133,8 +144,11 @@ class Batch:
         self._again: deque[_Work] = deque()
         self._ready: deque[_Work] = deque()
         self._preparing = 0
+        self._pausing = 0  # requests that wait for their next attempt
+        self._wakes = threading.Condition(self._lock)  # they need not wait any longer
         self._held = 0  # bytes of bodies that wait or are in flight
         self._gone = self._refused = 0  # in a row
+        self._failing_since: float | None = None  # the server fails, whatever it is asked
         self._stopping = False  # nothing more is begun
         self._is_left = False  # the run has ended, and what is in flight no longer matters
         self._fatal: BaseException | None = None
@@ -150,7 +164,7 @@ class Batch:
         """
         for _ in range(PREPARERS):
             self._thread(self._prepare_all)
-        if not self._job.is_read_once:
+        if "-" not in self._job.walked.arguments:  # standard input cannot be walked twice
             self._thread(self._count)
         try:
             with self._handlers():
@@ -160,6 +174,7 @@ class Batch:
             self._stop()
         if self._fatal:
             raise self._fatal
+        self._ledger.tick()
         if self._signals and not self._is_over():
             self.tally.stopped_by = self._signals[0]
         else:
@@ -171,12 +186,13 @@ class Batch:
         while not (self._fatal or self._is_over()):
             if self._signals and not self._stopping:
                 deadline = self._clock() + GRACE_SECONDS
+                self.tally.stopping = True
                 self._stop()
             in_flight = self.tally.in_flight
             impatient = len(self._signals) > 1 or self._clock() > deadline
             if self._stopping and (impatient or not in_flight):
                 return
-            while senders < self._limiter.limit and not self._stopping:
+            while senders < min(self._limiter.limit + self._pausing, MOST) and not self._stopping:
                 senders += 1
                 self._thread(self._send_all, client)
             self._ledger.tick()
@@ -185,11 +201,35 @@ class Batch:
             watch(self.tally)
             time.sleep(TICK_SECONDS)
 
+    @property
+    def hooks(self) -> dict[str, Any]:
+        """What its client calls."""
+        return {"notify": self.trouble, "sleep": self.pause}
+
     def trouble(self, notice: str) -> None:
         """Take the client's notice of a retry."""
         with self._lock:
-            self._limiter.busy(self._clock())
+            self._limiter.busy(self._clock(), taken=self.tally.in_flight - 1)
             self.tally.trouble = notice
+
+    def pause(self, seconds: float) -> None:
+        """Sleep in a thread that sends. If the limiter allows it, another request goes meanwhile.
+
+        Raises _Stopped when the run ends.
+        """
+        with self._lock:
+            if not self._limiter.spares():
+                self._wakes.wait_for(lambda: self._stopping, seconds)
+            else:
+                self.tally.in_flight -= 1
+                self._pausing += 1
+                self._work.notify()
+                self._wakes.wait_for(lambda: self._stopping, seconds)
+                self._wait_until(self._may_send)
+                self._pausing -= 1
+                self.tally.in_flight += 1
+            if self._stopping:
+                raise _Stopped("The run ends.")
 
     def _thread(self, target: Callable[..., None], *arguments: Any) -> None:
         def guarded() -> None:
@@ -217,7 +257,7 @@ class Batch:
             return self._nothing_left()
 
     def _nothing_left(self) -> bool:
-        waiting = self._again or self._ready or self._preparing or self.tally.in_flight
+        waiting = self._again or self._ready or self._preparing or self._pausing or self.tally.in_flight
         return self._exhausted and not waiting
 
     def _stop(self) -> None:
@@ -225,6 +265,7 @@ class Batch:
             self._stopping = True
             self._room.notify_all()
             self._work.notify_all()
+            self._wakes.notify_all()
 
     def _end(self, error: BaseException) -> None:
         with self._lock:
@@ -308,17 +349,26 @@ class Batch:
 
     def _take(self) -> _Work | None:
         """Wait for the next request that the limiter allows; None at the end."""
-        with self._work:
-            while not self._stopping and not self._nothing_left():
-                seconds = None
-                if self._ready and self.tally.in_flight < self._limiter.limit:
-                    seconds = self._limiter.wait(self._clock())
-                    if not seconds:
-                        self.tally.in_flight += 1
-                        self._room.notify()
-                        return self._ready.popleft()
-                self._work.wait(seconds)
-        return None
+        with self._lock:
+            if not self._wait_until(lambda: self._may_send() if self._ready else None):
+                return None
+            self.tally.in_flight += 1
+            self._room.notify()
+            return self._ready.popleft()
+
+    def _wait_until(self, may_send: Callable[[], float | None]) -> bool:
+        """Wait until ``may_send`` lets a request start; False at the end of the run."""
+        while not self._stopping and not self._nothing_left():
+            seconds = may_send()
+            if seconds == 0:
+                return True
+            self._work.wait(seconds)
+        return False
+
+    def _may_send(self) -> float | None:
+        """Seconds until a request may start, by the limiter; None while too many are in flight."""
+        limit = self._limiter.limit if self._failing_since is None else 1
+        return self._limiter.wait(self._clock()) if self.tally.in_flight < limit else None
 
     def _send(self, client: Client, work: _Work) -> None:
         body, work.body = work.body, {}  # a retry prepares the item again
@@ -330,21 +380,26 @@ class Batch:
                 choice = document["choices"][0]
                 text, reason = choice["message"].get("content") or "", choice.get("finish_reason") or ""
                 self._job.schema.check(text, reason, self._job.defaults.max_tokens)
+        except _Stopped:
+            self._undone(work)
+            return
         except PixtralSkyError as error:
             if not self._is_left:  # after that, an error is of the closed client
-                self._was_not_answered(work, error)
+                self._was_not_answered(client, work, error)
             return
         self._ledger.out.append(result(work.item, document, seconds, self._job.defaults))
         self._was_answered(work.item, document, seconds)
 
-    def _was_not_answered(self, work: _Work, error: PixtralSkyError) -> None:
+    def _was_not_answered(self, client: Client, work: _Work, error: PixtralSkyError) -> None:
         match error:
             case Unauthorized() | Untrusted():
                 raise error
             case Busy() | Unreachable():
                 self._never_began(work, error)
-            case BrokenAnswer() | Failed() | SchemaError():
+            case SchemaError():
                 self._ask_again(work, error)
+            case BrokenAnswer() | Failed():
+                self._broke_off(client, work, error)
             case _:
                 self._fail(work.item, error)
                 self._was_refused(error)
@@ -354,6 +409,7 @@ class Batch:
         with self._lock:
             self._limiter.answered(self._clock(), seconds)
             self._gone = self._refused = 0
+            self._failing_since = None
             self.tally.done += 1
             self.tally.images += item.images
             self.tally.prompt_tokens += usage.get("prompt_tokens") or 0
@@ -371,11 +427,37 @@ class Batch:
                 return
         raise error
 
+    def _undone(self, work: _Work) -> None:
+        with self._lock:
+            self._again.append(work)
+
+    def _broke_off(self, client: Client, work: _Work, error: BrokenAnswer | Failed) -> None:
+        """It is the item's fault only if the server answers others: a server that dies fails for seconds."""
+        if client.answers(pictures=work.item.images > 0):
+            try:
+                self.pause(AGAIN_SECONDS * 2 ** work.tries.get(type(error), 0))
+            except _Stopped:
+                self._undone(work)
+            else:
+                self._ask_again(work, error)
+            return
+        with self._lock:
+            now = self._clock()
+            self._failing_since = now if self._failing_since is None else self._failing_since
+            self._limiter.busy(now, FAILING_SECONDS)
+            self.tally.again += 1
+            self.tally.trouble = f"{error.what} Trying again in {FAILING_SECONDS:.0f} s"
+            self._again.append(work)
+            if now - self._failing_since < PATIENCE_SECONDS:
+                return
+        raise error
+
     def _ask_again(self, work: _Work, error: BrokenAnswer | Failed | SchemaError) -> None:
         kind = type(error)
         work.tries[kind] = work.tries.get(kind, 0) + 1
         with self._lock:
             self._gone = 0
+            self._failing_since = None
             if kind is not SchemaError:
                 self._limiter.lost(self._clock())
             if work.tries[kind] < TRIES[kind]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pixtral_sky.batch import csv_export
 from pixtral_sky.batch.concurrency import MOST
+from pixtral_sky.batch.inputs import Walked
+from pixtral_sky.batch.items import BadInput, Item
 from pixtral_sky.batch.journal import Paths
 from pixtral_sky.batch.runner import Job
 from pixtral_sky.batch.walk import is_openai
@@ -24,6 +26,13 @@ def paths(out: Path, errors: Path | None) -> Paths:
     if found.errors.absolute() == out.absolute():
         raise UsageError("The answers and the failures cannot go to one file.", "Name another: --errors FILE")
     return found
+
+
+def check_inputs(items: Iterator[Item | BadInput], walked: Walked) -> None:
+    """Raise UsageError if there is no item. Standard input is not read: `Walked.check` at the end does."""
+    if "-" not in walked.arguments:
+        next(items, None)
+        walked.check()
 
 
 def table(out: Path, inputs: Sequence[str], schema: Schema | None) -> Path:

@@ -7,6 +7,7 @@ duplicates: about 100 bytes an item.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, count, groupby, islice
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_sky.batch import inputs, jsonl, manifest, openai_format
-from pixtral_sky.batch.inputs import Input, id_of, relative
+from pixtral_sky.batch.inputs import Input, Walked, id_of, relative
 from pixtral_sky.batch.items import BadInput, Item, Question, Request
 from pixtral_sky.errors import PictureError, UsageError
 from pixtral_sky.pictures import pdf
@@ -34,7 +35,9 @@ def is_openai(arguments: Sequence[str]) -> bool:
     return len(given) == 1 and given[0].kind == "manifest" and manifest.speaks_openai(given[0])
 
 
-def walk(arguments: Sequence[str], *, per_request: int = 1) -> Iterator[Item | BadInput]:
+def walk(
+    arguments: Sequence[str], *, per_request: int = 1, walked: Walked | None = None
+) -> Iterator[Item | BadInput]:
     """All items that the arguments lead to, in the same order and with the same ids each time.
 
     An argument is a folder (see ``files_in``), a picture, a PDF (each page is a picture), a glob of these, a
@@ -58,6 +61,8 @@ def walk(arguments: Sequence[str], *, per_request: int = 1) -> Iterator[Item | B
     secrets; for a data: URL, the line, ``list.jsonl#line=17``. A BadInput whose own id is missing or taken
     has the line, too.
 
+    At its end, ``walked`` says what was found.
+
     Raises UsageError, at once, for an argument that leads to nothing, and for a file in OpenAI's format
     beside other inputs.
     """
@@ -73,31 +78,42 @@ def walk(arguments: Sequence[str], *, per_request: int = 1) -> Iterator[Item | B
                 f"{manifest.called(each)} is in OpenAI's format, and other inputs are given beside it.",
                 "Give it alone.",
             )
-    found = chain.from_iterable(_found(each, openai) for each in inputs.with_common_base(given))
-    return _unique(_grouped(found, per_request))
+    skipped: Counter[str] = Counter()
+    found = chain.from_iterable(_found(each, openai, skipped) for each in inputs.with_common_base(given))
+    return _told(_unique(_grouped(found, per_request)), skipped, walked or Walked())
+
+
+def _told(
+    entries: Iterator[Item | BadInput], skipped: Counter[str], walked: Walked
+) -> Iterator[Item | BadInput]:
+    items = 0
+    for items, entry in enumerate(entries, 1):  # noqa: B007 (the last number is the count)
+        yield entry
+    walked.items, walked.skipped = items, skipped
 
 
 # A group, such as a folder, whose pictures may share a request; and a picture.
 _Found = tuple[str, Source]
 
 
-def _found(given: Input, openai: bool) -> Iterator[_Found | Item | BadInput]:
+def _found(given: Input, openai: bool, skipped: Counter[str]) -> Iterator[_Found | Item | BadInput]:
     if given.kind == "manifest":
         yield from _lines_of(given, openai)
     elif given.kind == "folder":
         start = relative(given.path, given.base)
-        for inner, error in inputs.files_in(given.path):
+        for inner, error in inputs.files_in(given.path, skipped):
             path, name = f"{given.path}/{inner}", id_of(f"{start}/{inner}".strip("/"))
             if error:
                 yield BadInput(name or ".", f"{shown(path)} cannot be read: {os_reason(error)}.")
             else:
                 yield from _pictures(path, name, path.rpartition("/")[0])
     else:
+        skipped.update(map(inputs.kind, given.skipped))
         for path in given.matches or [given.path]:
             if given.kind == "file" or inputs.is_wanted(path):
                 yield from _pictures(path, id_of(relative(path, given.base)), "")
             else:
-                yield from _found(Input("folder", path, given.base), openai)
+                yield from _found(Input("folder", path, given.base), openai, skipped)
 
 
 def _pictures(path: str, name: str, group: str) -> Iterator[_Found | BadInput]:

@@ -14,7 +14,7 @@ from pixtral_sky.cli import options
 from pixtral_sky.errors import PixtralSkyError
 
 if TYPE_CHECKING:
-    from pixtral_sky.batch.journal import Paths
+    from pixtral_sky.batch.journal import Ledger, Paths
     from pixtral_sky.batch.runner import Job, Tally
     from pixtral_sky.client.endpoint import Endpoint
 
@@ -99,6 +99,7 @@ def batch(
       pixtral-sky batch list.jsonl -o part2.jsonl --shard 2/8
     """
     from pixtral_sky.batch import runner, setup
+    from pixtral_sky.batch.inputs import Walked
     from pixtral_sky.batch.items import Defaults
     from pixtral_sky.batch.walk import walk
     from pixtral_sky.client.schema import Schema
@@ -111,9 +112,9 @@ def batch(
     response_format = wanted.response_format if wanted else None
     defaults = Defaults(prompt or DEFAULT_QUESTION, system, max_tokens, temperature, response_format)
     csv = setup.table(out, inputs, wanted) if as_csv else None
-    items = partial(walk, inputs, per_request=per_request)
-    items()  # fails now if an input leads to nothing
-    job = runner.Job(items, defaults, wanted, limit, share, at_once, is_read_once="-" in inputs)
+    items = partial(walk, inputs, per_request=per_request, walked=(walked := Walked(inputs)))
+    setup.check_inputs(items(), walked)
+    job = runner.Job(items, defaults, wanted, limit, share, at_once, walked=walked)
     mode = {"resume": resume is True, "fresh": resume is False, "retry_errors": retry_errors}
     _run(job, per_request, paths, csv, mode, find(url, api_key, name), price_per_hour, as_json)
 
@@ -139,15 +140,12 @@ def _run(
     with Client(endpoint, notify=output.say) as client:
         endpoint = client.learn()
     job = replace(job, max_model_len=endpoint.max_model_len)
-    stopped: PixtralSkyError | None = None
+    stopped = None
     with Ledger(paths, record(job, per_request, endpoint.model), **mode) as ledger:
-        for notice in ledger.notices:
-            output.say(notice)
-        if ledger.done_before or ledger.failed_before:
-            output.say(f"Before this: {ledger.done_before:,} done, {ledger.failed_before:,} failed.")
+        _say_what_was(ledger)
         run = Batch(job, ledger)
         progress = Progress(run.tally, price)
-        client = Client(endpoint, budget=PATIENCE_SECONDS, connections=MOST, notify=run.trouble)
+        client = Client(endpoint, budget=PATIENCE_SECONDS, again=0, connections=MOST, **run.hooks)
         try:
             with client, progress.shown() as show:
                 run.run(client, show)
@@ -157,23 +155,40 @@ def _run(
     if csv and job.schema and complete:
         write_csv(paths.out, job.schema.schema, csv)
     progress.say_the_end()
+    if skipped := job.walked.said_skipped():
+        output.say(skipped)
     failed = ledger.failed_before + run.tally.failed
     if as_json:
         before = {"done_before": ledger.done_before, "failed_before": ledger.failed_before}
-        found = {"out": str(paths.out), "errors": str(paths.errors) if failed else None}
-        found["csv"] = str(csv) if csv else None
-        output.document({"complete": complete, **progress.summary(), **before, **found}, indent=None)
+        counts = {"complete": complete, **progress.summary(), **before, "skipped": job.walked.skipped}
+        files = {"out": paths.out, "errors": paths.errors if failed else None, "csv": csv}
+        output.document({**counts, **{name: path and str(path) for name, path in files.items()}}, indent=None)
     resume = f"The same command{' without --fresh' if mode['fresh'] else ''} goes on."
-    _end(run.tally, stopped, failed, paths.errors, resume)
+    in_all = f", {ledger.done_before + run.tally.done:,} in all" if ledger.done_before else ""
+    done = f"{run.tally.done:,} done in this run{in_all}."
+    _end(run.tally, stopped, failed, paths.errors, done, resume)
+    job.walked.check()
 
 
-def _end(tally: Tally, stopped: PixtralSkyError | None, failed: int, errors: Path, resume: str) -> None:
+def _say_what_was(ledger: Ledger) -> None:
+    for notice in ledger.notices:
+        output.say(notice)
+    if ledger.done_before or ledger.failed_before:
+        output.say(f"Before this: {ledger.done_before:,} done, {ledger.failed_before:,} failed.")
+
+
+def _end(
+    tally: Tally, stopped: PixtralSkyError | None, failed: int, errors: Path, counts: str, resume: str
+) -> None:
     """Raise what stopped the run, the exit code of a signal, or an error for failures."""
     if stopped:
         hint = stopped.hint if "same command" in stopped.hint else f"{stopped.hint} {resume}".strip()
-        raise PixtralSkyError(f"{stopped.what} {tally.done:,} are done in this run.", hint) from stopped
+        raise PixtralSkyError(f"{stopped.what} {counts}", hint) from stopped
     if tally.stopped_by:
-        output.say(f"Stopped: {tally.done:,} are done in this run. {resume}")
+        output.say(f"Stopped: {counts} {resume}")
         raise typer.Exit(128 + tally.stopped_by)
     if failed:
-        raise PixtralSkyError(f"{failed:,} failed: {errors} says why.", "To ask them again: --retry-errors")
+        raise PixtralSkyError(
+            f"{failed:,} failed: {errors} says why.",
+            f"To ask {'it' if failed == 1 else 'them'} again: --retry-errors",
+        )

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from pixtral_sky import output
-from pixtral_sky.batch.runner import Tally
+from pixtral_sky.batch.runner import GRACE_SECONDS, Tally
 from pixtral_sky.cli import common
+from pixtral_sky.text import counted
 
 LINE_SECONDS = 60.0  # between two lines, where there is no terminal
 RECENT_SECONDS = 60.0  # the window of the rates
@@ -28,6 +29,7 @@ class Progress:
         self._begun = clock()
         self._samples: deque[tuple[float, int, int, int]] = deque([(self._begun, 0, 0, 0)])
         self._line_at = self._begun + LINE_SECONDS
+        self._has_said_stopping = False
 
     @property
     def seconds(self) -> float:
@@ -80,6 +82,8 @@ class Progress:
 
                 def draw(tally: Tally) -> None:
                     self.sample()
+                    if stopping := self._stopping():
+                        bar.console.print(stopping, markup=False, highlight=False)
                     ended = tally.done + tally.failed
                     bar.update(task, total=tally.to_do, completed=ended, description=self.text())
 
@@ -87,8 +91,18 @@ class Progress:
         else:
             yield self._say
 
+    def _stopping(self) -> str:
+        """Once, what is waited for when the run was told to stop; else ""."""
+        if self._has_said_stopping or not (self._tally.stopping and self._tally.in_flight):
+            return ""
+        self._has_said_stopping = True
+        requests = counted(self._tally.in_flight, "request")
+        return f"It waits for {requests}, {GRACE_SECONDS:.0f} s at most. To end at once: Ctrl-C again."
+
     def _say(self, _: Tally) -> None:
         self.sample()
+        if stopping := self._stopping():
+            output.say(stopping)
         if self._clock() >= self._line_at:
             self._line_at += LINE_SECONDS
             output.say(self.text())
@@ -111,11 +125,12 @@ class Progress:
         tally, seconds = self._tally, self.seconds
         if tally.done:
             rate = f"{tally.images / seconds:,.1f}/s"
-            pictures = f"{tally.images:,} pictures in {common.minutes(seconds)} ({rate})"
-            tokens = f"{tally.prompt_tokens:,} tokens in the prompts, {tally.answer_tokens:,} in the answers"
+            pictures = f"{counted(tally.images, 'picture')} in {common.minutes(seconds)} ({rate})"
+            tokens = f"{counted(tally.prompt_tokens, 'token')} in prompts, {tally.answer_tokens:,} in answers"
             cost = f", {self.cost:,.2f} USD" if self.cost is not None else ""
-            output.say(f"{tally.done:,} answers about {pictures}: {tokens}{cost}.")
+            output.say(f"{counted(tally.done, 'answer')} about {pictures}: {tokens}{cost}.")
         elif tally.to_do == 0:
             output.say("There is nothing left to do.")
         if tally.cut_off:
-            output.warn(f"{tally.cut_off:,} answers were cut off at --max-tokens.")
+            were = "was" if tally.cut_off == 1 else "were"
+            output.warn(f"{counted(tally.cut_off, 'answer')} {were} cut off at --max-tokens.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pixtral_sky.errors import BrokenAnswer, Refused
+from pixtral_sky.errors import BrokenAnswer, Failed, Refused
 
 # Fields whose text grows from chunk to chunk: the answer, its reasoning, and the arguments of a tool call.
 _GROWING = ("content", "refusal", "reasoning", "reasoning_content", "arguments")
@@ -17,23 +18,40 @@ class Answer:
     """A streamed answer. Iterate it, once, for its text as it arrives, or take it ``whole``.
 
     ``text`` is what has arrived so far; ``usage`` (the API's counts of tokens) and ``finish_reason`` are
-    known at the end. ``seconds`` count from ``asked``, a ``time.monotonic()``. ``events`` are the stream's,
-    and raise ConnectionError when it is cut; ``reason`` makes one line of an error in it.
+    known at the end. ``seconds`` count from ``asked``, a ``time.monotonic()``.
 
-    Raises Refused when an error comes instead of an answer, and BrokenAnswer when the answer is incomplete.
+    ``events`` are the stream's, and raise ConnectionError when it is cut, and ValueError when it is no stream
+    of events; ``reason`` makes one line of an error in it. There are up to ``choices``. An answer that fails
+    before its caller has seen any of it is asked ``again``: the events of another one, or None.
+
+    Raises Refused when an error comes instead of an answer (Failed, unless the request is at fault), and
+    BrokenAnswer when the answer is incomplete.
     """
 
-    def __init__(self, events: Iterator[str], asked: float, reason: Callable[[object], str]) -> None:
-        self._events = events
+    def __init__(
+        self,
+        events: Iterator[str],
+        asked: float,
+        reason: Callable[[object], str],
+        again: Callable[[str], Iterator[str] | None] = lambda _: None,
+        choices: int = 1,
+    ) -> None:
         self._asked = asked
         self._reason = reason
+        self._again = again
+        self._choices = choices
+        self._is_seen = False  # some of its text has been given away
+        self.seconds_to_first = 0.0
+        self.seconds = 0.0
+        self._begin(events)
+
+    def _begin(self, events: Iterator[str]) -> None:
+        self._events = events
         # All chunks so far, merged. There is one choice even if no chunk has any.
         delta = {"role": "assistant", "content": ""}
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
         self._whole: dict[str, Any] = {"choices": [choice]}
         self._texts: list[str] = []
-        self.seconds_to_first = 0.0
-        self.seconds = 0.0
 
     @property
     def text(self) -> str:
@@ -53,7 +71,7 @@ class Answer:
 
     def whole(self) -> dict[str, Any]:
         """Read it to its end; the ``chat.completion`` that a request without streaming would get."""
-        for _ in self:
+        for _ in self._pieces():
             pass
         choices = []
         for choice in sorted(self._whole["choices"], key=lambda choice: choice["index"]):
@@ -64,6 +82,23 @@ class Answer:
         return {**self._whole, "object": "chat.completion", "choices": choices, "usage": self.usage}
 
     def __iter__(self) -> Iterator[str]:
+        for text in self._pieces():
+            self._is_seen = True
+            yield text
+
+    def _pieces(self) -> Iterator[str]:
+        """The texts of the first answer that is whole, and of those before it that nobody has seen."""
+        while True:
+            try:
+                yield from self._once()
+                return
+            except (BrokenAnswer, Failed) as error:
+                events = None if self._is_seen else self._again(error.what)
+                if events is None:
+                    raise
+                self._begin(events)
+
+    def _once(self) -> Iterator[str]:
         done = False
         try:
             for event in self._events:
@@ -76,6 +111,8 @@ class Answer:
         except ConnectionError as error:
             if not done:
                 raise self._broken(str(error)) from error.__cause__
+        except ValueError as error:
+            raise self._broken("stopped making sense") from error
         finally:
             self.seconds = time.monotonic() - self._asked
         if not done and not all(choice["finish_reason"] for choice in self._whole["choices"]):
@@ -85,18 +122,32 @@ class Answer:
         """Merge an event, and return its text for the first choice."""
         try:
             chunk = json.loads(event)
-            if error := chunk.get("error"):
-                reason = self._reason(error) or "no reason is given."
-                raise self._broken("was given up", f": {reason}") if self._texts else Refused(reason)
+            if error := chunk.get("error") or (chunk.get("object") == "error" and chunk):
+                raise self._given_up(error)
             text = ""
-            for choice in chunk["choices"]:  # empty in the last chunk, which has the usage
+            for choice in chunk["choices"] or []:  # none in the last chunk, which has the usage
                 choice["index"] = int(choice.get("index") or 0)
+                if not 0 <= choice["index"] < self._choices:
+                    raise ValueError("a choice that was not asked for")
+                choice["delta"] = choice.get("delta") or {}
                 if not choice["index"]:
                     text += choice["delta"].get("content") or ""
             _merge(self._whole, chunk)
             return text
         except (ValueError, RecursionError, AttributeError, LookupError, TypeError) as error:
             raise self._broken("stopped making sense") from error
+
+    def _given_up(self, error: object) -> Exception:
+        reason = self._reason(error) or "no reason is given."
+        if self._texts:
+            return self._broken("was given up", f": {reason}")
+        code = error.get("code") if isinstance(error, dict) else None
+        # A server that dies puts its 500 into the stream, as the head has been sent.
+        return (
+            Refused(reason)
+            if re.fullmatch("4[0-9][0-9]", str(code))
+            else Failed(reason, "Its log tells more.")
+        )
 
     def _broken(self, how: str, why: str = ".") -> BrokenAnswer:
         return BrokenAnswer(f"The answer {how} after {len(self.text):,} characters{why}", "Ask again.")

@@ -25,6 +25,7 @@ from pixtral_sky.client.transport import Response, Transport
 from pixtral_sky.errors import (
     BrokenAnswer,
     Busy,
+    EndpointError,
     Failed,
     NotAnAPI,
     NoTunnel,
@@ -45,6 +46,21 @@ READ_SECONDS = 600.0  # until an answer begins, after the queue, and between two
 LOST_SECONDS = 20.0
 REASON_CHARACTERS = 300  # of a server's own words
 
+# How often a request is sent again on which the server has worked already: it failed, or its answer broke off
+# before anybody saw some of it. More would not help, if the request is what it cannot bear.
+AGAIN = 2
+RETRY_AFTER_SECONDS = 60.0  # the longest pause that a server may ask for
+# Bytes that are read at most: of an error, of a document, and of an answer besides those of its tokens, which
+# may each have the 20 most likely ones beside it (logprobs).
+MAX_ERROR, MAX_DOCUMENT, MAX_ANSWER = 2**16, 2**23, 2**24
+TOKEN_BYTES = 2**14
+MOST_TOKENS = 2**17  # of an answer whose request does not say how many
+
+# One pixel, for the smallest question with a picture.
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4"
+    "z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC"
+)
 BACKOFF_SECONDS = 8.0  # the longest pause, without its random part
 SILENT_SECONDS = 10.0  # until the user is told that a request to Baseten waits
 
@@ -68,6 +84,8 @@ class _Request:
     path: str
     body: bytes = b""
     may_be_lost: bool = False  # see LOST_SECONDS
+    again: int = 0  # see AGAIN
+    once: bool = False  # it is not tried again, whatever comes
 
     @property
     def size(self) -> str:
@@ -79,7 +97,8 @@ class Client:
 
     ``endpoint`` is an Endpoint, or a URL in any form that ``base_url`` takes, with its ``key``. A failed
     request is retried for ``budget`` seconds (0: never; None: RETRY_SECONDS, and BASETEN_SECONDS while a
-    deployment on Baseten starts). ``notify`` gets a line before each retry, in the thread that asks, and one
+    deployment on Baseten starts), and up to ``again`` times when the server has failed, or its answer broke
+    off before any of it was seen. ``notify`` gets a line before each retry, in the thread that asks, and one
     when such a start is waited for, in a thread of its own. ``connections`` are kept open between requests:
     as many as there are threads. ``sleep`` makes the pauses; without it, ``close()`` ends them.
 
@@ -92,6 +111,7 @@ class Client:
         *,
         key: str = "",
         budget: float | None = None,
+        again: int = AGAIN,
         read_timeout: float = READ_SECONDS,
         connections: int = 1,
         notify: Callable[[str], None] = lambda _: None,
@@ -102,11 +122,13 @@ class Client:
             raise TypeError(f"An endpoint is a URL, not {type(endpoint).__name__}.")
         self.endpoint = endpoint
         self._budget = RETRY_SECONDS if budget is None else budget
+        self._again = again if self._budget else 0
         self._may_start = endpoint.is_baseten and budget is None
         self._read_timeout = read_timeout
         self._notify = notify
         self._closed = threading.Event()
         self._sleep = sleep or self._closed.wait
+        self._answered = 0.0  # when an answer began last, to any of its requests
         headers = {"User-Agent": f"pixtral-sky/{__version__}", "Content-Type": "application/json"}
         headers["Accept-Encoding"] = "identity"  # answers are short; a compressed one can be of any size
         if endpoint.key:
@@ -140,7 +162,8 @@ class Client:
         """Send a ``question``: words and pictures in their order, or OpenAI messages.
 
         Returns when the answer begins: iterate it for its text. ``fields`` are further fields of the request:
-        max_tokens (512), temperature (0.7), response_format...; None is not sent. Raises EndpointError.
+        max_tokens (512), temperature (0.7), response_format...; None is not sent. An answer that breaks off
+        before its first text is asked again, later ones never. Raises EndpointError.
         """
         body = {"model": self.endpoint.model, "max_tokens": MAX_TOKENS, "temperature": TEMPERATURE, **fields}
         body["messages"] = messages(question, system)
@@ -150,7 +173,7 @@ class Client:
         """Ask as ``ask`` does, and return the whole ``chat.completion``.
 
         The answer is streamed all the same: a balancer takes a long silence for a dead replica, and asks
-        another one.
+        another one. One that breaks off anywhere is asked again.
         """
         return self.ask(question, system=system, **fields).whole()
 
@@ -161,6 +184,24 @@ class Client:
         EndpointError.
         """
         return self._stream({"model": self.endpoint.model, **body}).whole()
+
+    def answers(self, *, pictures: bool) -> bool:
+        """Whether it answers a smallest question now, with a picture or without, at the first attempt.
+
+        Raises Unauthorized and Untrusted.
+        """
+        content: list[dict[str, Any]] = [{"type": "text", "text": "Hello"}]
+        if pictures:
+            content.append({"type": "image_url", "image_url": {"url": PIXEL}})
+        asked = [{"role": "user", "content": content}]
+        body = {"model": self.endpoint.model, "messages": asked, "max_tokens": 1}
+        try:
+            self._stream(body, once=True).whole()
+        except (Unauthorized, Untrusted):
+            raise
+        except EndpointError:
+            return False
+        return True
 
     def models(self) -> list[dict[str, Any]]:
         """The served models (``GET /v1/models``), each with an ``id``. Raises EndpointError."""
@@ -184,19 +225,38 @@ class Client:
         self.endpoint = replace(self.endpoint, model=model["id"], max_model_len=length)
         return self.endpoint
 
-    def _stream(self, body: dict[str, Any]) -> Answer:
+    def _stream(self, body: dict[str, Any], *, once: bool = False) -> Answer:
         asked = time.monotonic()
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        response = self._open(_Request("POST", self.endpoint.chat_path, _encode(body)))
+        again_at_most = 0 if once else self._again
+        request = _Request("POST", self.endpoint.chat_path, _encode(body), again=again_at_most, once=once)
+        choices = _number(body, "n", otherwise=1)
+        tokens = _number(body, "max_completion_tokens", "max_tokens", otherwise=MOST_TOKENS)
+        most = MAX_ANSWER + tokens * choices * TOKEN_BYTES
+
+        def again(what: str) -> Iterator[str] | None:
+            if not request.again or self._closed.is_set():
+                return None
+            request.again -= 1
+            pause = 1 + random.random()  # noqa: S311
+            self._notify(f"{what[0].lower()}{what[1:].rstrip('.')}; asking again in {pause:.0f} s")
+            self._sleep(pause)
+            return self._events(request, most)
+
+        return Answer(self._events(request, most), asked, self._reason, again, choices)
+
+    def _events(self, request: _Request, most: int) -> Iterator[str]:
+        """The events of an answer of up to ``most`` bytes."""
+        response = self._open(request)
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             response.close()
             raise self._not_an_api(response.status)
-        return Answer(transport.events(response.chunks()), asked, self._reason)
+        return transport.events(response.chunks(most))
 
     def _document(self, path: str) -> Any:
         response = self._open(_Request("GET", path, may_be_lost=True))
         try:
-            return json.loads(response.read())
+            return json.loads(response.read(MAX_DOCUMENT))
         except ConnectionError as error:
             what = f"The answer {error} after {response.arrived:,} bytes."
             raise BrokenAnswer(what, "Ask again.") from error
@@ -205,17 +265,26 @@ class Client:
 
     def _open(self, request: _Request) -> Response:
         """Return a 2xx answer whose body is not read yet. The only place that retries."""
-        began, paused, attempt = time.monotonic(), 0.0, 0
+        before = began = time.monotonic()
+        paused, attempt = 0.0, 0
         while True:
             try:
-                return self._attempt(request)
+                response = self._attempt(request)
+                self._answered = time.monotonic()
+                return response
             except _TransientError as failure:
+                if self._answered > before:  # others are answered: it is not down, so the pauses begin anew
+                    attempt = 0
+                before = time.monotonic()
                 jitter = random.random()  # noqa: S311 (clients must not come back all at once)
                 pause = max(min(2**attempt, BACKOFF_SECONDS) + jitter, failure.wait)
                 # The pauses count by themselves, for a ``sleep`` that takes no time.
                 spent = max(time.monotonic() - began, paused)
-                if spent + pause > (BASETEN_SECONDS if failure.is_start else self._budget):
+                has_failed = isinstance(failure.error, Failed)
+                is_over = spent + pause > (BASETEN_SECONDS if failure.is_start else self._budget)
+                if is_over or request.once or (has_failed and not request.again):
                     raise failure.error from failure.__cause__
+                request.again -= has_failed
                 self._notify(f"{failure}; trying again in {pause:.0f} s")
                 self._sleep(pause)
                 paused += pause
@@ -294,11 +363,7 @@ class Client:
     def _refusal(self, response: Response, request: _Request) -> Exception:
         """The error for an answer that is not 2xx."""
         url, status = self.endpoint.url, response.status
-        try:
-            document = json.loads(response.read())
-        except (ConnectionError, ValueError, RecursionError):
-            document = None  # the status remains
-        error, detail = (document.get(k) if isinstance(document, dict) else None for k in ("error", "detail"))
+        error, detail = _said(response)
         reason = self._reason(error or detail)
         because = f" ({status}): {reason}" if reason else f" ({status})."
         # SkyServe's balancer answers with `detail` when it has asked no replica or all; vLLM with `error`.
@@ -311,15 +376,17 @@ class Client:
             if status == 404:
                 return Refused(f"Baseten has no deployment at {url}{because}", self.endpoint.hint)
         if status in (429, 502, 503, 504) or (status == 500 and no_replica):
-            wait = _retry_after(response)
-            hint = f"It asks to wait {wait:.0f} s." if wait else "Try again later."
+            asked = _retry_after(response)
+            wait = min(asked, RETRY_AFTER_SECONDS)
+            hint = f"It asks to wait {asked:.0f} s." if asked else "Try again later."
+            long = f" and asks to wait {asked:.0f} s" if asked > wait else ""
             if no_replica and "ReadTimeout" in reason:
                 return self._too_slow()  # three replicas have worked on it; a retry would ask three more
             if no_replica:
                 request.may_be_lost = True
-                return _TransientError("no replica is ready", Busy("No replica is ready.", hint, wait), wait)
-            busy = Busy(f"{url} is busy{because}", hint, wait)
-            return _TransientError(f"{url} is busy ({status})", busy, wait)
+                return _TransientError("no replica is ready", Busy("No replica is ready.", hint, asked), wait)
+            busy = Busy(f"{url} is busy{because}", hint, asked)
+            return _TransientError(f"{url} is busy ({status}){long}", busy, wait)
         if status in (401, 403):
             what = "does not take this key" if self.endpoint.key else "asks for a key, and none was given"
             return Unauthorized(f"{url} {what} ({status}).", self.endpoint.hint)
@@ -331,7 +398,8 @@ class Client:
             what = f"{url} redirects to {target}, where no key is sent."
             return Refused(what, "Is it yours? --endpoint URL")
         if status >= 500:
-            return Failed(f"{url} failed{because}", "Its log tells more.")
+            failed = Failed(f"{url} failed{because}", "Its log tells more.")
+            return _TransientError(f"{url} failed ({status})", failed)
         code = error.get("code") if isinstance(error, dict) else None  # as our gateway has them
         if code == "not_found":
             return Refused(f"{url} has no such route.", self.endpoint.hint)
@@ -368,6 +436,24 @@ def _encode(body: dict[str, Any]) -> bytes:
         return orjson.dumps(body)  # 50 times as fast as json for a request with a picture
     except TypeError:  # a number beyond 64 bits, or half a surrogate pair
         return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _said(response: Response) -> tuple[Any, Any]:
+    """The ``error`` and the ``detail`` of an answer; None where it has none, and the status says all."""
+    try:
+        document = json.loads(response.read(MAX_ERROR))
+    except (ConnectionError, ValueError, RecursionError):
+        return None, None
+    if not isinstance(document, dict):
+        return None, None
+    older = document if document.get("object") == "error" else None  # an older vLLM's
+    return document.get("error") or older, document.get("detail")
+
+
+def _number(body: dict[str, Any], *names: str, otherwise: int) -> int:
+    """The first of the fields that has a whole number above 0, of a body that may have anything."""
+    values = (body.get(name) for name in names)
+    return next((value for value in values if isinstance(value, int) and value > 0), otherwise)
 
 
 def _retry_after(response: Response) -> float:

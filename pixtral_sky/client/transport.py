@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10.0  # for each address of the server, and for each step of its TLS
 SLOW_SECONDS = 1.0  # a connection that takes longer has waited for a silent address
 MAX_HEAD = 2**17  # bytes until the head of an answer is complete
+MAX_EVENT = 2**24  # bytes of an event of a stream, and of the lines that it has
 SEND_BYTES = 2**20  # at a time: each has the timeout of its own, for slow lines
 _ORIGIN = httpcore.Origin(b"http", b"", 80)  # a constant: httpcore only compares it
 
@@ -257,12 +258,17 @@ class Response:
         if self.headers.keys() >= {"content-length", "transfer-encoding"}:
             raise NotHTTP  # two lengths can smuggle one answer into another (RFC 9112, 6.3)
 
-    def chunks(self) -> Iterator[bytes]:
-        """The body as it comes. Raises ConnectionError with the text "stalled" or "broke off"."""
+    def chunks(self, most: int) -> Iterator[bytes]:
+        """The body as it comes.
+
+        Raises ConnectionError with the text "stalled" or "broke off", and ValueError after ``most`` bytes.
+        """
         try:
             with _errors():
                 for chunk in self._response.iter_stream():
                     self.arrived += len(chunk)
+                    if self.arrived > most:
+                        raise ValueError(f"more than {most} bytes")
                     yield chunk
         except TimeoutError as error:
             raise ConnectionError("stalled") from error
@@ -271,9 +277,9 @@ class Response:
         finally:
             self.close()
 
-    def read(self) -> bytes:
+    def read(self, most: int) -> bytes:
         """The whole body. Raises as ``chunks``."""
-        return b"".join(self.chunks())
+        return b"".join(self.chunks(most))
 
     def close(self) -> None:
         """Give the connection back if the whole body was taken, else close it."""
@@ -302,11 +308,16 @@ def _errors() -> Iterator[None]:
 def events(chunks: Iterator[bytes]) -> Iterator[str]:
     """The data of each event of a ``text/event-stream``, whose lines end with LF or CR LF.
 
+    Raises ValueError for an event of more than MAX_EVENT bytes.
+
     https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
     (httpx-sse takes only answers of httpx.)
     """
-    rest, data = b"", []
+    rest, data, size = b"", [], 0
     for chunk in chunks:
+        size += len(chunk)
+        if size > MAX_EVENT:
+            raise ValueError("an event without an end")
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             name, _, value = line.removesuffix(b"\r").partition(b":")
@@ -314,7 +325,7 @@ def events(chunks: Iterator[bytes]) -> Iterator[str]:
                 data.append(value.removeprefix(b" ").decode(errors="replace"))
             elif not name and not value and data:  # an empty line; a comment begins with the colon
                 yield "\n".join(data)
-                data = []
+                data, size = [], len(rest)
 
 
 def _host(parts: SplitResult) -> str:

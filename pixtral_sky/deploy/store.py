@@ -125,7 +125,7 @@ def born(process: psutil.Process) -> float:
 def home() -> Path:
     """The directory of all that is remembered here. It is created on first use, for its owner only.
 
-    Raises PixtralSkyError when it cannot be.
+    Raises PixtralSkyError when it cannot be, and when others could put a deployment of theirs into it.
     """
     import platformdirs
 
@@ -141,6 +141,16 @@ def _made(path: Path) -> Path:
             f"The directory {path} cannot be made: {os_reason(error)}.",
             "Set PIXTRAL_SKY_HOME to a directory of yours.",
         ) from error
+    found = path.stat()
+    if os.geteuid() not in (0, found.st_uid):
+        raise PixtralSkyError(
+            f"The directory {path} belongs to another user.", "Set PIXTRAL_SKY_HOME to a directory of yours."
+        )
+    if found.st_mode & 0o022:
+        raise PixtralSkyError(
+            f"Others can write into the directory {path}, and lead your requests elsewhere.",
+            f"Look at what is in it, then: chmod go-w '{path}'",
+        )
     return path
 
 

@@ -15,12 +15,14 @@ from pixtral_sky.batch.concurrency import CUT, MOST, PER_SECOND, START, Limiter
 class Server:
     """Computes ``capacity`` at once, in ``seconds``; with more, all take longer in proportion.
 
-    What is more than ``most`` at once is refused, and asked again a second later.
+    What is more than ``most`` at once is refused, as is a ``rude`` share of all. It is asked again a second
+    later, and others may be asked meanwhile, as far as the limiter allows it.
     """
 
     capacity: float
     seconds: float
     most: int = 10**9
+    rude: float = 0.0
     refused: int = 0
 
 
@@ -30,7 +32,9 @@ class World:
     def __init__(self, limiter: Limiter | None = None, spread: float = 0.5) -> None:
         self.limiter, self.now = limiter or Limiter(), 0.0
         self._spread, self._random = spread, random.Random(4)
-        self._on_their_way: list[tuple[float, float, bool]] = []  # ends, begun, is worked on
+        # Ends, begun, is worked on, has left its place.
+        self._on_their_way: list[tuple[float, float, bool, bool]] = []
+        self._spared = 0
         self.starts: list[float] = []
 
     def run(self, server: Server, seconds: float) -> float:
@@ -38,30 +42,36 @@ class World:
         until, answered = self.now + seconds, 0
         while self.now < until:
             pause = 0.0
-            while len(self._on_their_way) < self.limiter.limit and not (pause := self.limiter.wait(self.now)):
+            while self._has_room() and not (pause := self.limiter.wait(self.now)):
                 self._start(server)
             ends = self._on_their_way[0][0] if self._on_their_way else until
-            if len(self._on_their_way) < self.limiter.limit:
+            if self._has_room():
                 ends = min(ends, self.now + pause)
             self.now = ends
             while self._on_their_way and self._on_their_way[0][0] <= self.now:
-                _, begun, worked_on = heapq.heappop(self._on_their_way)
+                _, begun, worked_on, spared = heapq.heappop(self._on_their_way)
+                self._spared -= spared
                 if worked_on:
                     self.limiter.answered(self.now, self.now - begun)
                     answered += 1
         return answered / seconds
 
+    def _has_room(self) -> bool:
+        return len(self._on_their_way) - self._spared < self.limiter.limit
+
     def _start(self, server: Server) -> None:
         self.starts.append(self.now)
-        working = sum(worked_on for _, _, worked_on in self._on_their_way)
-        if working >= server.most:
+        working = sum(each[2] for each in self._on_their_way)
+        if working >= server.most or self._random.random() < server.rude:
             server.refused += 1
-            self.limiter.busy(self.now)
-            heapq.heappush(self._on_their_way, (self.now + 1, self.now, False))
+            self.limiter.busy(self.now, taken=working)
+            spared = self.limiter.spares()
+            self._spared += spared
+            heapq.heappush(self._on_their_way, (self.now + 1, self.now, False, spared))
             return
         chance = self._random.uniform(1 - self._spread, 1 + self._spread)
         taken = server.seconds * max(1, (working + 1) / server.capacity) * chance
-        heapq.heappush(self._on_their_way, (self.now + taken, self.now, True))
+        heapq.heappush(self._on_their_way, (self.now + taken, self.now, True, False))
 
 
 @pytest.mark.parametrize(("capacity", "seconds"), [(4, 2), (16, 5), (32, 10), (64, 5), (200, 4)])
@@ -121,16 +131,28 @@ def test_it_backs_off_from_a_server_that_refuses_and_comes_back() -> None:
     rate = world.run(strict, 600)
     assert world.limiter.limit <= 45
     assert rate > 0.7 * 40 / 5
-    assert strict.refused < 0.1 * rate * 600
+    assert strict.refused < 0.3 * rate * 600
     world.run(Server(64, 5), 600)
     assert world.run(Server(64, 5), 300) > 0.85 * 64 / 5
+
+
+@pytest.mark.parametrize("fixed", [None, START])
+@pytest.mark.parametrize("seconds", [0.5, 5])
+def test_refusals_that_no_limit_ends_cost_half_of_the_speed_at_most(
+    fixed: int | None, seconds: float
+) -> None:
+    polite, rude = (World(Limiter(fixed)) for _ in range(2))
+    rates = [
+        world.run(Server(40, seconds, rude=share), 600 * seconds)
+        for world, share in ((polite, 0), (rude, 0.5))
+    ]
+    assert rates[1] > 0.6 * rates[0]
 
 
 def test_all_that_is_refused_for_one_reason_cuts_once() -> None:
     limiter = Limiter()
     limiter.limit = 100
     for _ in range(100):
-        limiter.busy(1.0)
         limiter.lost(1.0)
     assert limiter.limit == int(100 * CUT)
     for number in range(200):
@@ -143,8 +165,8 @@ def test_all_that_is_refused_for_one_reason_cuts_once() -> None:
 def test_nothing_is_left_of_it_but_one() -> None:
     limiter = Limiter()
     for number in range(50):
-        limiter.busy(float(number))
-        limiter.busy(float(number))
+        limiter.lost(float(number))
+        limiter.lost(float(number))
         for _ in range(2 * START):
             limiter.answered(float(number), 1.0)
     assert limiter.limit == 1

@@ -17,6 +17,7 @@ import pytest
 
 from pixtral_sky import errors
 from pixtral_sky.batch import runner
+from pixtral_sky.batch.inputs import Walked
 from pixtral_sky.batch.items import BadInput, Defaults, Item, Question
 from pixtral_sky.batch.journal import Ledger, Paths
 from pixtral_sky.batch.runner import (
@@ -58,6 +59,7 @@ class Endpoint:
     behave: Callable[[str, int], dict[str, Any] | None] = lambda text, time: None
     seconds: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
+    is_well: bool = True  # what it answers to a smallest question
     at_once: int = 0
     most_at_once: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -75,6 +77,10 @@ class Endpoint:
         finally:
             with self._lock:
                 self.at_once -= 1
+
+    def answers(self, *, pictures: bool) -> bool:
+        assert not pictures
+        return self.is_well
 
 
 class Folder:
@@ -113,6 +119,8 @@ def folder(tmp_path: Path) -> Folder:
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(runner, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(runner, "FAILING_SECONDS", 0.01)
     monkeypatch.setattr("pixtral_sky.batch.concurrency.PER_SECOND", 5000)
 
 
@@ -242,6 +250,74 @@ def test_what_breaks_off_is_asked_again(
     assert len(folder.out()) == 20 - fails
     assert endpoint.counts["i5"] == min(times + 1, TRIES[type(error)])
     assert tally.again == endpoint.counts["i5"] - 1
+
+
+@pytest.mark.parametrize("error", [errors.BrokenAnswer("It broke off."), errors.Failed("It failed (500).")])
+def test_a_server_that_fails_is_no_items_fault(
+    folder: Folder, error: PixtralSkyError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dies in the middle of the run, and answers nothing, not even the smallest question."""
+    monkeypatch.setattr(runner, "PATIENCE_SECONDS", 0.5)
+    endpoint = Endpoint(seconds=0.001)
+
+    def dies(text: str, _: int) -> None:
+        if len(folder.out()) >= 8:
+            endpoint.is_well = False
+            raise error
+
+    endpoint.behave = dies
+    with pytest.raises(type(error)):
+        folder.run(endpoint, questions(50), concurrency=8)
+    done = len(folder.out())
+    assert 8 <= done <= 16
+    assert folder.errors() == {}
+    rest = Endpoint()
+    assert folder.run(rest, questions(50)).done == sum(rest.counts.values()) == 50 - done
+
+
+def test_a_server_that_comes_back_is_asked_one_at_a_time_until_then(folder: Folder) -> None:
+    endpoint = Endpoint(seconds=0.005)
+    failing = threading.Event()
+    most: list[int] = []
+
+    def behave(text: str, _: int) -> None:
+        if len(folder.out()) >= 8 and not most:
+            failing.set()
+        if failing.is_set():
+            endpoint.is_well = False
+            most.append(endpoint.at_once)
+            if len(most) < 30:
+                raise errors.Failed("It failed (500).")
+            failing.clear()
+            endpoint.is_well = True
+
+    endpoint.behave = behave
+    tally = folder.run(endpoint, questions(50), concurrency=8)
+    assert (tally.done, tally.failed) == (50, 0)
+    assert tally.again >= 29
+    assert set(most[8:]) == {1}, "while it fails"
+
+
+def test_one_item_that_the_server_cannot_bear(folder: Folder) -> None:
+    """Alone, too: that the server answers another question tells."""
+    endpoint = Endpoint(raises(errors.Failed("It failed (500).")))
+    assert folder.run(endpoint, questions(1)).failed == 1
+    assert endpoint.counts["i0"] == TRIES[errors.Failed]
+
+
+def test_what_waits_for_its_next_attempt_is_undone_at_the_end(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C meanwhile: it is over at once, and not complete."""
+    monkeypatch.setattr(runner, "AGAIN_SECONDS", 30)
+    endpoint = Endpoint(raises(errors.Failed("It failed (500).")))
+    stop = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    stop.start()
+    begun = time.monotonic()
+    tally = folder.run(endpoint, questions(4))
+    assert time.monotonic() - begun < 5
+    assert (tally.done, tally.failed, tally.stopped_by) == (0, 0, signal.SIGINT)
+    assert folder.run(Endpoint(), questions(4)).done == 4
 
 
 def test_what_is_refused_has_failed(folder: Folder) -> None:
@@ -405,7 +481,7 @@ def test_few_are_prepared_ahead(folder: Folder, monkeypatch: pytest.MonkeyPatch)
     endpoint = Endpoint(seconds=0.005)
     endpoint.behave = lambda text, _: ahead.append(bodies[0] - sum(endpoint.counts.values()))  # type: ignore[func-returns-value]
     with folder.ledger() as ledger:
-        Batch(Job(walk, DEFAULTS, concurrency=2, is_read_once=True), ledger).run(endpoint)
+        Batch(Job(walk, DEFAULTS, concurrency=2, walked=Walked(["-"])), ledger).run(endpoint)
     assert len(folder.out()) == walked[0] == 200
     assert max(ahead) <= READY
     assert most[0] <= PREPARERS
@@ -480,11 +556,10 @@ def stops(folder: Folder, endpoint: Endpoint, signals: int) -> None:
     threading.Thread(target=press, daemon=True).start()
 
 
-def test_trouble_slows_it_down_and_is_shown(folder: Folder) -> None:
+def test_trouble_is_shown_until_the_next_answer(folder: Folder) -> None:
     with folder.ledger() as ledger:
         run = Batch(Job(lambda: questions(3), DEFAULTS), ledger)
         for _ in range(2):
             run.trouble("no replica is ready; trying again in 2 s")
         assert run.tally.trouble == "no replica is ready; trying again in 2 s"
-        assert run._limiter.limit < runner.Limiter().limit
         assert run.run(Endpoint()).trouble == ""

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pixtral_sky import output
+from pixtral_sky import errors, output
 from pixtral_sky.batch import runner
 from pixtral_sky.cli import progress
 from tests.conftest import ROOT
@@ -95,7 +95,7 @@ def test_a_folder_of_pictures(run: Run, tmp_path: Path) -> None:
         result = run(endpoint, "photos", "-o", "out.jsonl", "-p", "What color?", "--system", "Be short.", "--max-tokens", "9", "--temperature", "0")  # fmt: skip
     assert (result.code, result.out) == (0, "")
     assert re.fullmatch(
-        r"3 answers about 3 pictures in 0 s \([0-9.]+/s\): 1,980 tokens in the prompts, 36 in the answers\.\n",
+        r"3 answers about 3 pictures in 0 s \([0-9.]+/s\): 1,980 tokens in prompts, 36 in answers\.\n",
         result.err,
     )
     answers = {line["id"]: line for line in lines("out.jsonl")}
@@ -168,7 +168,7 @@ def test_the_summary_as_json(run: Run) -> None:
     assert summary.pop("tokens_per_second") > 0
     assert summary == {
         "complete": True, "done": 3, "failed": 0, "images": 3, "prompt_tokens": 1980, "answer_tokens": 36, "cut_off": 3,
-        "asked_again": 0, "done_before": 0, "failed_before": 0, "out": "out.jsonl", "errors": None, "csv": None,
+        "asked_again": 0, "done_before": 0, "failed_before": 0, "skipped": {}, "out": "out.jsonl", "errors": None, "csv": None,
     }  # fmt: skip
 
 
@@ -237,15 +237,99 @@ def test_an_endpoint_that_goes_away(run: Run, monkeypatch: pytest.MonkeyPatch) -
     assert result.code == 1
     done = len(lines("out.jsonl"))
     assert re.search(
-        rf"\nError: http://\S+ hangs up without an answer to a request of 0\.0 MiB\. .*\. {done} are done in this "
+        rf"\nError: http://\S+ hangs up without an answer to a request of 0\.0 MiB\. .*\. {done} done in this "
         r"run\. Is it|.*The same command goes on\.\n$",
         result.err,
     )
-    assert f" {done} are done in this run." in result.err
+    assert f" {done} done in this run." in result.err
     assert result.err.endswith(" The same command goes on.\n")
     with FakeEndpoint([echo]) as endpoint:
         assert run(endpoint, "list.jsonl", "-o", "out.jsonl").code == 0
     check(50)
+
+
+def is_small(exchange: Exchange) -> bool:
+    """Whether it is the question that tells whether the server answers any."""
+    return bool(exchange.request.json["max_tokens"] == 1)
+
+
+def died(exchange: Exchange) -> None:
+    fake.vllm_error(500, "EngineCore encountered an issue. See stack trace (above) for the root cause.")(
+        exchange
+    )
+
+
+@pytest.mark.parametrize("end", [fake.drops(), fake.vllm_error(500, "EngineCore encountered an issue.")])
+def test_a_server_that_goes_down_takes_no_item_with_it(
+    end: fake.Behaviour, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a while a dying engine answers 500, and breaks off what it was streaming, in each way that there is."""
+    monkeypatch.setattr(runner, "PATIENCE_SECONDS", 3)
+    monkeypatch.setattr(runner, "FAILING_SECONDS", 0.1)
+    gone = threading.Event()
+    error = {"error": {"message": "EngineCore encountered an issue.", "code": 500}}
+    deaths = [died, fake.streams("Ab", end=False), fake.streams(error), fake.streams("Ab", error), died] * 3
+
+    def behave(exchange: Exchange) -> None:
+        if count_of("out.jsonl") >= 8:
+            gone.set()
+        (echo if not gone.is_set() else deaths.pop() if deaths else end)(exchange)
+
+    with FakeEndpoint([behave]) as endpoint:
+        result = run(endpoint, manifest(50), "-o", "out.jsonl", "--concurrency", "8")
+    assert result.code == 1
+    assert result.err.endswith(" The same command goes on.\n")
+    assert lines("out.errors.jsonl") == []
+    done = len(lines("out.jsonl"))
+    assert 8 <= done <= 16
+    with FakeEndpoint([echo]) as endpoint:
+        assert run(endpoint, "list.jsonl", "-o", "out.jsonl").code == 0
+        assert len(endpoint.asked) == 50 - done
+    check(50)
+
+
+def test_an_item_at_which_the_server_fails_is_written_off(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "AGAIN_SECONDS", 0.05)
+
+    def behave(exchange: Exchange) -> None:
+        (says("Hi") if is_small(exchange) else died if question(exchange) == "item 3" else echo)(exchange)
+
+    with FakeEndpoint([behave]) as endpoint:
+        result = run(endpoint, manifest(10), "-o", "out.jsonl")
+        small = [request.json for request in endpoint.asked if request.json["max_tokens"] == 1]
+    assert result.code == 1
+    check(10, failed=["i3"])
+    assert lines("out.errors.jsonl")[0]["error"]["type"] == "Failed"
+    assert len(small) == runner.TRIES[errors.Failed]
+    assert small[0]["messages"][0]["content"][1]["type"] == "image_url", "as the item has a picture"
+
+
+def test_an_endpoint_that_refuses_half_of_all_costs_twice_the_time_at_most(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the number at once is left to it: tests/batch/test_concurrency.py."""
+    pause, rude = runner.Batch.pause, random.Random(1)
+    # For the answers of 0.04 s, all is as short as it is for those of 1 s.
+    monkeypatch.setattr("pixtral_sky.batch.concurrency.PER_SECOND", 25 * 150)
+    monkeypatch.setattr(runner.Batch, "pause", lambda self, seconds: pause(self, seconds / 25))
+
+    def behave(exchange: Exchange) -> None:
+        exchange.wait(0.04)
+        echo(exchange)
+
+    def refuses(exchange: Exchange) -> None:
+        refused = fake.status(rude.choice((429, 503)))
+        (refused if rude.random() < 0.5 else behave)(exchange)
+
+    seconds = []
+    for number, endpoint_does in enumerate((behave, refuses)):
+        with FakeEndpoint([endpoint_does]) as endpoint:
+            out = f"out{number}.jsonl"
+            result = run(endpoint, manifest(300), "-o", out, "--concurrency", "8", "--json")
+            assert result.code == 0
+            seconds.append(json.loads(result.out)["seconds"])
+            check(300, out=out)
+    assert seconds[1] < 2 * seconds[0]
 
 
 # Going on, or not
@@ -428,7 +512,7 @@ def test_interrupted(run: Run, number: signal.Signals) -> None:
             out, err = process.communicate(timeout=20)
         assert process.returncode == 128 + number
         done = len(lines("out.jsonl"))
-        assert err.splitlines()[-1] == f"Stopped: {done} are done in this run. The same command goes on."
+        assert err.splitlines()[-1] == f"Stopped: {done} done in this run. The same command goes on."
         assert json.loads(out)["complete"] is False
         assert len(endpoint.asked) == done, "what was on its way is done"
     with FakeEndpoint([echo]) as endpoint:
@@ -448,8 +532,114 @@ def test_the_second_ctrl_c_ends_it_at_once(run: Run) -> None:
             out, err = process.communicate(timeout=20)
         assert time.monotonic() - begun < 3
     assert (process.returncode, out) == (130, "")
-    assert err == "Stopped: 0 are done in this run. The same command goes on.\n"
+    assert err == (
+        "It waits for 8 requests, 20 s at most. To end at once: Ctrl-C again.\n"
+        "Stopped: 0 done in this run. The same command goes on.\n"
+    )
     assert lines("out.jsonl") == lines("out.errors.jsonl") == []
+
+
+def removed(out: Path) -> None:
+    out.unlink()
+
+
+def replaced(out: Path) -> None:
+    Path("other").write_text("")
+    Path("other").rename(out)
+
+
+def cut(out: Path) -> None:
+    os.truncate(out, out.read_bytes().index(b"\n") + 1)
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        (removed, r"was removed, and \d+ lines with it\."),
+        (replaced, r"was replaced: lost is what the new file lacks of \d+ lines\."),
+        (cut, r"was cut: lost are \d+ of \d+ lines\."),
+    ],
+)
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_its_file_is_taken_away_while_it_runs(
+    does: Callable[[Path], None], said: str, at_the_end: bool, run: Run
+) -> None:
+    """Also when all is answered at that moment: never an exit code 0."""
+    count, asked = 40, [0]
+
+    def behave(exchange: Exchange) -> None:
+        asked[0] += 1
+        if asked[0] == (count if at_the_end else 20):
+            does(Path("out.jsonl"))
+        exchange.wait(0.01)
+        echo(exchange)
+
+    with FakeEndpoint([behave]) as endpoint:
+        result = run(endpoint, manifest(count), "-o", "out.jsonl", "--concurrency", "2", "--json")
+        assert result.code == 1
+        assert json.loads(result.out)["complete"] is False
+        last = result.err.splitlines()[-1]
+        assert re.fullmatch(
+            rf"Error: out\.jsonl {said} \d+ done in this run\. The same command asks again what is lost\.",
+            last,
+        )
+        if not at_the_end:
+            assert len(endpoint.asked) < 36, "it ends at once"
+        assert run(endpoint, "list.jsonl", "-o", "out.jsonl", "--resume").code == 0
+    check(count)
+
+
+def test_its_files_are_the_users_alone(run: Run) -> None:
+    def behave(exchange: Exchange) -> None:
+        (fake.vllm_error(400, "No.") if question(exchange) == "item 1" else echo)(exchange)
+
+    with FakeEndpoint([behave]) as endpoint:
+        assert run(endpoint, manifest(2), "-o", "out.jsonl").code == 1
+        with Path("out.jsonl").open("a") as file:
+            file.write('{"id": "torn')
+        assert run(endpoint, "list.jsonl", "-o", "out.jsonl").code == 1
+    names = ("out.jsonl", "out.errors.jsonl", "out.jsonl.run.json", "out.jsonl.torn")
+    assert {name: Path(name).stat().st_mode & 0o777 for name in names} == dict.fromkeys(names, 0o600)
+
+
+@pytest.mark.parametrize(
+    ("given", "stdin", "reason"),
+    [
+        (["empty"], b"", "There is nothing to ask about in empty. Give pictures, folders with some"),
+        (
+            ["notes"],
+            b"",
+            "about in notes. Skipped, being no pictures: 3 files (2 .txt, 1 without an extension).",
+        ),
+        (["empty", "blank.jsonl"], b"", "There is nothing to ask about in empty, blank.jsonl. Give"),
+        (["-"], b"", "There is nothing to ask about in standard input. Give"),
+        (["-"], b"\n\n", "There is nothing to ask about in standard input. Give"),
+    ],
+)
+def test_nothing_is_given(given: list[str], stdin: bytes, reason: str, run: Run) -> None:
+    for folder in ("empty", "notes"):
+        Path(folder).mkdir()
+    for name in ("a.txt", "B.TXT", "README", ".hidden"):
+        Path("notes", name).touch()
+    Path("blank.jsonl").write_text("\n")
+    with FakeEndpoint([echo]) as endpoint:
+        result = run(endpoint, *given, "-o", "out.jsonl", stdin=stdin)
+    assert (result.code, result.out) == (2, "")
+    assert reason in result.err.splitlines()[-1]
+
+
+def test_what_is_skipped_is_said(run: Run) -> None:
+    Path("photos/inner").mkdir(parents=True)
+    for name in ("a.txt", "b.txt", "inner/c.mov", "inner/d"):
+        Path("photos", name).touch()
+    Image.new("RGB", (32, 32), "red").save("photos/inner/red.png")
+    said = "Skipped, being no pictures: 4 files (2 .txt, 1 .mov, 1 without an extension)."
+    with FakeEndpoint([echo]) as endpoint:
+        result = run(endpoint, "photos", "-o", "out.jsonl", "--json")
+        assert said in result.err
+        assert json.loads(result.out)["skipped"] == {".txt": 2, ".mov": 1, "without an extension": 1}
+        assert said in run(endpoint, "photos/*", "-o", "glob.jsonl").err
+        assert "1 answer about 1 picture in " in result.err
 
 
 # What is shown meanwhile

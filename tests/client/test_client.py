@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import email.utils
 import gc
 import json
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from pixtral_sky import errors
-from pixtral_sky.client.client import READ_SECONDS, RETRY_SECONDS, Client
+from pixtral_sky.client.client import AGAIN, READ_SECONDS, RETRY_AFTER_SECONDS, RETRY_SECONDS, Client
 from pixtral_sky.client.endpoint import Endpoint
 from tests.support import fake_endpoint as fake
 from tests.support.fake_endpoint import FakeEndpoint, says
@@ -302,7 +303,7 @@ def test_each_of_many_threads_gets_its_own_answer() -> None:
             assert answer == f"BrokenAnswer: The answer broke off after {characters} characters. Ask again."
         else:
             assert answer == f"answer {number}"
-        assert tries[number] == (2 if number % 8 < 4 else 1)
+        assert tries[number] == {4: 1, 5: 1 + AGAIN, 6: 1, 7: 1}.get(number % 8, 2)
 
 
 def test_no_more_connections_are_kept_than_wanted() -> None:
@@ -541,6 +542,13 @@ def test_retry_after_beyond_the_budget_is_not_waited_for() -> None:
     assert len(endpoint.requests) == 1
 
 
+def test_retry_after_is_waited_for_a_minute_at_most() -> None:
+    with talk(fake.status(429, retry_after="3600"), says("Hello"), budget=300) as (_, talking):
+        assert talking.ask() == "Hello"
+    assert talking.pauses == [RETRY_AFTER_SECONDS]
+    assert talking.notices[0].endswith("is busy (429) and asks to wait 3600 s; trying again in 60 s")
+
+
 @pytest.mark.parametrize(("headers", "seconds"), [({"retry_after": "7"}, 7), ({}, 0)])
 def test_a_busy_one_says_for_how_long(headers: dict[str, str], seconds: float) -> None:
     for code in (429, 503):
@@ -619,10 +627,11 @@ def gateway_error(code: int, name: str, message: str) -> fake.Behaviour:
         (fake.status(401), errors.Unauthorized, "does not take this key (401). Are its address"),
         (fake.page(403), errors.Unauthorized, "does not take this key (403)."),
         (fake.vllm_error(413, "too large"), errors.Refused, "The request is 0.0 MiB, more than http://127."),
-        (fake.vllm_error(500, "EngineCore died."), errors.Failed, "failed (500): EngineCore died. Its log"),
-        (fake.status(500, b"Internal Server Error"), errors.Failed, "failed (500). Its log"),
-        (fake.status(500, {"detail": "odd", "error": {}}), errors.Failed, "failed (500): odd. "),
-        (fake.page(501), errors.Failed, "failed (501)."),
+        (
+            fake.status(400, {"object": "error", "message": "no", "code": 400}),
+            errors.Refused,
+            "no.",
+        ),
         (fake.status(404, {"detail": "Not Found"}), errors.NotAnAPI, "answers (404), but not as an OpenAI-"),
         (fake.status(405, {"detail": "Method Not Allowed"}), errors.NotAnAPI, "answers (405), but not as"),
         (fake.page(404), errors.NotAnAPI, "answers (404), but not as"),
@@ -630,6 +639,11 @@ def gateway_error(code: int, name: str, message: str) -> fake.Behaviour:
         (fake.page(200), errors.NotAnAPI, "answers (200), but not as"),
         (fake.status(200, {"hello": "world"}), errors.NotAnAPI, "answers (200), but not as"),
         (fake.status(204), errors.NotAnAPI, "answers (204), but not as"),
+        (
+            fake.raw(b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\n\r\n"),
+            errors.NotAnAPI,
+            "does not speak HTTP.",
+        ),
         (fake.raw(b"SSH-2.0-OpenSSH_9.9\r\n"), errors.NotAnAPI, "does not speak HTTP."),
         (fake.raw(b"<html>hello</html>"), errors.NotAnAPI, "does not speak HTTP."),
         (fake.raw(b"\x15\x03\x03\x00\x02\x02\x46"), errors.NotAnAPI, "Try https:// in place of http://."),
@@ -639,6 +653,131 @@ def test_it_is_final(answer: fake.Behaviour, kind: type[errors.PixtralSkyError],
     with talk(answer) as (endpoint, talking):
         assert text in talking.fails(kind)
     assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (fake.vllm_error(500, "EngineCore died."), "failed (500): EngineCore died. Its log"),
+        (fake.status(500, b"Internal Server Error"), "failed (500). Its log"),
+        (fake.status(500, {"detail": "odd", "error": {}}), "failed (500): odd. "),
+        (fake.page(501), "failed (501)."),
+        (fake.streams({"error": {"message": "EngineCore died", "code": 500}}), "EngineCore died. Its log"),
+        (fake.streams({"object": "error", "message": "It died", "code": 500}), "It died. Its log"),
+        (fake.streams({"error": {"code": 500}}), "no reason is given."),
+        (fake.streams({"error": "died"}), "died. Its log"),
+    ],
+)
+def test_a_failure_of_the_server_is_tried_again(answer: fake.Behaviour, text: str) -> None:
+    """Another replica may answer; and not often, as the request may be what it cannot bear."""
+    with talk(answer, answer, says("Hello")) as (endpoint, talking):
+        assert talking.ask() == "Hello"
+    assert len(talking.notices) == len(talking.pauses) == 2
+    with talk(answer) as (endpoint, talking):
+        assert text in talking.fails(errors.Failed)
+    assert len(endpoint.requests) == 1 + AGAIN
+    for options in ({"budget": 0}, {"again": 0}):
+        with talk(answer, **options) as (endpoint, talking):
+            talking.fails(errors.Failed)
+        assert len(endpoint.requests) == 1
+
+
+BROKEN: list[tuple[fake.Behaviour, str]] = [
+    (fake.streams(end=False), "broke off after 0 characters."),
+    (fake.streams(), "broke off after 0 characters."),
+    (fake.streams(b"[]"), "stopped making sense after 0 characters."),
+    (fake.streams({"choices": [1]}), "stopped making sense after 0"),
+    (fake.streams({"choices": [{"index": 1, "delta": {"content": "b"}}]}), "stopped making sense after 0"),
+    (fake.streams({"choices": [{"index": -1, "delta": {"content": "b"}}]}), "stopped making sense after 0"),
+]
+
+
+@pytest.mark.parametrize(("answer", "text"), BROKEN)
+def test_an_answer_that_broke_off_before_its_first_word_is_asked_again(
+    answer: fake.Behaviour, text: str
+) -> None:
+    with talk(answer, answer, says("Hello")) as (endpoint, talking):
+        assert talking.ask() == "Hello"
+    assert talking.notices[0].startswith("the answer ")
+    assert "; asking again in " in talking.notices[0]
+    assert all(1 <= pause <= 2 for pause in talking.pauses)
+    with talk(answer) as (endpoint, talking):
+        assert text in talking.fails(errors.BrokenAnswer)
+    assert len(endpoint.requests) == 1 + AGAIN
+    with talk(answer, budget=0) as (endpoint, talking):
+        talking.fails(errors.BrokenAnswer)
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "answer", [fake.streams("A sm", "all", end=False), fake.streams("A", {"error": "died"})]
+)
+def test_a_whole_answer_is_asked_again_wherever_it_broke_off(answer: fake.Behaviour) -> None:
+    """Nobody has seen any of it; what is returned is of one answer."""
+    with talk(answer, fake.status(500), says("Hel", "lo")) as (_, talking):
+        document = talking.client.complete(MESSAGES)
+    assert document["choices"][0]["message"]["content"] == "Hello"
+    with talk(answer, says("Hello")) as (endpoint, talking):
+        talking.fails(errors.BrokenAnswer)
+    assert len(endpoint.requests) == 1
+
+
+def test_what_is_null_is_as_what_is_missing() -> None:
+    events = (
+        {"choices": [{"index": 0, "delta": None}]},
+        {"choices": [{"delta": {"content": "a"}}]},
+        {"choices": None, "usage": None},
+        {"choices": [{"index": None, "delta": {"content": None}, "finish_reason": "stop"}]},
+        {"choices": None, "usage": fake.USAGE},
+    )
+    with talk(fake.streams(*events, b"[DONE]")) as (_, talking):
+        document = talking.client.complete(MESSAGES)
+    assert document["choices"][0]["message"] == {"role": "assistant", "content": "a"}
+    assert document["usage"] == fake.USAGE
+
+
+# What is read of an endpoint without an end
+
+
+def endless(exchange: fake.Exchange, head: bytes, data: bytes) -> None:
+    with contextlib.suppress(ConnectionError):
+        exchange._handler.wfile.write(head)
+        for _ in range(2000):
+            exchange._handler.wfile.write(data)
+    exchange.hang_up()
+
+
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+
+
+@pytest.mark.parametrize("data", [b"x", b"data: x\n", b"\n"])
+def test_an_event_without_an_end(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixtral_sky.client.transport.MAX_EVENT", 2**20)
+    sent = data * (2**16 // len(data))
+    with talk(lambda exchange: endless(exchange, STREAM, sent), budget=0) as (_, talking):
+        assert "The answer stopped making sense after 0 characters." in talking.fails(errors.BrokenAnswer)
+
+
+def test_an_answer_of_more_than_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixtral_sky.client.client.MAX_ANSWER", 2**20)
+    event = b'data: {"choices": [{"delta": {"content": "%s"}}]}\n\n' % (b"a" * 2**15)
+    with talk(lambda exchange: endless(exchange, STREAM, event)) as (_, talking):
+        text = talking.fails(errors.BrokenAnswer, lambda: talking.ask(max_tokens=64))
+    characters = int(text.split(" after ")[1].split(" ")[0].replace(",", ""))
+    assert 2**20 < characters < 2**21
+
+
+def test_an_error_without_an_end() -> None:
+    head = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+    with talk(lambda exchange: endless(exchange, head, b" " * 2**16)) as (_, talking):
+        assert "answers (400), but not as" in talking.fails(errors.NotAnAPI)
+
+
+def test_a_document_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixtral_sky.client.client.MAX_DOCUMENT", 2**20)
+    with FakeEndpoint() as endpoint, talk_to(endpoint.endpoint()) as talking:
+        endpoint.models = {"data": [{"id": "a" * 2**21}]}
+        talking.fails(errors.NotAnAPI, talking.client.models)
 
 
 def test_a_missing_key() -> None:
@@ -677,7 +816,7 @@ def test_a_whole_answer_that_breaks_off(headers: dict[str, str]) -> None:
     with talk(fake.streams("A sm", "all", end=False)) as (endpoint, talking):
         text = talking.fails(errors.BrokenAnswer, lambda: talking.client.complete(MESSAGES))
     assert "The answer broke off after 7 characters." in text
-    assert len(endpoint.requests) == 1
+    assert len(endpoint.requests) == 1 + AGAIN
 
 
 def test_slow_to_begin() -> None:
@@ -702,25 +841,21 @@ def test_slow_half_way() -> None:
             "The answer broke off after 6 characters.",
         ),
         (fake.streams("abc", "def"), errors.BrokenAnswer, "The answer broke off after 6 characters."),
-        (fake.streams(end=False), errors.BrokenAnswer, "The answer broke off after 0 characters."),
         (
             fake.streams("abc", {"error": {"message": "EngineCore died", "code": 500}}, b"[DONE]"),
             errors.BrokenAnswer,
             "The answer was given up after 3 characters: EngineCore died.",
         ),
         (
-            fake.streams({"error": {"message": "It is too long."}}, b"[DONE]"),
+            fake.streams({"error": {"message": "It is too long.", "code": 400}}, b"[DONE]"),
             errors.Refused,
             "It is too long.",
         ),
-        (fake.streams({"error": {"code": 500}}), errors.Refused, "no reason is given."),
         (
             fake.streams("abc", b"{"),
             errors.BrokenAnswer,
             "The answer stopped making sense after 3 characters.",
         ),
-        (fake.streams(b"[]"), errors.BrokenAnswer, "The answer stopped making sense after 0 characters."),
-        (fake.streams({"choices": [1]}), errors.BrokenAnswer, "The answer stopped making sense after 0"),
     ],
 )
 def test_a_stream_that_fails(answer: fake.Behaviour, kind: type[errors.PixtralSkyError], text: str) -> None:
@@ -781,7 +916,7 @@ def test_a_proxy_that_cannot_be_used(proxy: str, monkeypatch: pytest.MonkeyPatch
 def test_what_the_endpoint_says_is_made_harmless() -> None:
     picture = "data:image/png;base64," + "SENTINEL" * 40
     said = f"\x1b]0;title\x07\x1b[2Jkey {KEY}\r\nbody {picture} {'SENTINEL' * 20} \x9b31m" + " much" * 200
-    for answer in (fake.vllm_error(400, said), fake.streams({"error": {"message": said}})):
+    for answer in (fake.vllm_error(400, said), fake.streams({"error": {"message": said, "code": 400}})):
         with talk(answer) as (_, talking):
             text = talking.fails(errors.Refused)
         assert text.startswith("]0;title[2Jkey *** body ... ... 31m much")

@@ -181,6 +181,26 @@ def test_a_damaged_file(home: Path, content: bytes) -> None:
     assert recall() is None
 
 
+@pytest.mark.parametrize("inner", ["", "deployments"])
+@pytest.mark.parametrize("bits", [0o720, 0o702, 0o1777])
+def test_a_home_that_others_can_write_into_is_not_used(home: Path, inner: str, bits: int) -> None:
+    store.remember(running())
+    (home / inner).chmod(bits)
+    for use in (lambda: store.remember(running()), store.recall):
+        with pytest.raises(PixtralSkyError, match="Others can write into the directory") as caught:
+            use()
+        assert caught.value.hint.endswith(f"chmod go-w '{home / inner}'")
+    (home / inner).chmod(0o755)
+    assert store.recall()
+
+
+def test_a_home_of_another_user_is_not_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.remember(running())
+    monkeypatch.setattr(os, "geteuid", lambda: home.stat().st_uid + 1)
+    with pytest.raises(PixtralSkyError, match=r"belongs to another user\. Set PIXTRAL_SKY_HOME to"):
+        store.recall()
+
+
 @pytest.mark.parametrize("inner", ["", "home"])
 def test_a_home_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str) -> None:
     (tmp_path / "file").write_text("")

@@ -174,7 +174,7 @@ def test_an_engine_that_hangs_behind_a_server_that_answers(service):
 
 
 def test_a_replica_that_fails(service):
-    """500: after three of them the gateway asks for a token itself, and SkyServe turns away from what fails that."""
+    """500: it is tried again, twice. The gateway asks for a token itself, and SkyServe turns away from what fails that."""
     victim = service.machines()[0]
     with Load(service, "a replica answers 500", delay=0.1) as load:
         service.until(lambda: load.of("answered"), "answers")
@@ -184,8 +184,10 @@ def test_a_replica_that_fails(service):
         service.until(lambda: load.answered_since(turned) > 20, "answers")
         mended(service, load)
     load.check()
+    assert {asked.outcome for asked in load.failed} <= {"Failed"}
     assert all("EngineCore encountered an issue." in asked.error for asked in load.failed)
     assert not [asked for asked in load.failed if asked.begun > turned + 1]
+    assert any("failed (500); trying again" in notice for asked in load.asked for notice in asked.notices)
 
 
 # None is there
