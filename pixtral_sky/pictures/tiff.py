@@ -11,7 +11,8 @@ from pixtral_sky.errors import PictureError
 from pixtral_sky.pictures.picture import SAVE_ANEW
 
 # Tags of TIFF and DNG. The lowest bit of the first: the page is another one at a lower resolution.
-NEW_SUBFILE_TYPE, STRIP_BYTES, SUB_IFDS = 254, 279, 330
+NEW_SUBFILE_TYPE, PHOTOMETRIC, STRIP_BYTES, SUB_IFDS = 254, 262, 279, 330
+YCBCR = 6
 
 
 def open_page(image: Image, name: str) -> None:
@@ -25,9 +26,12 @@ def open_page(image: Image, name: str) -> None:
         if inner or isinstance(error, SyntaxError):
             raise PictureError(f"{name}: only its thumbnail can be read.", SAVE_ANEW) from error
         image.seek(0)
-    stored = sum(image.tag_v2.get(STRIP_BYTES, ()))
-    if image.mode == "YCbCr" and 0 < stored < image.width * image.height * 3:  # one color for many pixels
-        raise PictureError(f"{name} is of a kind that cannot be read.", SAVE_ANEW)
+    packed = any(tile.codec_name == "libtiff" for tile in image.tile)
+    if image.tag_v2.get(PHOTOMETRIC) == YCBCR and not packed:
+        # Pillow reads it since 13, but where a color is shared by several pixels.
+        stored = sum(image.tag_v2.get(STRIP_BYTES, ()))
+        if image.mode != "YCbCr" or 0 < stored < image.width * image.height * 3:
+            raise PictureError(f"{name} is of a kind that cannot be read.", SAVE_ANEW)
     # libtiff gives numbers in the order of this machine. Pillow knows so of unsigned ones of 16 bits alone.
     image.tile = [
         tile._replace(args=(re.sub(r";(16|32)B", r";\1N", tile.args[0]), *tile.args[1:]))
