@@ -23,8 +23,8 @@ from tests.support.processes import command, of_session
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-ITEMS = 60
-PATIENCE = 20.0  # seconds in place of five minutes, until a batch gives up
+ITEMS = 40
+PATIENCE = 10.0  # seconds in place of five minutes, until a batch gives up
 
 # The command line, with another patience.
 MAIN = f"""
