@@ -143,9 +143,12 @@ def fetched(allowed: str, *urls: str, most: int = 4, room: int = 32 * MIB) -> li
     """The pictures at these URLs, as the gateway puts them into a request. Raises Refusal."""
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     share = Share(room)
-    run(Images(allowed, most).inline({"messages": [{"role": "user", "content": parts}]}, share))
-    found = [part["image_url"]["url"] for part in parts]
-    assert share.taken >= sum(map(len, set(found))) - 64 * len(found)
+    try:
+        run(Images(allowed, most).inline({"messages": [{"role": "user", "content": parts}]}, share))
+        found = [part["image_url"]["url"] for part in parts]
+        assert share.taken >= sum(map(len, set(found))) - 64 * len(found)
+    finally:
+        share.release()
     return [base64.b64decode(url.partition(";base64,")[2]) for url in found]
 
 
@@ -349,8 +352,9 @@ def test_what_is_no_url_of_a_picture(network, url):
 def test_a_picture_is_told_by_its_first_bytes(network, host, kind):
     network.names["a.example"] = [["127.0.0.1"]]
     host.answers["/x"] = ok(drawn(kind), "Content-Type: text/html\r\n")
-    part = {"type": "image_url", "image_url": {"url": f"http://a.example:{host.port}/x"}}
-    run(Images("a.example", 4).inline({"messages": [{"content": [part]}]}, Share(MIB)))
+    part, share = {"type": "image_url", "image_url": {"url": f"http://a.example:{host.port}/x"}}, Share(MIB)
+    run(Images("a.example", 4).inline({"messages": [{"content": [part]}]}, share))
+    share.release()
     assert part["image_url"]["url"].startswith(f"data:image/{kind.lower()};base64,")
 
 
