@@ -23,7 +23,7 @@ from tests.support.processes import command, of_session
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-ITEMS = 40
+ITEMS = 24
 PATIENCE = 10.0  # seconds in place of five minutes, until a batch gives up
 
 # The command line, with another patience.
@@ -53,7 +53,7 @@ class Run:
             "-o",
             "out.jsonl",
             "--max-tokens",
-            "100",
+            "60",
             "--endpoint",
             deployment.url,
         ]
@@ -90,7 +90,7 @@ def test_down_in_the_middle_of_a_batch(start, tmp_path):
     rehearsal.wait_until_ready(deployment)
     run = Run(tmp_path, deployment)
     with run.start() as process:
-        run.wait_for(process, 10)
+        run.wait_for(process, 6)
         rehearsals.stop(deployment)
         _, said = process.communicate(timeout=200)
     assert process.returncode == 1, said
@@ -105,6 +105,7 @@ def test_down_in_the_middle_of_a_batch(start, tmp_path):
     assert process.returncode == 0, said
     assert f"{ITEMS - before} answers about" in said
     assert run.is_whole()
+    rehearsals.stop(again)
 
 
 def test_each_process_is_killed_in_the_middle_of_a_batch(start, tmp_path):
@@ -117,7 +118,7 @@ def test_each_process_is_killed_in_the_middle_of_a_batch(start, tmp_path):
     assert len(names) > 1
     for number, name in enumerate(sorted(names)):
         with run.start() as process:
-            run.wait_for(process, min(len(lines(run.out)) + 8, ITEMS - 8))
+            run.wait_for(process, min(len(lines(run.out)) + 5, ITEMS - 5))
             (victim, *_) = [each for each in server_of(deployment) if each.name() == name]
             victim.send_signal(signal.SIGKILL)
             _, said = process.communicate(timeout=300)
@@ -129,3 +130,4 @@ def test_each_process_is_killed_in_the_middle_of_a_batch(start, tmp_path):
         _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert run.is_whole()
+    rehearsals.stop(deployment)
