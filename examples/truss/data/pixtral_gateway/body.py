@@ -59,14 +59,17 @@ async def read(scope, receive, share):
 
 async def arriving(receive, share):
     parts, more = [], True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body") or b"")
-        share.take(len(parts[-1]))
-        more = message.get("more_body")
-    return b"".join(parts)
+    try:
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            parts.append(message.get("body") or b"")
+            share.take(len(parts[-1]))
+            more = message.get("more_body")
+        return b"".join(parts)
+    finally:
+        parts.clear()  # a refusal would keep them until Python's garbage collector comes
 
 
 def parse(data):
