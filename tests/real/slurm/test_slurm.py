@@ -242,7 +242,7 @@ def it_answers(rig: Rig, tmp_path: Path, **options) -> None:
     assert re.search(r"5,?\d\d\d tokens in the prompt, 4 in the answer", asked.stderr)
 
     url = rig.cli("endpoint").stdout.strip()
-    refused = rig.cli("ask", "--endpoint", url, "Hello", key="wrong", code=1)
+    refused = rig.cli("ask", "--endpoint", url, "--api-key", "wrong", "Hello", code=1)
     assert "does not take this key (401)" in refused.stderr
     assert "Application startup complete" in rig.cli("logs").stdout
     # vLLM listens for the tunnel only, and the tunnel for this machine only.
