@@ -44,7 +44,7 @@ done
 
 {
   trap 'kill $pause 2>/dev/null; exit' TERM
-  while :; do sleep "$SAVE_SECONDS" & pause=$!; wait $pause; save; done
+  while :; do sleep "$SAVE_SECONDS" >/dev/null 2>&1 & pause=$!; wait $pause; save; done
 } &
 saver=$!
 echo "== share $rank of $shares"
