@@ -17,19 +17,9 @@ from PIL import Image
 
 from pixtral_sky.server import body as bodies
 from tests.conftest import ROOT
-from tests.support.gateway import AUTH, KEY, Server
+from tests.support.gateway import AUTH
 
 MIB = 2**20
-
-
-@pytest.fixture(scope="module", params=["h11", "httptools"])
-def one_server(request):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PIXTRAL_API_KEY", KEY)
-        patch.setenv("MAX_BODY_MIB", "1")
-        server = Server(request.param)
-    yield server
-    server.close()
 
 
 @pytest.fixture

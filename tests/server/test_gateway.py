@@ -13,16 +13,6 @@ MIB = 2**20
 EMPTY = "Content-Length: 2\r\n"  # the body is {}
 
 
-@pytest.fixture(scope="module", params=["h11", "httptools"])
-def one_server(request):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PIXTRAL_API_KEY", KEY)
-        patch.setenv("MAX_BODY_MIB", "1")
-        server = Server(request.param)
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def server(one_server):
     one_server.inner.seen.clear()

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import mimetypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 
 @contextlib.contextmanager
-def site(files: dict[str, bytes]) -> Iterator[str]:
-    """Its URL; it has these files, by their paths, and answers 404 to all else."""
+def site(files: Mapping[str, bytes], asked: list[str] | None = None) -> Iterator[str]:
+    """Its URL; it has these files, by their paths, and answers 404 to all else.
+
+    ``files`` may change meanwhile. What is got of it is noted in ``asked``.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            data = files.get(self.path.partition("?")[0])
+        def do_HEAD(self) -> bytes:
+            path = self.path.partition("?")[0]
+            data, kind = files.get(path), mimetypes.guess_type(path)[0]
             self.send_response(404 if data is None else 200)
+            if kind:
+                self.send_header("Content-Type", kind)
             self.end_headers()
-            self.wfile.write(data or b"")
+            return data or b""
+
+        def do_GET(self) -> None:
+            if asked is not None:
+                asked.append(self.path)
+            self.wfile.write(self.do_HEAD())
 
         def log_message(self, *_: object) -> None:
             pass

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import http.server
 import io
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from PIL import Image
@@ -17,25 +14,12 @@ from pixtral_sky.deploy import rehearsals, store, task
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.rehearsal import checkpoint, engine
 from pixtral_sky.rehearsal import process as rehearsal
+from tests.support.site import site
 
 LOGO = (64, 48)
 
 
-class Site(http.server.BaseHTTPRequestHandler):
-    files: ClassVar[dict[str, tuple[str, bytes]]] = {}
-
-    def do_HEAD(self) -> bytes:
-        kind, data = self.files.get(self.path, ("", b""))
-        self.send_response(200 if kind else 404)
-        self.send_header("Content-Type", kind)
-        self.end_headers()
-        return data
-
-    def do_GET(self) -> None:
-        self.wfile.write(self.do_HEAD())
-
-    def log_message(self, *args: object) -> None:
-        pass
+FILES: dict[str, bytes] = {}
 
 
 @pytest.fixture(scope="session")
@@ -43,17 +27,9 @@ def sites() -> Iterator[tuple[str, str]]:
     """The origins of two servers of the same files: the server allows the first one, and fetches from both."""
     file = io.BytesIO()
     Image.new("RGB", LOGO).save(file, "PNG")
-    Site.files["/logo.png"] = ("image/png", file.getvalue())
-    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) for _ in range(2)]
-    threads = [threading.Thread(target=server.serve_forever) for server in servers]
-    for thread in threads:
-        thread.start()
-    first, second = (f"http://127.0.0.1:{server.server_port}" for server in servers)
-    yield first, second
-    for server, thread in zip(servers, threads, strict=True):
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    FILES["/logo.png"] = file.getvalue()
+    with site(FILES) as first, site(FILES) as second:
+        yield first, second
 
 
 @pytest.fixture(scope="session")

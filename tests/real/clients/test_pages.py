@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from tests.real.clients.conftest import Site
+from tests.real.clients.conftest import FILES
 from tests.real.clients.test_clients import SECTIONS, blocks
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(120)]
@@ -29,7 +29,7 @@ def seen(running, sites, tmp_path):
     """What a page of an origin says, with the lines of the guide."""
     (section,) = (each for each in SECTIONS if each.startswith("Web pages\n"))
     page = PAGE % (json.dumps([running.url, running.key]), *blocks("js", section))
-    Site.files["/page.html"] = ("text/html", page.encode())
+    FILES["/page.html"] = page.encode()
     # As root Chromium runs without its sandbox only. It waits for what the page has asked, a minute at most.
     flags = ["--headless", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"]
     flags += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=60000", "--dump-dom"]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import re
 import subprocess
-import threading
 from collections.abc import Iterator
-from typing import ClassVar
 
 import pytest
 
@@ -16,6 +13,7 @@ from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.pixtral import image_tokens
 from pixtral_sky.rehearsal import process as rehearsal
 from tests.real.engine.asked import drawn, request
+from tests.support.site import site
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -87,32 +85,17 @@ JOGGERS, FAMILY, LOGO, HEDGEHOG = re.findall(r"https://[^/]+(/[^\"]+)", SKYPILOT
 SIZES = {JOGGERS: (1200, 800), FAMILY: (640, 480), LOGO: (400, 400), HEDGEHOG: (900, 600)}
 
 
-class Host(http.server.BaseHTTPRequestHandler):
-    """The pictures of the guides, drawn in their formats; their paths."""
-
-    asked: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        size = SIZES.get(self.path)
-        self.send_response(200 if size else 404)
-        self.end_headers()
-        if size:
-            self.wfile.write(drawn(*size, kind="PNG" if self.path.endswith("png") else "JPEG"))
-
-    def log_message(self, *args: object) -> None:
-        pass
+ASKED: list[str] = []
 
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    """A site with the pictures of the guides, drawn in their formats."""
+    files = {
+        path: drawn(*size, kind="PNG" if path.endswith("png") else "JPEG") for path, size in SIZES.items()
+    }
+    with site(files, ASKED) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +107,7 @@ def allowed(start) -> Rehearsal:
 
 @pytest.fixture(autouse=True)
 def nothing_asked() -> None:
-    Host.asked.clear()
+    ASKED.clear()
 
 
 def run(guide: str, deployment: Rehearsal, host: str) -> str:
@@ -148,14 +131,14 @@ def test_the_guide_of_skypilot(
     assert pictures < answer["usage"]["prompt_tokens"] < pictures + 40
     assert prompt in (None, answer["usage"]["prompt_tokens"])  # what the guide prints for this one
     assert answer["choices"][0]["message"]["content"]
-    assert sorted(Host.asked) == sorted(paths)  # once each, and in one spelling
+    assert sorted(ASKED) == sorted(paths)  # once each, and in one spelling
 
 
 def test_the_guide_of_baseten_streams(allowed: Rehearsal, host: str) -> None:
     events = re.findall(r"^data: (.*)$", run(BASETEN, allowed, host), re.MULTILINE)
     assert events[-1] == "[DONE]"
     assert len([json.loads(event)["choices"][0]["delta"] for event in events[:-1]]) > 10
-    assert Host.asked == [HEDGEHOG]
+    assert ASKED == [HEDGEHOG]
 
 
 @pytest.mark.parametrize("guide", [SKYPILOT, SKYSERVE, BASETEN])
@@ -166,7 +149,7 @@ def test_an_address_of_the_machine_is_refused_as_no_public_one(
         error = json.loads(run(guide, running, place))["error"]
         assert error["code"] == "invalid_image_url"
         assert "'data:image/jpeg;base64,...'" in error["message"]
-    assert Host.asked == []
+    assert ASKED == []
 
 
 def test_a_missing_picture_is_the_request_s_fault(allowed: Rehearsal, host: str) -> None:
@@ -213,11 +196,11 @@ def test_no_route_fetches_what_is_not_public(running: Rehearsal, host: str, path
         status, answer = request(running, "POST", path, {"model": "pixtral", **CASES[path](url)})
         assert status == 400, answer
         assert json.loads(answer)["error"]["code"] == "invalid_image_url"
-    assert Host.asked == []
+    assert ASKED == []
 
 
 @pytest.mark.parametrize("path", CASES)
 def test_every_route_takes_a_url(allowed: Rehearsal, host: str, path: str) -> None:
     status, answer = request(allowed, "POST", path, {"model": "pixtral", **CASES[path](f"{host}{LOGO}")})
     assert status == 200, answer
-    assert Host.asked == [LOGO]
+    assert ASKED == [LOGO]
