@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import stat
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -99,7 +100,8 @@ class Journal:
                 self._cut(position)
 
     def _cut(self, position: int) -> None:
-        with open(self.path, "rb") as file, self._torn() as aside:
+        private = functools.partial(os.open, mode=0o600)
+        with open(self.path, "rb") as file, open(f"{self.path}.torn", "ab", opener=private) as aside:
             file.seek(position)
             aside.write(file.read() + b"\n")
             aside.flush()
@@ -107,9 +109,6 @@ class Journal:
         os.ftruncate(self._file, position)
         os.fsync(self._file)
         self._size = position
-
-    def _torn(self) -> IO[bytes]:
-        return open(f"{self.path}.torn", "ab", opener=lambda path, flags: os.open(path, flags, 0o600))
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write a line. From now on it survives a kill, and once its group is synced, a power cut."""

@@ -9,9 +9,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from pixtral_sky.errors import PictureError
 from pixtral_sky.pictures.picture import SAVE_ANEW
+from pixtral_sky.pictures.pixels import PHOTOMETRIC
 
 # Tags of TIFF and DNG. The lowest bit of the first: the page is another one at a lower resolution.
-NEW_SUBFILE_TYPE, PHOTOMETRIC, STRIP_BYTES, SUB_IFDS = 254, 262, 279, 330
+NEW_SUBFILE_TYPE, STRIP_BYTES, SUB_IFDS = 254, 279, 330
 YCBCR = 6
 
 

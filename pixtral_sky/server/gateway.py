@@ -74,7 +74,7 @@ class Gateway:
     async def route(self, scope, receive, send):
         method, path = scope["method"], scope["path"]
         if method == "OPTIONS" and any(name == b"origin" for name, _ in scope["headers"]):
-            raise Refusal(403, "origin_not_allowed", "ALLOWED_ORIGINS does not name this page.")
+            raise foreign_page()
         is_model = method == "GET" and path.startswith(MODEL)
         # A route has one spelling: not percent-encoded, without a mount path.
         plain = is_model or scope.get("raw_path") in (None, path.encode())
@@ -123,7 +123,7 @@ class Gateway:
         if hosts not in ([b"localhost"], [b"127.0.0.1"]):
             raise Refusal(403, "host_not_allowed", "Without a key this answers as localhost only.")
         if origins and not set(origins) <= set(self.origins):
-            raise Refusal(403, "origin_not_allowed", "ALLOWED_ORIGINS does not name this page.")
+            raise foreign_page()
 
     async def model(self, name, scope, receive, send):
         """GET /v1/models/NAME, which vLLM does not have, from GET /v1/models. A name may have a slash."""
@@ -174,6 +174,10 @@ class BehindPlatform(Gateway):
 
     def admitted(self, scope):
         return scope
+
+
+def foreign_page():
+    return Refusal(403, "origin_not_allowed", "ALLOWED_ORIGINS does not name this page.")
 
 
 def locked(code, message):

@@ -89,12 +89,10 @@ class Readiness:
             "asgi": {"version": "3.0"},
             "http_version": "1.1",
             "scheme": "http",
-            "root_path": "",
-        }
-        scope |= {
             "method": "POST",
             "path": PATH,
             "raw_path": PATH.encode(),
+            "root_path": "",
             "query_string": b"",
             "headers": headers,
         }
