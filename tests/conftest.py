@@ -29,14 +29,17 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True, scope="session")
 def once() -> Iterator[None]:
     """What takes a while and is the same each time: a text read as YAML, and the certificates of httpx."""
-    parse, certificates = functools.cache(yaml.safe_load), functools.cache(httpx.create_ssl_context)
+    parse, create = functools.cache(yaml.safe_load), httpx.create_ssl_context
+
+    @functools.cache
+    def context(authorities: tuple[str | None, ...], *given: Any, **named: Any) -> ssl.SSLContext:
+        return create(*given, **named)
 
     def safe_load(stream: Any) -> Any:
         return copy.deepcopy(parse(stream)) if isinstance(stream, str) else parse.__wrapped__(stream)
 
     def create_ssl_context(*given: Any, **named: Any) -> ssl.SSLContext:
-        elsewhere = {"SSL_CERT_FILE", "SSL_CERT_DIR"} & {*os.environ}
-        return (certificates.__wrapped__ if elsewhere else certificates)(*given, **named)
+        return context(tuple(map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR"))), *given, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yaml, "safe_load", safe_load)
