@@ -26,6 +26,7 @@ check: .venv/dev  ## lint, types, and what is rendered or drawn against what it 
 	$(BIN)/python tools/autoscaling.py --check
 	$(BIN)/python tools/capacity.py --check
 	$(BIN)/python tools/gpus.py --check
+	$(BIN)/python tools/reference.py --check
 
 prove: .venv/dev  ## the tests on the real vLLM, whose engine is made in .cache; the README's way to a cloud
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m "(engine and not serve) or install"
@@ -52,6 +53,7 @@ docs: .venv/dev  ## draw and measure again what docs/ shows
 	$(BIN)/python tools/autoscaling.py
 	$(BIN)/python tools/capacity.py
 	$(BIN)/python tools/gpus.py
+	$(BIN)/python tools/reference.py
 	$(BIN)/python -m benchmarks.balancer --write
 	$(BIN)/python -m benchmarks.batch --write
 	$(BIN)/python -m benchmarks.images --write

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 
 from pixtral_sky.errors import PixtralSkyError
 
+CLOSED_PIPE = 141  # the exit code that shells give for SIGPIPE
+
 quiet = False
 
 
@@ -19,12 +22,27 @@ def at_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
+def prepare() -> None:
+    """Let both streams show a character that their encoding lacks as its escape, as in ``\\xe9``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def data(text: str, end: str = "\n") -> None:
-    """Print the result of a command to stdout, where nothing else goes."""
+    """Print the result of a command to stdout, where nothing else goes.
+
+    Whoever reads it may have seen enough, as ``head`` has: that ends the command, without a word.
+    """
     if sys.stdout is None:  # the parent process has closed it
         raise PixtralSkyError("Standard output is closed.")
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left to write goes nowhere: Python flushes when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLOSED_PIPE)
 
 
 def document(value: object, indent: int | None = 1) -> None:

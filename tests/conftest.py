@@ -57,6 +57,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "PIXTRAL_SKY_ENGINE",
         "PIXTRAL_SKY_DEBUG",
         "HF_TOKEN",
+        "XDG_CONFIG_HOME",
     ):
         monkeypatch.delenv(name, raising=False)
     # SkyPilot's server: none is started, and one that runs here is left alone.

@@ -14,28 +14,25 @@ from typing import Annotated, Any
 
 import typer
 
-from pixtral_sky import __version__, output
+from pixtral_sky import __version__, config, output
+from pixtral_sky.cli import commands
+from pixtral_sky.cli.completion import PROGRAM, VARIABLE
 from pixtral_sky.errors import PixtralSkyError
 
 # In the order of the help. A command is the function in the module of its name, a group the `app` there.
-COMMANDS = (
-    "rehearse",
-    "doctor",
-    "launch",
-    "status",
-    "endpoint",
-    "tunnel",
-    "ask",
-    "batch",
-    "tokens",
-    "plan",
-    "capacity",
-    "logs",
-    "down",
-    "serve",
-)
+SECTIONS = {
+    "Plan": ("rehearse", "plan", "capacity"),
+    "Deploy": ("launch", "serve"),
+    "Use": ("ask", "batch", "tokens", "endpoint", "tunnel"),
+    "Operate": ("doctor", "status", "logs", "down", "completion"),
+}
+COMMANDS = tuple(name for names in SECTIONS.values() for name in names)
 # The base class of Typer's errors of the command line, which Typer does not export.
 NotUnderstood: Any = typer.BadParameter.__base__
+
+
+class Commands(commands.Group):
+    sections = SECTIONS
 
 
 def _version(wanted: bool) -> None:
@@ -46,7 +43,7 @@ def _version(wanted: bool) -> None:
 
 def options(
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Say nothing but the answer and errors.")
+        bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")
     ] = False,
     version: Annotated[  # noqa: ARG001 (its callback has answered)
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
@@ -58,23 +55,26 @@ def options(
 @functools.cache
 def _app(only: str) -> typer.Typer:
     """The application; ``only``: with that command alone, for importing all takes a while."""
-    app = typer.Typer(
-        name="pixtral-sky",
+    app = commands.make(
+        name=PROGRAM,
+        cls=Commands,
         help="Pixtral 12B as a private endpoint on your own machines.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,  # plain help takes half the time
-        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="More of one: pixtral-sky help COMMAND",
     )
     app.callback()(options)
     for name in [only] if only else COMMANDS:
         module = importlib.import_module(f"pixtral_sky.cli.{name}")
         if group := getattr(module, "app", None):
-            app.add_typer(group, name=name)
+            app.add_typer(group, name=name, cls=commands.Group)
         else:
-            app.command()(getattr(module, name))
+            app.command(cls=commands.Command)(getattr(module, name))
     return app
+
+
+def _arguments() -> list[str]:
+    """Those of this run; `help COMMAND` is `COMMAND --help`."""
+    words = sys.argv[1:]
+    return [*words[1:], "--help"] if words[:1] == ["help"] else words
 
 
 def _only(arguments: Sequence[str]) -> str:
@@ -83,14 +83,27 @@ def _only(arguments: Sequence[str]) -> str:
     return first if first in COMMANDS else ""
 
 
+def _complete() -> None:
+    """Answer a shell that asks for completions, and exit."""
+    from typer.completion import completion_init
+
+    completion_init()
+    _app("")(prog_name=PROGRAM, complete_var=VARIABLE)
+
+
 def main() -> None:
-    """Run the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C.
+    """Run the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C, 141 a closed pipe.
 
     PIXTRAL_SKY_DEBUG=1 shows the traceback of an error.
     """
+    output.prepare()
+    if VARIABLE in os.environ:
+        _complete()
     try:
+        arguments = _arguments()
         # Not standalone: Typer would show an error in several lines.
-        sys.exit(_app(_only(sys.argv[1:]))(standalone_mode=False) or 0)
+        run = functools.partial(_app(_only(arguments)), arguments, standalone_mode=False)
+        sys.exit(run(default_map=config.defaults()) or 0)
     except NotUnderstood as error:
         if error.message.startswith("Usage: "):  # without arguments, the message is the help
             typer.echo(error.message, err=True)

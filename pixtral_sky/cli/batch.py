@@ -12,6 +12,7 @@ import typer
 from pixtral_sky import output
 from pixtral_sky.cli import options
 from pixtral_sky.errors import PixtralSkyError
+from pixtral_sky.pictures.arguments import DEFAULT_QUESTION
 
 if TYPE_CHECKING:
     from pixtral_sky.batch.journal import Ledger, Paths
@@ -30,7 +31,13 @@ Out = Annotated[
     Path, typer.Option("--out", "-o", metavar="FILE", help="Where the answers go: a JSON line each.")
 ]
 Prompt = Annotated[
-    str, typer.Option("--prompt", "-p", help="What to ask about each picture.", show_default=False)
+    str,
+    typer.Option(
+        "--prompt",
+        "-p",
+        help="What to ask about each picture.",
+        show_default=DEFAULT_QUESTION,
+    ),
 ]
 AsCsv = Annotated[
     bool, typer.Option("--csv", help="At the end, write a CSV file beside, with the columns of --schema.")
@@ -104,7 +111,6 @@ def batch(
     from pixtral_sky.batch.walk import walk
     from pixtral_sky.client.schema import Schema
     from pixtral_sky.deploy.resolve import find
-    from pixtral_sky.pictures.arguments import DEFAULT_QUESTION
 
     paths = setup.paths(out, errors)
     at_once, share = setup.concurrency(concurrency), runner.shard(shard)

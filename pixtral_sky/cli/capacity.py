@@ -61,7 +61,9 @@ def capacity(
     plot: Plot = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show how many replicas a day of traffic needs, and what replica policy carries it at the least cost.
+    """Find how many replicas a day of traffic needs.
+
+    And the replica policy that carries it at the least cost.
 
     SkyServe's own autoscaler decides, under a fake clock; nothing is launched. The assumptions are in
     docs/autoscaling.md; the price of the controller is not in it.

@@ -14,7 +14,9 @@ def doctor(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="The deployment to look at. [default: PIXTRAL_ENDPOINT, or pixtral]", show_default=False
+            help="The deployment to look at.",
+            show_default="PIXTRAL_ENDPOINT, else pixtral",
+            autocompletion=options.deployments,
         ),
     ] = None,
     file: options.TaskFile = None,
@@ -24,7 +26,9 @@ def doctor(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Check what a launch needs, and what is running: that it answers, and only to those with the key.
+    """Check what a launch needs, and what runs.
+
+    What runs has to answer, and only to those with the key.
 
     Exit code 0 when nothing failed. With --answers: when seven or more of the ten are right.
 

@@ -8,18 +8,19 @@ from typing import Annotated
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.cli import common
+from pixtral_sky.cli import common, options
 from pixtral_sky.deploy.store import DEFAULT_NAME
 
 
 def down(
     name: Annotated[
-        str | None, typer.Argument(help=f"The deployment; without it {DEFAULT_NAME}.", show_default=False)
+        str | None,
+        typer.Argument(help="The deployment.", show_default=DEFAULT_NAME, autocompletion=options.deployments),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that is known here or to SkyPilot.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
 ) -> None:
-    """Take a deployment down, and wait until nothing of it is left that costs money."""
+    """Take a deployment down, and wait until nothing is left."""
     from pixtral_sky.deploy import backend
     from pixtral_sky.errors import PixtralSkyError, SkyError, UsageError
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pixtral_sky import output
+from pixtral_sky.cli import options
 from pixtral_sky.deploy.store import DEFAULT_NAME
 
 if TYPE_CHECKING:
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
 
 def endpoint(
     name: Annotated[
-        str | None, typer.Option("--name", "-n", help="The deployment of this name.", show_default=False)
+        str | None,
+        typer.Option(
+            "--name",
+            "-n",
+            help="The deployment of this name.",
+            show_default="PIXTRAL_ENDPOINT, else pixtral",
+            autocompletion=options.deployments,
+        ),
     ] = None,
     env: Annotated[bool, typer.Option("--env", help="Print exports for a shell, the key with them.")] = False,
     request: Annotated[

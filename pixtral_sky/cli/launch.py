@@ -55,7 +55,7 @@ def launch(
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
 ) -> None:
-    """Launch Pixtral on a machine of yours, and wait until it answers.
+    """Launch Pixtral on a machine, and wait until it answers.
 
     It makes a key, or takes PIXTRAL_API_KEY (not the one of a PIXTRAL_ENDPOINT), and takes HF_TOKEN or the
     login of Hugging Face. A second launch of the same name updates the one that runs.

@@ -7,6 +7,14 @@ from typing import Annotated
 
 import typer
 
+
+def deployments(incomplete: str) -> list[str]:
+    """The names of the remembered deployments that begin so, for a shell's completion."""
+    from pixtral_sky.deploy import store
+
+    return [name for name in store.known() if name.startswith(incomplete)]
+
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 
 # Of those that ask an endpoint
@@ -23,15 +31,24 @@ ApiKey = Annotated[
     str | None, typer.Option(metavar="KEY", help="Better set PIXTRAL_API_KEY: others can see arguments.")
 ]
 Asked = Annotated[
-    str | None, typer.Option("--name", "-n", help="Ask the deployment of this name.", show_default=False)
+    str | None,
+    typer.Option(
+        "--name",
+        "-n",
+        help="Ask the deployment of this name.",
+        show_default="PIXTRAL_ENDPOINT, else pixtral",
+        autocompletion=deployments,
+    ),
 ]
 
 # Of those that look at one deployment
-Deployment = Annotated[str, typer.Argument(help="The deployment.")]
-Only = Annotated[str | None, typer.Argument(help="Only this one.", show_default=False)]
+Deployment = Annotated[str, typer.Argument(help="The deployment.", autocompletion=deployments)]
+Only = Annotated[
+    str | None, typer.Argument(help="Only this one.", show_default=False, autocompletion=deployments)
+]
 
 # Of those that launch
-Wanted = Annotated[str, typer.Option("--name", "-n", help="A name for it.")]
+Wanted = Annotated[str, typer.Option("--name", "-n", help="A name for it.", autocompletion=deployments)]
 Infra = Annotated[
     str | None,
     typer.Option(

@@ -78,7 +78,7 @@ def plan(
     plot: Plot = None,
     write: Write = None,
 ) -> None:
-    """Which GPUs hold the model with your pictures, and where a thousand pictures cost least.
+    """Find the GPUs that hold it, and where pictures cost least.
 
     No account is needed: the prices are in SkyPilot's catalogs. Speed is estimated from data sheets, as a
     range; its low end decides. What FP8 does to answers: `pixtral-sky doctor --answers` asks both.
@@ -86,7 +86,7 @@ def plan(
     \b
     $/H, SPOT $/H     SkyPilot's prices of the machine, without its disk
     CONTEXT, AT ONCE  tokens of the longest request, and requests that are computed at once
-    REPLICAS, $/H ALL that carry --qps, at least min_replicas of service.yaml, and their price with disks
+    REPLICAS, $/H ALL  that carry --qps, at least min_replicas of service.yaml, and their price with disks
     TIME              that one machine takes for --total pictures
     $/1,000 IMAGES    with disks, on a machine that is always busy; with --qps, on the replicas for it
 

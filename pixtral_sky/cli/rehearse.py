@@ -32,7 +32,7 @@ def rehearse(
         int | None, typer.Option("--port", min=1, max=65535, help="Without it 8081, or a free one.")
     ] = None,
 ) -> None:
-    """Run the script of pixtral.yaml on this machine: no GPU, no account, no cost.
+    """Run the script of pixtral.yaml here: no GPU, no cost.
 
     The real vLLM of the same version serves a tiny Pixtral with random weights. The first time, the
     engine is made (about 2.5 GB).

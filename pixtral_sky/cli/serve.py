@@ -9,20 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixtral_sky import output
-from pixtral_sky.cli import common, options
+from pixtral_sky.cli import commands, common, options
 from pixtral_sky.deploy.store import DEFAULT_NAME
 from pixtral_sky.errors import PixtralSkyError, SkyError
 
 if TYPE_CHECKING:
     from pixtral_sky.deploy.serve import Plan
 
-app = typer.Typer(
-    help="Replicas of Pixtral behind one endpoint, with SkyServe.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+app = commands.make(help="Run replicas behind one endpoint, with SkyServe.")
 
-Name = Annotated[str, typer.Argument(help="The service.")]
+Name = Annotated[str, typer.Argument(help="The service.", autocompletion=options.deployments)]
 Replicas = Annotated[
     str | None,
     typer.Option(metavar="N..M", help="How many: from N to M, or always N. Without it, as in the file."),
@@ -43,7 +39,7 @@ BlueGreen = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=commands.Command)
 def up(
     name: options.Wanted = DEFAULT_NAME,
     replicas: Replicas = None,
@@ -90,7 +86,7 @@ def up(
     common.say_next(name, service=True)
 
 
-@app.command()
+@app.command(cls=commands.Command)
 def update(
     name: options.Wanted = DEFAULT_NAME,
     replicas: Replicas = None,
@@ -105,7 +101,7 @@ def update(
     blue_green: BlueGreen = False,
     yes: options.Yes = False,
 ) -> None:
-    """Update a service to the file and the options, and wait until only the new version serves.
+    """Update a service, and wait until all of it is new.
 
     It keeps the key, unless PIXTRAL_API_KEY is another one. If the machines change, the replicas are replaced
     one after the other, and requests go to old and new ones meanwhile. Answers that an old one still streams
@@ -133,7 +129,7 @@ def update(
     output.say(f"{name} serves version {version} only, after {common.minutes(time.monotonic() - started)}.")
 
 
-@app.command()
+@app.command(cls=commands.Command)
 def status(name: options.Only = None, as_json: options.Json = False) -> None:
     """Show services, their replicas, and their controller. Exit code 0 only when all of them answer.
 
@@ -157,9 +153,11 @@ def status(name: options.Only = None, as_json: options.Json = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=commands.Command)
 def down(name: Name = DEFAULT_NAME) -> None:
-    """Take a service down: replicas, balancer, and the controller when no other service needs it."""
+    """Take a service down: replicas, balancer and controller.
+
+    The controller stays while another service needs it."""
     from pixtral_sky.deploy import backend, services
 
     if not (said := backend.take_down(name, [services])):
@@ -170,7 +168,7 @@ def down(name: Name = DEFAULT_NAME) -> None:
             output.warn(services.leftover(machine))
 
 
-@app.command()
+@app.command(cls=commands.Command)
 def logs(
     name: Name = DEFAULT_NAME,
     replica: Annotated[

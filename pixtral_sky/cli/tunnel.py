@@ -10,7 +10,9 @@ from pixtral_sky.deploy.store import DEFAULT_NAME
 
 
 def tunnel(name: options.Deployment = DEFAULT_NAME) -> None:
-    """Hold the tunnel to a private deployment open until Ctrl-C, for curl and other clients.
+    """Hold the tunnel to a private deployment open.
+
+    It is for curl and other clients, and ends with Ctrl-C.
 
     pixtral-sky's own commands open it by themselves.
 

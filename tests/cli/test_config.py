@@ -1,0 +1,117 @@
+"""pixtral-sky.toml gives defaults, and nothing that is said otherwise is lost to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pixtral_sky import config
+from tests.support import deployments
+from tests.support.command_line import KEY, Run
+from tests.support.fake_endpoint import FakeEndpoint, says
+
+
+@pytest.fixture(autouse=True)
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Writes the file of the working directory, or the user's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+
+    def write(text: str, user: bool = False) -> Path:
+        path = config.paths()[0 if user else 1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def remembered(*names: str) -> None:
+    for name in names:
+        deployments.cluster(name, url=f"http://{name}.example:8081")
+
+
+def test_the_name(run: Run, write, monkeypatch: pytest.MonkeyPatch) -> None:
+    remembered("pixtral", "ocr", "other")
+    write('name = "ocr"')
+    assert run("endpoint").out == "http://ocr.example:8081\n"
+    assert run("endpoint", "-n", "other").out == "http://other.example:8081\n"
+    monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
+    assert run("endpoint").out == "http://10.0.0.7:8081\n"
+
+
+def test_an_address_on_the_command_line_wins_over_the_name(
+    run: Run, write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
+    remembered("ocr")
+    write('name = "ocr"')
+    with FakeEndpoint([says("So it is.")], key=KEY) as fake:
+        assert run("ask", "Hello", "--endpoint", fake.url).out == "So it is.\n"
+
+
+def test_the_nearer_file_wins_key_by_key(run: Run, write) -> None:
+    write('name = "far"\ninfra = "gcp"', user=True)
+    write('name = "near"')
+    text = run("launch", "--help").out
+    assert "[default: near]" in text
+    assert "default: gcp]" in text
+
+
+def test_what_is_taken_down_is_said(run: Run, write) -> None:
+    write('name = "ocr"')
+    assert run("down").err.startswith("From pixtral-sky.toml: name ocr.\n")
+    assert "From" not in run("down", "other").err
+    assert "give it no name" not in run("down", "--all", "--yes").err
+
+
+def test_what_is_launched_is_said(run: Run, write, server) -> None:
+    write('name = "ocr"\ngpus = "L4:2"\nidle = 20\nprompt = "What?"')
+    said = run("launch", "--dry-run", "--idle", "5").err
+    assert said.startswith("From pixtral-sky.toml: name ocr, gpus L4:2.\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "x = 1",
+            "has the unknown key 'x'. It can have: name, infra, gpus, precision, idle, prompt, system.",
+        ),
+        ("[ask]\nsystem = 'x'", "has the unknown key 'ask'"),
+        ('api_key = "sk-SENTINEL"', "has 'api_key': it may be copied and committed"),
+        ('HF_TOKEN = "hf_SENTINEL"', "has 'HF_TOKEN': it may be copied and committed"),
+        ("name = 3", "name is a text, not 3."),
+        ('infra = ""', "infra is a text, not ''."),
+        ('idle = "20"', "idle is a number of minutes, not '20'."),
+        ("idle = true", "idle is a number of minutes, not True."),
+        ("idle = nan", "idle is a number of minutes, not nan."),
+        ("name =", "is not valid TOML"),
+        ("name = 'a'\nname = 'b'", "is not valid TOML"),
+    ],
+)
+def test_a_bad_file(text: str, reason: str, run: Run, write) -> None:
+    write(text)
+    result = run("status")
+    assert result.code == 2
+    assert result.error.startswith("pixtral-sky.toml")
+    assert reason in result.error
+
+
+def test_a_file_that_cannot_be_read(run: Run, write) -> None:
+    config.paths()[1].mkdir()
+    assert run("status").error == "pixtral-sky.toml cannot be read: Is a directory."
+
+
+def test_every_key_is_an_option_of_its_commands() -> None:
+    import typer.main
+
+    from pixtral_sky.cli import app
+
+    for key, commands in config.KEYS.items():
+        for words in commands:
+            found = typer.main.get_command(app._app(""))
+            for word in words.split():
+                found = found.commands[word]  # type: ignore[attr-defined]
+            assert key in {each.name for each in found.params}, words

@@ -1,0 +1,88 @@
+"""The help: short summaries, whole, grouped, wrapped to the terminal; -q on both sides; `help COMMAND`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import typer.main
+
+from pixtral_sky.cli import app, commands
+from tests.support.command_line import Run
+
+ROOT = typer.main.get_command(app._app(""))
+
+
+def all_commands() -> Iterator[tuple[str, ...]]:
+    for name, command in ROOT.commands.items():  # type: ignore[attr-defined]
+        yield (name,)
+        for below in getattr(command, "commands", {}):
+            yield (name, below)
+
+
+ALL = list(all_commands())
+
+
+def command_of(words: tuple[str, ...]) -> object:
+    found = ROOT
+    for word in words:
+        found = found.commands[word]  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_a_summary_is_short_and_shown_whole(words: tuple[str, ...], run: Run) -> None:
+    summary = commands.summary(command_of(words))
+    assert 0 < len(summary) <= 60
+    assert f" {words[-1]} " in (listed := run(*words[:-1], "--help").out)
+    assert summary in listed
+
+
+def test_the_commands_are_grouped(run: Run) -> None:
+    titles = [line for line in run("--help").out.splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles == ["Options:", "Plan:", "Deploy:", "Use:", "Operate:"]
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_prose_is_wrapped_to_the_terminal(
+    words: tuple[str, ...], columns: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = run(*words, "--help").out
+    for line in text.splitlines():
+        # Examples are to be copied, and an option is not split.
+        if "pixtral-sky " not in line and not line.startswith("  -"):
+            assert len(line) <= max(min(columns, 100), 50), line
+
+
+@pytest.mark.parametrize(
+    ("words", "default"),
+    [
+        ("launch", "pixtral"),
+        ("batch", "Describe this image in detail please."),
+        ("ask", "PIXTRAL_ENDPOINT, else pixtral"),
+        ("down", "pixtral"),
+        ("doctor", "PIXTRAL_ENDPOINT, else pixtral"),
+    ],
+)
+def test_a_default_is_shown(words: str, default: str, run: Run) -> None:
+    text = " ".join(run(words, "--help").out.split())
+    assert f"default: {default}" in text or f"default: ({default})" in text
+
+
+@pytest.mark.parametrize("words", [("help", "launch"), ("help", "serve", "up"), ("help",)], ids=" ".join)
+def test_help_is_a_command_too(words: tuple[str, ...], run: Run) -> None:
+    assert run(*words) == run(*words[1:], "--help")
+
+
+@pytest.mark.parametrize(
+    "words", [("-q", "status"), ("status", "-q"), ("serve", "status", "--quiet"), ("-q", "serve", "status")]
+)
+def test_quiet_on_both_sides(words: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pixtral_sky import output
+    from pixtral_sky.deploy import backend, services
+
+    monkeypatch.setattr(backend, "rows", lambda _: output.say("something") or ([], None))
+    monkeypatch.setattr(services, "documents", lambda _: output.say("something") or ([], None))
+    assert run(*words).err == ""
