@@ -7,6 +7,7 @@ key by key.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,12 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {os_reason(error)}.") from error
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ImportError:  # Python 3.10
+    else:
         import tomli as tomllib
     try:
-        found = tomllib.loads(text.decode())
+        found: dict[str, Any] = tomllib.loads(text.decode())
     except ValueError as error:  # of TOML, or of UTF-8
         raise UsageError(f"{path} is not valid TOML: {error}.") from error
     for key, value in found.items():

@@ -40,7 +40,7 @@ stands for what differs from case to case. `PIXTRAL_SKY_DEBUG=1` shows where in 
 
 def cli_page() -> str:
     root = typer.main.get_command(app._app(""))
-    context = root.make_context(app.PROGRAM, [], resilient_parsing=True)
+    context = root.make_context("pixtral-sky", [], resilient_parsing=True)
     parts = [SOURCE, CLI, _help(root, context)]
     for name, command in root.commands.items():  # type: ignore[attr-defined]
         parts += _described(name, command, context)

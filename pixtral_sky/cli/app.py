@@ -85,7 +85,7 @@ def _only(arguments: Sequence[str]) -> str:
 
 def _complete() -> None:
     """Answer a shell that asks for completions, and exit."""
-    from typer.completion import completion_init
+    from typer.completion import completion_init  # type: ignore[attr-defined]
 
     completion_init()
     _app("")(prog_name=PROGRAM, complete_var=VARIABLE)

@@ -87,7 +87,7 @@ class Command(_Help, TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         for each in self.params:
             if each.name in (ctx.default_map or {}):
-                each.show_default = True
+                each.show_default = True  # type: ignore[attr-defined]
         super().format_options(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -25,6 +25,6 @@ def completion(
       eval "$(pixtral-sky completion zsh)"        # ~/.zshrc, below compinit
       pixtral-sky completion fish | source        # ~/.config/fish/config.fish
     """
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
     output.data(get_completion_script(prog_name=PROGRAM, complete_var=VARIABLE, shell=shell))
