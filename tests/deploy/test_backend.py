@@ -234,7 +234,7 @@ def test_a_name_that_is_none(run: Run, server: FakeSky, name: str) -> None:
 
 def test_somebody_who_never_used_skypilot(run: Run, server: FakeSky) -> None:
     """It is not asked: that would start its server."""
-    (Path.home() / ".sky").rmdir()
+    (Path.home() / ".sky" / "api_server").rmdir()
     says = "There is no deployment named 'pixtral' here. What there is: pixtral-sky status"
     for command in (["status", "pixtral"], ["logs"], ["down"]):
         assert (run(*command).code, run(*command).error) == (2, says)
