@@ -154,7 +154,9 @@ def read(
                     days[cloud] = _day(file)
                 except Exception as error:  # a broken catalog raises anything
                     failed[file] = error
-                    left_out[cloud] = why(error) + (f"; {_renew(file)}" if _unreadable(error) else "")
+                    left_out[cloud] = why(error) + (
+                        f"; renew it: {_renew(file)}" if _unreadable(error) else ""
+                    )
     except (SkyError, ImportError) as error:
         raise _no_skypilot(error) from error
     if failed and not days:
@@ -227,14 +229,16 @@ def _no_catalog(failed: Mapping[Path, Exception]) -> NoPrices:
     """The error where no catalog can be read."""
     if unreadable := next(filter(_unreadable, failed.values()), None):
         files = [file for file, error in failed.items() if _unreadable(error)]
-        return NoPrices(f"There are no prices: SkyPilot's catalog has {why(unreadable)}.", _renew(*files))
+        what = f"There are no prices: SkyPilot's catalog has {why(unreadable)}."
+        return NoPrices(what, f"Renew it: {_renew(*files)}")
     error = next(iter(failed.values()))
     what = f"There are no prices: SkyPilot's catalogs cannot be downloaded ({type(error).__name__})."
-    return NoPrices(what, "Try again with a network, which takes a download of some MB: pixtral-sky plan")
+    return NoPrices(what, "Again, with a network: pixtral-sky plan")
 
 
 def _renew(*files: Path) -> str:
-    return f"to have it downloaded again: rm {shlex.join(map(str, files))}"
+    """The command after which SkyPilot downloads these catalogs again."""
+    return f"rm {shlex.join(map(str, files))}"
 
 
 def _no_connection(error: Exception) -> bool:

@@ -119,7 +119,8 @@ def explained(plan: Plan) -> Iterator[str]:
     if plan.offered is not None and (unpriced := _unpriced(plan)):
         names = {machine.gpus for machine in unpriced}
         price = "spot price" if plan.spot else "price"
-        yield f"{counted(len(names), 'other machine')} that would hold it: no {price} here (--json has all)."
+        machines = counted(len(names), "other machine")
+        yield f"{machines} without a {price} here would hold it, too: --json names them."
     # GPUs that no cloud offers are left out.
     unfit = [each for each in plan.unfit if plan.offered is None or each.gpus in plan.offered]
     if only := dict.fromkeys(each.gpus for each in unfit if each.gpus in in_fp8):
