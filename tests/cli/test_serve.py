@@ -855,7 +855,7 @@ def test_a_controller_that_cannot_be_reached(run: Run, server: FakeSky) -> None:
     assert store.known() == ["pixtral"]
     result = run("status", "--json")
     assert json.loads(result.out)[0]["state"] == "unknown"
-    assert "Warning: SkyPilot: Failed to connect to serve controller" in result.err
+    assert "SkyPilot runs is not known: SkyPilot: Failed to connect to serve controller" in result.err
 
 
 def test_in_consolidation_mode(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
