@@ -156,6 +156,7 @@ def _prices(
 ) -> tuple[Prices | None, str]:
     """The prices; or None, and why there are none. Raises NoPrices where they are ``needed``."""
     from pixtral_sky.deploy import prices, task
+    from pixtral_sky.errors import NoPrices
 
     resources = task.read()["resources"]
     # The sizes that a launch asks for: 4+, 32+
@@ -165,7 +166,7 @@ def _prices(
     try:
         with output.phase("prices, from SkyPilot's catalogs"):
             found = prices.read(kinds, counts, cpus, memory, clouds, ports, disk)
-    except prices.NoPrices as error:
+    except NoPrices as error:
         if needed:
             raise
         output.warn(str(error))

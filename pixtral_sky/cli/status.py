@@ -26,7 +26,7 @@ def status(
     """Show what runs, what it costs, and whether it answers. Exit code 0 only when all of it does.
 
     It sends each deployment that is known here or to SkyPilot one request, with its key. PIXTRAL_ENDPOINT has
-    a row, too, if none of these is there.
+    a row of its own where it names none of these.
     """
     from pixtral_sky.deploy import backend
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from pixtral_sky import extras
 from pixtral_sky.deploy.skypilot import opens_ports, shown, sky_sdk
-from pixtral_sky.errors import PixtralSkyError, SkyError, UsageError
+from pixtral_sky.errors import NoPrices, SkyError, UsageError
 
 OWN = ("kubernetes", "slurm", "ssh", "vsphere")  # SkyPilot's clouds of a user's own machines: no prices
 # SkyPilot's clouds with a catalog: the others of ALL_CLOUDS in sky/skylet/constants.py
@@ -97,10 +97,6 @@ class Prices:
         """The day of the prices of ``clouds``, or the first and the last; empty if it is not known."""
         days = sorted({self.days[each] for each in clouds if each in self.days})
         return " to ".join(dict.fromkeys([days[0], days[-1]])) if days else ""
-
-
-class NoPrices(PixtralSkyError):
-    """No cloud's catalog can be read: why, and what mends it."""
 
 
 def named(text: str | None) -> list[str]:
@@ -229,11 +225,14 @@ def _no_catalog(failed: Mapping[Path, Exception]) -> NoPrices:
     """The error where no catalog can be read."""
     if unreadable := next(filter(_unreadable, failed.values()), None):
         files = [file for file, error in failed.items() if _unreadable(error)]
-        what = f"There are no prices: SkyPilot's catalog has {why(unreadable)}."
-        return NoPrices(what, f"Renew it: {_renew(*files)}")
-    error = next(iter(failed.values()))
-    what = f"There are no prices: SkyPilot's catalogs cannot be downloaded ({type(error).__name__})."
-    return NoPrices(what, "Again, with a network: pixtral-sky plan")
+        return NoPrices(
+            f"There are no prices: SkyPilot's catalog has {why(unreadable)}.", f"Renew it: {_renew(*files)}"
+        )
+    kind = type(next(iter(failed.values()))).__name__
+    return NoPrices(
+        f"There are no prices: SkyPilot's catalogs cannot be downloaded ({kind}).",
+        "Again, with a network: pixtral-sky plan",
+    )
 
 
 def _renew(*files: Path) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pixtral_sky.deploy import prices, skypilot, task
-from pixtral_sky.deploy.prices import NoPrices, Offer
+from pixtral_sky.deploy.prices import Offer
 from pixtral_sky.deploy.skypilot import sky_sdk
-from pixtral_sky.errors import UsageError
+from pixtral_sky.errors import NoPrices, UsageError
 from pixtral_sky.extras import install_skypilot
 from pixtral_sky.memory import GPUS
 from tests.support import fake_catalog
