@@ -97,5 +97,9 @@ class SkyError(PixtralSkyError):
     """SkyPilot did not do what it was asked."""
 
 
+class NoPrices(PixtralSkyError):
+    """SkyPilot's catalogs of prices cannot be read, or it is not installed."""
+
+
 class HubError(PixtralSkyError):
     """The Hugging Face Hub does not give the model with this token."""

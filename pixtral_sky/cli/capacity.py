@@ -81,13 +81,15 @@ def capacity(
     from pixtral_sky.deploy import task
     from pixtral_sky.planning import loads, policies
 
+    given = policies.terms(start_minutes, carries, goal, price)
     if plot:
         from pixtral_sky.planning import charts
 
         charts.check(plot)
     load = loads.load(trace, pattern, qps, seed)
+    policies.check_length(load, given)
     config, name = task.read(file or task.shipped("service.yaml")), str(file or "service.yaml")
-    terms = policies.terms(policies.own(config, name), start_minutes, carries, goal, price)
+    terms = policies.with_target(given, policies.own(config, name))
     with output.phase("simulating replicas"):
         found = policies.compare(config, load, terms)
     if plot:

@@ -21,7 +21,7 @@ def down(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
 ) -> None:
     """Take a deployment down, and wait until nothing is left."""
-    from pixtral_sky.deploy import backend
+    from pixtral_sky.deploy import backend, resolve
     from pixtral_sky.errors import PixtralSkyError, SkyError, UsageError
 
     if everything and name is not None:
@@ -37,6 +37,7 @@ def down(
             them = ", ".join(names)
             nobody = UsageError("Nobody is here to be asked.", f"--all --yes takes down: {them}")
             common.confirm_or_abort(f"Take down {them}?", False, nobody)
+    aside = resolve.out_of_reach()
     asked_skypilot = any(map(backend.may_be_at_skypilot, names))
     for each in names:
         try:
@@ -46,6 +47,8 @@ def down(
                 raise
             output.error(str(error))  # one failure does not keep the others
             failed = error
+    if aside:
+        output.say(aside)
     if asked_skypilot and not isinstance(failed, SkyError):
         with contextlib.suppress(SkyError):  # the command itself has succeeded
             for text in backend.leftovers():

@@ -47,6 +47,7 @@ def endpoint(
     if env and request:
         raise UsageError("--env and --for are two things.", "Give one of them.")
     found = backend.find(name)
+    found.check()
     if found.tunnel:
         found.tunnel.open()
         this = "" if found.origin == DEFAULT_NAME else f" {found.origin}"

@@ -93,36 +93,37 @@ def plan(
     \b
     Example: pixtral-sky plan --qps 5 --spot --clouds aws,gcp --write my-service.yaml
     """
+    from pixtral_sky.deploy import prices
+    from pixtral_sky.errors import UsageError
     from pixtral_sky.memory import Workload
     from pixtral_sky.planning import plan as planning
     from pixtral_sky.planning import report
 
-    _check(plot, write, qps, no_prices, needs_prices=bool(clouds or spot or plot or write))
-    workload = Workload(images, *planning.size(size), prompt_tokens, answer_tokens)
-    ask = _ask(workload, context, qps, total)
-    wanted, rates = planning.gpus(gpus), _rates(measured or [], workload)
-    machines, unfit = planning.machines(ask, wanted, rates, planning.precisions(precision))
-    prices = None if no_prices else _prices(wanted, clouds, ports=qps is not None)
-    found = planning.plan(ask, machines, unfit, prices.offers if prices else None, spot)
-    if as_json:
-        output.document(report.document(found, prices.left_out if prices else {}))
-    else:
-        _show(found, everything, next_too=not write)
-    _draw_and_write(found, prices, plot, write)
-
-
-def _check(
-    plot: Path | None, write: Path | None, qps: float | None, no_prices: bool, needs_prices: bool
-) -> None:
-    """Raise UsageError for what can be refused before anything is read."""
-    from pixtral_sky.errors import UsageError
-
-    if no_prices and needs_prices:
+    about_prices = clouds is not None or spot or bool(plot or write)
+    if no_prices and about_prices:
         raise UsageError("--clouds, --spot, --plot and --write are about prices.", "Leave out --no-prices")
     if write and qps is None:
         raise UsageError("--write needs to know the requests a second.", "For example: --qps 5")
-    if write and write.exists():
-        raise UsageError(f"{write} is there already.", "Give --write another name.")
+    wanted, precisions, named = planning.gpus(gpus), planning.precisions(precision), prices.named(clouds)
+    workload = Workload(images, *planning.size(size), prompt_tokens, answer_tokens)
+    ask = _ask(workload, context, qps, total)
+    _check_files(plot, write)
+    machines, unfit = planning.machines(ask, wanted, _rates(measured or [], workload), precisions)
+    priced, why_not = (None, "--no-prices") if no_prices else _prices(wanted, named, qps, about_prices)
+    found = planning.plan(ask, machines, unfit, priced.offers if priced else None, spot)
+    if as_json:
+        output.document(report.document(found, priced, why_not))
+    else:
+        _show(found, priced, everything, next_too=not write)
+    _draw_and_write(found, priced, plot, write)
+
+
+def _check_files(plot: Path | None, write: Path | None) -> None:
+    """Raise UsageError for files that cannot be written."""
+    from pixtral_sky import files
+
+    if write:
+        files.check_new(write, "--write")
     if plot:
         from pixtral_sky.planning import charts
 
@@ -150,25 +151,35 @@ def _rates(files: Sequence[Path], workload: Workload) -> Rates:
     return rates
 
 
-def _prices(wanted: Sequence[tuple[str, int]], clouds: str | None, ports: bool) -> Prices:
+def _prices(
+    wanted: Sequence[tuple[str, int]], clouds: Sequence[str], qps: float | None, needed: bool
+) -> tuple[Prices | None, str]:
+    """The prices; or None, and why there are none. Raises NoPrices where they are ``needed``."""
     from pixtral_sky.deploy import prices, task
+    from pixtral_sky.errors import NoPrices
 
     resources = task.read()["resources"]
-    named = [word.strip().lower() for word in clouds.split(",")] if clouds else []
     # The sizes that a launch asks for: 4+, 32+
     cpus, memory = (float(str(resources[name]).rstrip("+")) for name in ("cpus", "memory"))
     kinds, counts = (list(dict.fromkeys(each)) for each in zip(*wanted, strict=True))
-    with output.phase("prices, from SkyPilot's catalogs"):
-        found = prices.read(kinds, counts, cpus, memory, named, ports, int(resources["disk_size"]))
+    ports, disk = qps is not None, int(resources["disk_size"])
+    try:
+        with output.phase("prices, from SkyPilot's catalogs"):
+            found = prices.read(kinds, counts, cpus, memory, clouds, ports, disk)
+    except NoPrices as error:
+        if needed:
+            raise
+        output.warn(str(error))
+        return None, str(error)
     reasons: dict[str, list[str]] = {}
     for cloud, reason in found.left_out.items():
         reasons.setdefault(reason, []).append(cloud)
     for reason, names in reasons.items():
         output.warn(f"Without {', '.join(names)}: {reason}.")
-    return found
+    return found, ""
 
 
-def _show(found: Plan, everything: bool, next_too: bool) -> None:
+def _show(found: Plan, priced: Prices | None, everything: bool, next_too: bool) -> None:
     from pixtral_sky.deploy import task
     from pixtral_sky.planning import report
 
@@ -177,20 +188,20 @@ def _show(found: Plan, everything: bool, next_too: bool) -> None:
     common.table(report.HEAD, shown)
     if len(rows) > len(shown):
         output.say(f"{len(rows) - len(shown)} more{' cost more' * bool(found.options)}: --all")
-    if found.options:
+    if priced:
         gb = int(task.read()["resources"]["disk_size"])
-        output.say(report.disks(found.options[: len(shown)], gb))
+        output.say(report.sources(found.options[: len(shown)], priced, gb))
     for paragraph in report.explained(found):
         output.say(paragraph)
     if found.options and next_too:
         output.say(f"Next:  {report.following(found, task.read()['envs'])}")
 
 
-def _draw_and_write(found: Plan, prices: Prices | None, plot: Path | None, write: Path | None) -> None:
-    if plot and prices:
+def _draw_and_write(found: Plan, priced: Prices | None, plot: Path | None, write: Path | None) -> None:
+    if plot and priced:
         from pixtral_sky.planning import charts
 
-        charts.draw_plan(plot, found, prices.offers)
+        charts.draw_plan(plot, found, priced)
         output.say(f"Drawn: {plot}")
     if write:
         from pixtral_sky.planning import service_file

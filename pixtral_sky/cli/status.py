@@ -25,14 +25,15 @@ def status(
 ) -> None:
     """Show what runs, what it costs, and whether it answers. Exit code 0 only when all of it does.
 
-    It sends each deployment that is known here or to SkyPilot one request, with its key.
+    It sends each deployment that is known here or to SkyPilot one request, with its key. PIXTRAL_ENDPOINT has
+    a row of its own where it names none of these.
     """
     from pixtral_sky.deploy import backend
 
     while True:
         rows, trouble = backend.rows(name)
         if trouble:
-            output.warn(str(trouble))
+            output.warn(f"What SkyPilot runs is not known: {trouble}")
         if as_json:
             output.document([vars(row) for row in rows], indent=None if watch else 1)
         elif rows:

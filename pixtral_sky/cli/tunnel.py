@@ -22,10 +22,9 @@ def tunnel(name: options.Deployment = DEFAULT_NAME) -> None:
       eval "$(pixtral-sky endpoint --env)" && bash examples/curl.sh     # meanwhile, elsewhere
     """
     from pixtral_sky.deploy import backend
-    from pixtral_sky.deploy.tunnel import PERSIST_SECONDS, Tunnel
 
     found = backend.find(name)
-    if not isinstance(found.tunnel, Tunnel):
+    if not found.tunnel:
         output.data(found.url)
         output.say(f"{name} needs no tunnel: use it as it is.")
         return
@@ -40,4 +39,4 @@ def tunnel(name: options.Deployment = DEFAULT_NAME) -> None:
         found.tunnel.hold(output.say)
     except KeyboardInterrupt:
         # It is not closed: another command may be using it.
-        output.say(f"\nNo longer held open: it ends {PERSIST_SECONDS} s after its last use.")
+        output.say("\nNo longer held open: it ends a minute after its last use.")

@@ -120,6 +120,7 @@ class Client:
         endpoint = Endpoint.at(endpoint, key) if isinstance(endpoint, str) else endpoint
         if not isinstance(endpoint, Endpoint):
             raise TypeError(f"An endpoint is a URL, not {type(endpoint).__name__}.")
+        endpoint.check()  # the libraries' errors would quote the key
         self.endpoint = endpoint
         self._budget = RETRY_SECONDS if budget is None else budget
         self._again = again if self._budget else 0
@@ -132,10 +133,6 @@ class Client:
         headers = {"User-Agent": f"pixtral-sky/{__version__}", "Content-Type": "application/json"}
         headers["Accept-Encoding"] = "identity"  # answers are short; a compressed one can be of any size
         if endpoint.key:
-            # A header's characters; `deploy/resolve.py` has the narrower rule for our own deployments.
-            # Checked here, as the libraries' errors would quote the key.
-            if not re.fullmatch(r"[!-~]+", endpoint.key):
-                raise UsageError("The key has characters that no key can have.", "Look at PIXTRAL_API_KEY.")
             headers["Authorization"] = endpoint.authorization
         try:
             self._transport = Transport(endpoint.base, headers, connections=connections)

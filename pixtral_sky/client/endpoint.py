@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -23,6 +24,9 @@ class Tunnel(Protocol):
 
     def open(self) -> None:
         """Return when it is open. Raises Unreachable; NoTunnel where a retry is of no use."""
+
+    def hold(self, notify: Callable[[str], None]) -> None:
+        """Keep it open until the program is interrupted; ``notify`` is told of lost and new connections."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,13 @@ class Endpoint:
         """The endpoint at a URL in any form that ``base_url`` takes. Raises UsageError."""
         url, predict = _read(text)
         return cls(url, key, origin=origin, predict=predict)
+
+    def check(self) -> None:
+        """Raise UsageError for a URL or a key that no request can carry; its text holds no key."""
+        base_url(self.url)
+        # A header's characters; `deploy/resolve.py` has the narrower rule for our own deployments.
+        if self.key and not re.fullmatch(r"[!-~]+", self.key):
+            raise UsageError("The key has characters that no key can have.", "Look at PIXTRAL_API_KEY.")
 
     @property
     def is_baseten(self) -> bool:
@@ -114,7 +125,7 @@ def _read(text: str) -> tuple[str, bool]:
     except ValueError:
         parts, port = urlsplit(""), 0
     host = parts.hostname
-    if parts.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", url):
+    if parts.scheme not in ("http", "https") or not host or port == 0 or re.search(r"[^!-~]", url):
         raise UsageError(f"{text!r} is not the URL of an endpoint.", "It looks like http://10.0.0.7:8081")
     path = re.sub(r"/(v1(/.*)?)?$", "", parts.path)
     return baseten.read(text, parts) or (f"{parts.scheme}://{parts.netloc}{path}".rstrip("/"), False)

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from pixtral_sky import output
 from pixtral_sky.client.endpoint import Endpoint
-from pixtral_sky.deploy import clusters, rehearsals, resolve, services, skypilot, store
+from pixtral_sky.deploy import clusters, rehearsals, resolve, services, skypilot, status, store
+from pixtral_sky.deploy.resolve import PIXTRAL_ENDPOINT
 from pixtral_sky.deploy.status import Row
 from pixtral_sky.deploy.store import Deployment
 from pixtral_sky.errors import NoEndpoint, PixtralSkyError, SkyError, UsageError
@@ -70,6 +71,8 @@ def backends_of(name: str) -> tuple[Backend, ...]:
 def rows(name: str | None = None) -> tuple[list[Row], SkyError | None]:
     """A row for each deployment, or for ``name`` alone; and SkyPilot's error, if it could not be asked.
 
+    The endpoint of PIXTRAL_ENDPOINT has a row of that name, unless it is that of another row.
+
     Raises NoEndpoint when there is no deployment ``name``, and SkyError when SkyPilot could not be asked.
     """
     found: list[Row] = []
@@ -91,6 +94,8 @@ def rows(name: str | None = None) -> tuple[list[Row], SkyError | None]:
         if not record and backend in certain:
             otherwise = "launching" if skypilot.is_launching(getattr(one, "request", "")) else "ended"
         found.append(backend.row(one, record, otherwise))
+    if name in (None, PIXTRAL_ENDPOINT):
+        found += status.of_environment({each.endpoint for each in found if each.state != "ended"})
     if name and not found:
         raise trouble or _nothing(name)
     return found, trouble
@@ -101,14 +106,14 @@ def _records(
 ) -> tuple[dict[str, tuple[Backend, Any]], list[Backend], SkyError | None]:
     """SkyPilot's records of this project, by name; the kinds of which these are all; and SkyPilot's error.
 
-    SkyPilot is not asked if it was never used, nor for a name that is remembered as another kind.
+    SkyPilot is not asked for a name that is remembered as another kind.
     """
     records: dict[str, tuple[Backend, Any]] = {}
     certain: list[Backend] = []
     known = remembered.get(name or "")
     try:
         for backend in BACKENDS:
-            if known in (None, backend) and (backend in remembered.values() or skypilot.was_used()):
+            if known in (None, backend):
                 for record in backend.records([name] if name else None):
                     if store.is_ours(record, backend.kind):
                         records.setdefault(record.name, (backend, record))
@@ -129,12 +134,18 @@ def find(name: str | None) -> Endpoint:
     except NoEndpoint as nothing:
         name = store.DEFAULT_NAME if name is None else name
         try:
-            if not may_be_at_skypilot(name) or not skypilot.was_used():
+            if not may_be_at_skypilot(name):
                 raise
             with output.phase("asking SkyPilot"):
                 located = any(each.locate(name) for each in backends_of(name))
-            if not located:
+                there = located or any(_at_skypilot(each, name) for each in backends_of(name))
+            if not there:
                 raise
+            if not located:
+                raise NoEndpoint(
+                    f"{name!r} is at SkyPilot, and has no address: it is starting, or has ended.",
+                    f"What it does: pixtral-sky status {name}",
+                ) from None
         except SkyError as trouble:
             raise NoEndpoint(nothing.what, f"{nothing.hint} SkyPilot could not be asked: {trouble}") from None
     return resolve.find(name=name)
@@ -146,7 +157,7 @@ def logs(name: str, *, follow: bool, lines: int) -> None:
     if len(kinds) == 1:
         kinds[0].logs(name, follow=follow, lines=lines)
         return
-    for each in kinds if skypilot.was_used() else ():
+    for each in kinds if may_be_at_skypilot(name) else ():
         with contextlib.suppress(NoEndpoint):
             each.logs(name, follow=follow, lines=lines)
             return
@@ -188,7 +199,7 @@ def take_down(name: str, kinds: Sequence[Backend]) -> str:
 
 
 def _at_skypilot(backend: Backend, name: str) -> bool:
-    record = next(iter(backend.records([name])), None) if skypilot.was_used() else None
+    record = next(iter(backend.records([name])), None)
     if record and not record.ours:
         command = "sky serve down" if backend is services else "sky down"
         raise UsageError(f"{name!r} is a {backend.kind.kind} with something else on it.", f"{command} {name}")
@@ -196,21 +207,21 @@ def _at_skypilot(backend: Backend, name: str) -> bool:
 
 
 def may_be_at_skypilot(name: str) -> bool:
-    """Whether SkyPilot may run it: not if it is remembered as a rehearsal."""
+    """Whether SkyPilot may run it: not if it is remembered as a rehearsal, or SkyPilot was never used."""
     with contextlib.suppress(PixtralSkyError):
-        return any(each.at_skypilot for each in backends_of(name))
+        return any(each.at_skypilot for each in backends_of(name)) and skypilot.was_used()
     return True
 
 
 def leftovers() -> Iterator[str]:
     """A sentence for each of SkyPilot's own machines, which still cost money. Raises SkyError."""
-    if skypilot.was_used():
-        yield from map(services.leftover, sorted(clusters.controllers(), key=lambda each: each.name))
+    yield from map(services.leftover, sorted(clusters.controllers(), key=lambda each: each.name))
 
 
 def _nothing(name: str) -> NoEndpoint:
     others = ", ".join(store.known())
+    what = f"There is no deployment named {name!r} here{' or at SkyPilot' * may_be_at_skypilot(name)}."
     return NoEndpoint(
-        f"There is no deployment named {name!r} here{' or at SkyPilot' * skypilot.was_used()}.",
+        f"{what} {resolve.out_of_reach()}".rstrip(),
         f"There are: {others}." if others else "What there is: pixtral-sky status",
     )

@@ -59,7 +59,8 @@ class Record:
 
 def records(names: list[str] | None = None, all_users: bool = False) -> list[Record]:
     """The current state of the clusters that SkyPilot has, or of those with these names."""
-    with sky_sdk(silent=True) as sky:
+
+    def found(sky: Any) -> list[Record]:
         # AUTO: SkyPilot asks the cloud about clusters that can end by themselves (spot, autostop).
         answer = sky.get(sky.status(names, refresh=sky.StatusRefreshMode.AUTO, all_users=all_users))
         costs: dict[str | None, Any] = {}
@@ -67,6 +68,8 @@ def records(names: list[str] | None = None, all_users: bool = False) -> list[Rec
             with contextlib.suppress(Exception):  # clusters are shown without prices then
                 costs = {each.get("cluster_hash"): each for each in sky.get(sky.cost_report())}
         return [_record(each, costs.get(each.cluster_hash, {})) for each in answer]
+
+    return skypilot.ask(found, [])
 
 
 def record(name: str) -> Record | None:

@@ -8,20 +8,35 @@ Disks are not in these catalogs: their prices are listed below.
 from __future__ import annotations
 
 import math
+import shlex
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
+from pixtral_sky import extras
 from pixtral_sky.deploy.skypilot import opens_ports, shown, sky_sdk
-from pixtral_sky.errors import PixtralSkyError, UsageError
+from pixtral_sky.errors import NoPrices, SkyError, UsageError
 
-OWN = (
-    "kubernetes",
-    "slurm",
-    "ssh",
-    "vsphere",
-)  # SkyPilot's clouds of a user's own machines: no prices
+OWN = ("kubernetes", "slurm", "ssh", "vsphere")  # SkyPilot's clouds of a user's own machines: no prices
+# SkyPilot's clouds with a catalog: the others of ALL_CLOUDS in sky/skylet/constants.py
+CLOUDS = (
+    *("aws", "azure", "cudo", "do", "fluidstack", "gcp", "hyperbolic", "ibm", "lambda", "mithril", "nebius"),
+    *(
+        "oci",
+        "paperspace",
+        "primeintellect",
+        "runpod",
+        "scp",
+        "seeweb",
+        "shadeform",
+        "vast",
+        "verda",
+        "yotta",
+    ),
+)
 
 # The disk that SkyPilot 0.14.1 orders for a task without disk_tier ("medium"): list prices in USD a month, in
 # the cloud's first region in the US, as of:
@@ -75,6 +90,24 @@ class Offer:
 class Prices:
     offers: tuple[Offer, ...]
     left_out: dict[str, str]  # clouds without prices here, and why
+    # The day of a cloud's catalog, as 2026-11-27; clouds whose catalog has none here are left out.
+    days: Mapping[str, str] = field(default_factory=dict)
+
+    def dated(self, clouds: Iterable[str]) -> str:
+        """The day of the prices of ``clouds``, or the first and the last; empty if it is not known."""
+        days = sorted({self.days[each] for each in clouds if each in self.days})
+        return " to ".join(dict.fromkeys([days[0], days[-1]])) if days else ""
+
+
+def named(text: str | None) -> list[str]:
+    """The clouds of ``aws,gcp``; without a text, none. Raises UsageError for one without prices."""
+    if text is None:
+        return []
+    clouds = [word.strip().lower() for word in text.split(",")]
+    for cloud in clouds:
+        if cloud not in CLOUDS:
+            raise UsageError(f"SkyPilot has no prices of {cloud!r}.", f"It has: {', '.join(CLOUDS)}")
+    return clouds
 
 
 def read(
@@ -89,54 +122,68 @@ def read(
     """The offers of ``clouds`` (empty: all with catalogs) for machines with these counts of these GPUs.
 
     A machine has at least ``cpus`` vCPUs and ``memory`` GB, and a disk of ``disk_gb``. With ``ports``, only
-    clouds that open ports count. A cloud whose catalog cannot be read is left out. Raises UsageError for an
-    unknown cloud, and PixtralSkyError where no catalog can be downloaded.
+    clouds that open ports count. A cloud whose catalog cannot be read is left out. Raises NoPrices where none
+    can be read, or there is no SkyPilot.
     """
     offers: list[Offer] = []
     left_out: dict[str, str] = {}
-    reached: list[bool] = []
-    with sky_sdk(silent=True) as sky, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pandas' words to SkyPilot
-        for cloud in _named(clouds):
-            if ports and not opens_ports(sky.CLOUD_REGISTRY.from_str(cloud), sky.Resources()):
-                left_out[cloud] = "no ports to open, and replicas need one"
-                continue
-            try:
-                # One cloud a call: one missing catalog fails the whole call.
-                found = sky.catalog.list_accelerators(
-                    gpus_only=True,
-                    name_filter=f"^(?:{'|'.join(gpus)})$",
-                    all_regions=True,
-                    clouds=[cloud],
-                )
-                disk = disk_hourly(cloud, disk_gb)
-                offers += [
-                    offer
-                    for each in found.values()
-                    for row in each
-                    if (offer := _offer(cloud, row, counts, cpus, memory, disk))
-                ]
-            except Exception as error:  # a broken catalog raises anything
-                left_out[cloud] = why(error)
-                reached.append(not _no_connection(error))
-            else:
-                reached.append(True)
-    if reached and not any(reached):
-        raise PixtralSkyError(
-            "SkyPilot's price catalogs cannot be downloaded (no network?).",
-            "Without prices: pixtral-sky plan --no-prices",
-        )
-    return Prices(tuple(offers), left_out)
+    days: dict[str, str] = {}
+    failed: dict[Path, Exception] = {}
+    try:
+        with sky_sdk(silent=True) as sky, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pandas' words to SkyPilot
+            for cloud in clouds or CLOUDS:
+                if ports and not opens_ports(sky.CLOUD_REGISTRY.from_str(cloud), sky.Resources()):
+                    left_out[cloud] = "no ports to open, and replicas need one"
+                    continue
+                file = _catalog(cloud)
+                try:
+                    # All have one host: without a connection, each would wait for it again.
+                    if (lost := next(filter(_no_connection, failed.values()), None)) and not file.exists():
+                        raise lost
+                    disk = disk_hourly(cloud, disk_gb)
+                    offers += [
+                        offer
+                        for row in _rows(sky, cloud, gpus)
+                        if (offer := _offer(cloud, row, counts, cpus, memory, disk))
+                    ]
+                    days[cloud] = _day(file)
+                except Exception as error:  # a broken catalog raises anything
+                    failed[file] = error
+                    left_out[cloud] = why(error) + (
+                        f"; renew it: {_renew(file)}" if _unreadable(error) else ""
+                    )
+    except (SkyError, ImportError) as error:
+        raise _no_skypilot(error) from error
+    if failed and not days:
+        raise _no_catalog(failed)
+    return Prices(tuple(offers), left_out, {cloud: day for cloud, day in days.items() if day})
 
 
-def _named(clouds: Sequence[str]) -> list[str]:
-    from sky.skylet import constants
+def _rows(sky: Any, cloud: str, gpus: Sequence[str]) -> list[Any]:
+    """SkyPilot's rows (``InstanceTypeInfo``) of machines with these GPUs."""
+    # One cloud a call: one missing catalog fails the whole call.
+    found = sky.catalog.list_accelerators(
+        gpus_only=True, name_filter=f"^(?:{'|'.join(gpus)})$", all_regions=True, clouds=[cloud]
+    )
+    return [row for rows in found.values() for row in rows]
 
-    known = sorted(set(constants.ALL_CLOUDS) - set(OWN))
-    for cloud in clouds:
-        if cloud not in known:
-            raise UsageError(f"SkyPilot has no prices of {cloud!r}.", f"It has: {', '.join(known)}")
-    return list(clouds) or known
+
+def _catalog(cloud: str) -> Path:
+    """The file that SkyPilot keeps of a cloud's prices."""
+    from sky.catalog import common
+
+    return Path(common.get_catalog_path(f"{cloud}/vms.csv"))
+
+
+def _day(file: Path) -> str:
+    """The day of a catalog: when SkyPilot downloaded it, or somebody put it there. Empty if there is none."""
+    # SkyPilot touches a catalog when it fails to download it again, but not the file with its hash.
+    downloaded = file.parent.parent / ".meta" / file.parent.name / f"{file.name}.md5"
+    for each in (downloaded, file):
+        if each.is_file():
+            return datetime.fromtimestamp(each.stat().st_mtime, timezone.utc).date().isoformat()
+    return ""
 
 
 def _offer(
@@ -166,16 +213,48 @@ def _price(value: Any) -> float | None:
     return price if math.isfinite(price) and price > 0 else None
 
 
+def _no_skypilot(error: Exception) -> NoPrices:
+    if isinstance(error, SkyError):
+        return NoPrices(f"There are no prices: {error.what}", error.hint)
+    return NoPrices(
+        f"There are no prices: SkyPilot cannot be imported ({error}).", f"Run: {extras.install_skypilot()}"
+    )
+
+
+def _no_catalog(failed: Mapping[Path, Exception]) -> NoPrices:
+    """The error where no catalog can be read."""
+    if unreadable := next(filter(_unreadable, failed.values()), None):
+        files = [file for file, error in failed.items() if _unreadable(error)]
+        return NoPrices(
+            f"There are no prices: SkyPilot's catalog has {why(unreadable)}.", f"Renew it: {_renew(*files)}"
+        )
+    kind = type(next(iter(failed.values()))).__name__
+    return NoPrices(
+        f"There are no prices: SkyPilot's catalogs cannot be downloaded ({kind}).",
+        "Again, with a network: pixtral-sky plan",
+    )
+
+
+def _renew(*files: Path) -> str:
+    """The command after which SkyPilot downloads these catalogs again."""
+    return f"rm {shlex.join(map(str, files))}"
+
+
 def _no_connection(error: Exception) -> bool:
     from requests import exceptions  # what SkyPilot downloads with
 
     return isinstance(error, (exceptions.ConnectionError, exceptions.Timeout))
 
 
+def _unreadable(error: Exception) -> bool:
+    """Whether a catalog is there, but is none."""
+    return not isinstance(error, OSError)  # requests' errors are OSErrors, too
+
+
 def why(error: Exception) -> str:
     """Why the catalog that raised ``error`` has no prices."""
     kind = type(error).__name__
-    if isinstance(error, OSError):  # requests' errors too; their texts are long, and name no cause
+    if not _unreadable(error):  # their texts are long, and name no cause
         return f"no prices to be had ({kind})"
     lines = shown(str(error)).strip().splitlines()
     return f"prices that cannot be read ({kind}{f': {lines[0][:100]}' if lines else ''})"

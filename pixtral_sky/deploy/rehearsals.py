@@ -109,9 +109,14 @@ def processes(deployment: Rehearsal) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         if not deployment.is_leader(psutil.Process(deployment.pid)):
             return []  # the system reuses no session id while a process of the session lives
+    return of_session(deployment.pid)
+
+
+def of_session(leader: int) -> list[psutil.Process]:
+    """The live processes of a session, the oldest pid first."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(process.pid) == deployment.pid and process.status() != psutil.STATUS_ZOMBIE:
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-    return found
+    return sorted(found, key=lambda each: each.pid)

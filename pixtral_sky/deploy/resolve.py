@@ -15,6 +15,7 @@ from pixtral_sky.errors import NoEndpoint, PixtralSkyError, UsageError
 
 # The keys that our script takes (templates/check.sh). Other endpoints may have others: `client` sends any.
 KEY = r"[A-Za-z0-9._~+/=-]*"
+PIXTRAL_ENDPOINT = "PIXTRAL_ENDPOINT"  # the variable, and the name of what it leads to
 
 
 def endpoint_of(deployment: Deployment) -> Endpoint:
@@ -61,6 +62,25 @@ def key_for(name: str) -> str:
 def key_of_environment() -> str:
     """PIXTRAL_API_KEY; empty if PIXTRAL_ENDPOINT is set, to which the key belongs then."""
     return "" if os.environ.get("PIXTRAL_ENDPOINT") else os.environ.get("PIXTRAL_API_KEY", "")
+
+
+def of_environment_alone() -> Endpoint | None:
+    """The endpoint of PIXTRAL_ENDPOINT; None if it is not set, or is that of a remembered deployment.
+
+    Raises UsageError for what is not a URL.
+    """
+    if not (url := os.environ.get(PIXTRAL_ENDPOINT)):
+        return None
+    found = Endpoint.at(url, os.environ.get("PIXTRAL_API_KEY", ""), origin=PIXTRAL_ENDPOINT)
+    return None if _remembered_at(found.url) else found
+
+
+def out_of_reach() -> str:
+    """A sentence about an endpoint that only the environment names; empty if there is none."""
+    with contextlib.suppress(UsageError):
+        if not of_environment_alone():
+            return ""
+    return "PIXTRAL_ENDPOINT is set here: `ask` goes there, but `logs` and `down` do not reach it."
 
 
 def find(

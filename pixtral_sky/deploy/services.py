@@ -101,7 +101,8 @@ class ServiceRecord:
 
 def records(names: list[str] | None = None) -> list[ServiceRecord]:
     """The services that SkyServe has, or those with these names. Empty if there is no controller."""
-    with sky_sdk(silent=True) as sky:
+
+    def found(sky: Any) -> list[ServiceRecord]:
         from sky import exceptions
         from sky.serve import serve_utils
         from sky.utils.controller_utils import Controllers
@@ -117,6 +118,8 @@ def records(names: list[str] | None = None) -> list[ServiceRecord]:
             if str(error) == Controllers.SKY_SERVE_CONTROLLER.value.default_hint_if_non_existent:
                 return []
             raise
+
+    return skypilot.ask(found, [])
 
 
 def record(name: str) -> ServiceRecord | None:
@@ -171,12 +174,16 @@ def _replica(given: Mapping[str, Any]) -> Replica:
 def priced(found: list[ServiceRecord]) -> list[ServiceRecord]:
     """The services with the price of each replica, as far as SkyPilot's catalogs know it."""
     offers: dict[tuple[str, str], list[Any]] = {}
+    machines = {
+        (each.infra, each.gpus) for one in found for each in one.replicas if each.machine and each.gpus
+    }
+    if not machines:
+        return found
     # Without the catalogs, services are shown without prices.
     with contextlib.suppress(SkyError), sky_sdk(silent=True) as sky:
         from sky.client import sdk
 
-        machines = [each for one in found for each in one.replicas if each.machine and each.gpus]
-        for infra, gpus in {(each.infra, each.gpus) for each in machines}:
+        for infra, gpus in machines:
             (cloud, _, region), (gpu, _, count) = infra.partition("/"), gpus.partition(":")
             request = sdk.list_accelerators(
                 name_filter=f"^{gpu}$",
@@ -324,7 +331,7 @@ def documents(name: str | None) -> tuple[list[dict[str, Any]], dict[str, Any] | 
     Raises NoEndpoint when there is no service ``name``, and SkyError when it is starting or has ended.
     """
     known = None if name is None else store.recall_as(name, Service)
-    found = records([name] if name else None) if skypilot.was_used() else []
+    found = records([name] if name else None)
     if name and not found:
         if known and skypilot.is_launching(known.request):
             raise SkyError(f"{name!r} is being brought up.", f"Stop that: pixtral-sky serve down {name}")
@@ -366,12 +373,10 @@ def logs(name: str, *, follow: bool, lines: int, replica: int | None = None, bal
         raise UsageError("SkyServe follows a log from its beginning only.", "Leave out --lines, or --follow.")
     target = "replica" if replica is not None else "load_balancer" if balancer else "controller"
     store.check_name(name)
-    if not skypilot.was_used():
+    if not record(name):  # SkyPilot would show an empty log
         raise nothing(name)
     out = _Log(sys.stdout)  # here: within sky_sdk, sys.stdout leads to stderr
     with sky_sdk() as sky:
-        if not record(name):  # SkyPilot would show an empty log
-            raise nothing(name)
         sky.serve.tail_logs(
             name,
             target,

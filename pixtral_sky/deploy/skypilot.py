@@ -13,13 +13,17 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from pixtral_sky import extras, output
 from pixtral_sky.deploy import task
 from pixtral_sky.errors import PixtralSkyError, SkyError
+
+Answer = TypeVar("Answer")
+# In ~/.sky from `import sky` alone, and from a look at prices: `plan` and `capacity` use no more of it.
+OF_AN_IMPORT = {"user_hash", "locks", "serve", "catalogs"}
 
 
 class NoMachine(SkyError):
@@ -71,13 +75,27 @@ def was_used() -> bool:
 
     Raises SkyError when SkyPilot was used, but is not installed in this environment.
     """
-    used = "SKYPILOT_API_SERVER_ENDPOINT" in os.environ or (Path.home() / ".sky").is_dir()
+    folder = Path.home() / ".sky"
+    left = {each.name for each in folder.iterdir()} if folder.is_dir() else set()
+    # With SKY_RUNTIME_DIR, what it knows is in another folder.
+    used = {"SKYPILOT_API_SERVER_ENDPOINT", "SKY_RUNTIME_DIR"} & {*os.environ} or left - OF_AN_IMPORT
     if used and not installed():
         raise SkyError(
             "SkyPilot was used here and is not installed in this environment: what it runs is not known.",
             f"Run: {extras.install_skypilot()}",
         )
-    return used
+    return bool(used)
+
+
+def ask(question: Callable[[Any], Answer], otherwise: Answer) -> Answer:
+    """What ``question`` says, which is given the module ``sky``; ``otherwise`` where SkyPilot was never used.
+
+    To ask it starts SkyPilot's server, if none runs here. Raises SkyError.
+    """
+    if not was_used():
+        return otherwise
+    with sky_sdk(silent=True) as sky:
+        return question(sky)
 
 
 def check_installed() -> None:
@@ -228,8 +246,8 @@ def is_launching(request: str) -> bool:
     """Whether the launch with this request id is still in progress. False if SkyPilot does not say."""
     if not request:
         return False
-    with contextlib.suppress(SkyError), sky_sdk(silent=True) as sky:
-        return _in_progress(sky, request)
+    with contextlib.suppress(SkyError):
+        return ask(lambda sky: _in_progress(sky, request), False)
     return False
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixtral_sky.deploy.prices import Offer
+from pixtral_sky import files
+from pixtral_sky.deploy.prices import Prices
 from pixtral_sky.errors import UsageError
 from pixtral_sky.extras import install
 from pixtral_sky.planning.plan import Option, Plan, options, usd
@@ -19,14 +22,14 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")
 MOST = 12  # rows of a readable picture
 BLUE, DARK, GOLD = "#8fb4d8", "#22303c", "#e08e1b"
+NAVY, ORANGE, GREY, BAND = "#1f4e79", "#b35f0f", "#8a9099", "#f5f6f8"
 
 
 def check(path: Path) -> None:
     """Raise UsageError where ``path`` cannot be drawn. matplotlib is not imported, which takes a second."""
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{path} is no name of a picture that can be drawn.", "For example: --plot plan.png")
-    if not path.parent.is_dir():
-        raise UsageError(f"There is no directory {path.parent}.", f"Run: mkdir -p {path.parent}")
+    files.check_writable(path, "--plot")
     if not importlib.util.find_spec("matplotlib"):
         raise UsageError("A picture needs matplotlib.", f"Run: {install('plot')}")
 
@@ -35,53 +38,108 @@ def _quieten() -> None:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # SkyPilot has all loggers speak
 
 
-def draw_plan(path: Path, plan: Plan, offers: Sequence[Offer]) -> None:
+def draw_plan(path: Path, plan: Plan, prices: Prices) -> None:
     """Draw the best MOST of a plan in its order, with their cost on demand and on spot, as ranges."""
     _quieten()
     from matplotlib.figure import Figure
 
     rows = {_who(each): row for row, each in enumerate(plan.options[:MOST])}
-    ask, workload = plan.ask, plan.ask.workload
-    load = f"at {ask.qps:g} requests/s" if ask.qps else "on machines that are always busy"
-
-    figure = Figure(figsize=(9, 1.7 + 0.48 * len(rows)), dpi=150, layout="constrained")
+    on_demand, on_spot = (
+        {
+            _who(each): each
+            for each in options(plan.ask, plan.machines, prices.offers, spot)
+            if _who(each) in rows
+        }
+        for spot in (False, True)
+    )
+    lines = [_Line(on_demand[who], row - 0.2 * bool(on_spot), NAVY) for who, row in rows.items()]
+    if on_spot:
+        lines += [_Line(on_spot.get(who), row + 0.2, ORANGE) for who, row in rows.items()]
+    labels = [each.label for each in lines]
+    width = 9 + 0.065 * max(0, max(map(len, labels)) - 40)  # inches: a long name takes no room of the marks
+    figure = Figure(
+        figsize=(width, 2.1 + (0.52 if on_spot else 0.4) * len(rows)), dpi=150, layout="constrained"
+    )
     axes = figure.add_subplot()
-    widest = 0.0
-    for name, at_spot, colour, aside in (
-        ("on demand", False, "#1f4e79", -0.17),
-        ("spot", True, "#c8741a", 0.17),
-    ):
-        shown = [each for each in options(ask, plan.machines, offers, at_spot) if _who(each) in rows]
-        heights = [rows[_who(each)] + aside for each in shown]
-        lows, highs = ([getattr(each.cost, end) for each in shown] for end in ("low", "high"))
-        widest = max([widest, *highs])
-        axes.hlines(heights, lows, highs, color=colour, linewidth=6, alpha=0.3, zorder=2)
-        axes.scatter(highs, heights, color=colour, s=36, zorder=3, label=name)
-        for each, height in zip(shown, heights, strict=True):
-            words = f"${usd(each.cost.high)}" + ", measured" * each.machine.measured
-            look: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8}
-            axes.annotate(words, (each.cost.high, height), (6, 0), color=colour, **look)
     for row in range(0, len(rows), 2):
-        axes.axhspan(row - 0.5, row + 0.5, color="#f5f6f8", zorder=0)
-    axes.set_yticks(list(rows.values()), ["  ".join(who) for who in rows])
+        axes.axhspan(row - 0.5, row + 0.5, color=BAND, zorder=0)
+    for each in lines:
+        each.draw(axes)
+    axes.set_yticks([each.height for each in lines], labels, fontsize=8.5)
+    for tick, each in zip(axes.get_yticklabels(), lines, strict=True):
+        tick.set_color(each.colour)
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the best on top
-    axes.set_xlim(0, widest * 1.15)  # with room for the last label
-    axes.xaxis.set_major_formatter("${x:.2f}")
+    widest = max(each.option.cost.high for each in lines if each.option)
+    axes.set_xlim(0, widest * 1.2)  # with room for the last label
+    axes.xaxis.set_major_formatter(lambda value, _: f"${round(value, 9):g}")
     axes.grid(axis="x", color="#d9dce1", linewidth=0.8, zorder=1)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.set_xlabel(
-        "for 1,000 pictures, on machines with their disks; dot: the safe end of the estimate, bar: its range",
-        fontsize=9,
-    )
-    axes.set_title(
-        f"What 1,000 pictures cost with Pixtral 12B\n"
-        f"{workload.images} of {workload.width}x{workload.height} a request, {load}",
-        loc="left",
-        fontsize=11,
-    )
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2, fontsize=9)
+    shown = {each.option.offer.cloud for each in lines if each.option}
+    figure.supxlabel(_caption(prices.dated(shown), bool(on_spot)), fontsize=9)
+    figure.suptitle(_title(plan), x=0.01, ha="left", fontsize=11)
     figure.savefig(path)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What an option costs, at a height of the picture. ``option`` None: it has no spot price."""
+
+    option: Option | None
+    height: float
+    colour_of_price: str
+
+    @property
+    def colour(self) -> str:
+        return self.colour_of_price if self.option else GREY
+
+    @property
+    def label(self) -> str:
+        """The machine and its price; of a spot price, which stands below, the region and the price."""
+        if self.option is None:
+            return "no spot price"
+        machine, offer = self.option.machine, self.option.offer
+        price = f"{offer.region.strip(', ')}  ${self.option.hourly:.2f}/h"
+        if self.colour_of_price == ORANGE:
+            return f"spot  {price}"
+        return f"{machine.gpus}  {machine.precision}  {offer.cloud}  {price}"
+
+    def draw(self, axes: Any) -> None:
+        if self.option is None:
+            return
+        cost, colour = self.option.cost, self.colour
+        axes.hlines(self.height, cost.low, cost.high, color=colour, linewidth=6, alpha=0.3, zorder=2)
+        axes.scatter(cost.high, self.height, color=colour, s=36, zorder=3)
+        words = f"${usd(cost.high)}" + ", measured" * self.option.machine.measured
+        band = "white" if round(self.height) % 2 else BAND
+        axes.annotate(
+            words,
+            (cost.high, self.height),
+            (7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=colour,
+            bbox={"facecolor": band, "edgecolor": "none", "pad": 1},  # the grid's lines do not cross it
+        )
+
+
+def _title(plan: Plan) -> str:
+    ask, workload = plan.ask, plan.ask.workload
+    load = f"at {ask.qps:g} requests/s" if ask.qps else "on machines that are always busy"
+    return (
+        f"What 1,000 pictures cost with Pixtral 12B\n{workload.images} of {workload.width}x{workload.height} "
+        f"a request, {load}; by cost{' on spot' * plan.spot}"
+    )
+
+
+def _caption(day: str, has_spot: bool) -> str:
+    colours = "blue: on demand; orange: on spot" if has_spot else "none has a spot price here"
+    return (
+        f"USD for 1,000 pictures, disks included; {colours}\n"
+        "dot: the safe end of the estimate; bar: its range\n"
+        f"$/h: of the machine alone, in SkyPilot's catalogs of {day or 'an unknown day'}"
+    )
 
 
 def _who(option: Option) -> tuple[str, str, str]:
@@ -96,32 +154,52 @@ def draw_capacity(path: Path, shown: Sequence[Result], terms: Terms, title: str)
     from pixtral_sky.planning.policies import percent
 
     colours = [GOLD if each.cheapest else DARK if each.own else BLUE for each in shown]
-    names = [
-        "   ".join([each.policy.replicas, *(() if each.policy.fixed else each.policy.scaling)])
-        for each in shown
-    ]
     cost = [each.hours if each.dollars is None else each.dollars for each in shown]
-    too_few = [100 * each.share_too_few for each in shown]
-    figure = Figure(figsize=(10, 1.9 + 0.3 * len(shown)), dpi=110, layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    too_few, goal = [100 * each.share_too_few for each in shown], 100 * terms.goal
     numbers = [f"{each:,.2f}" if terms.price else f"{each:.1f}" for each in cost]
-    shares = [percent(each.share_too_few) for each in shown]
-    for axes, values, words in ((left, cost, numbers), (right, too_few, shares)):
-        bars = axes.barh(range(len(shown)), values, color=colours, height=0.7)
-        axes.bar_label(
-            bars, words, padding=3, size=9, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}
-        )
-        axes.set_xlim(0, 1.17 * max(*values, 0.001))
-        axes.spines[["top", "right"]].set_visible(False)
-    left.set_yticks(range(len(shown)), names)
-    left.invert_yaxis()  # the cheapest on top
-    left.set_title("replicas, target, up/down", loc="left", x=-0.3, size=9, color=DARK)
+    figure = Figure(figsize=(10, 2.1 + 0.3 * len(shown)), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    _bars(left, cost, numbers, colours)
+    _bars(right, too_few, [percent(each.share_too_few) for each in shown], colours, goal)
+    names = ["   ".join([each.policy.replicas, *_scaling(each)]) for each in shown]
+    left.set_yticks(range(-1, len(shown)), ["replicas   target   up/down", *names])
+    left.set_ylim(len(shown) - 0.5, -1.5)  # the cheapest on top
     left.set_xlabel("$ a day" if terms.price else "replica-hours a day")
     right.set_xlabel("requests that met too few replicas, in %")
-    within = f"{100 * terms.goal:g}%"
-    if 100 * terms.goal <= right.get_xlim()[1]:
-        right.axvline(100 * terms.goal, color=GOLD, linestyle="--", zorder=0)
-        within += " (dashed)"
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", color=DARK)
+    within = f"{goal:g}%{' (dashed)' if goal <= right.get_xlim()[1] else ''}"
+    figure.suptitle(textwrap.fill(title, 80), x=0.01, ha="left", weight="bold", color=DARK)
     figure.supxlabel(f"orange: the cheapest within {within}; black: the file's own", size=9, color=DARK)
     figure.savefig(path)
+
+
+def _scaling(result: Result) -> tuple[str, ...]:
+    return () if result.policy.fixed else result.policy.scaling
+
+
+def _bars(
+    axes: Any,
+    values: Sequence[float],
+    words: Sequence[str],
+    colours: Sequence[str],
+    goal: float | None = None,
+) -> None:
+    """Bars with their numbers beside them, and a dashed line at ``goal``, if that is in the picture."""
+    axes.barh(range(len(values)), values, color=colours, height=0.7)
+    widest = 1.17 * max(*values, 0.001 if goal is None else 1)
+    axes.set_xlim(0, widest)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    line = goal if goal is not None and goal <= widest else None
+    if line is not None:
+        axes.axvline(line, color=GOLD, linestyle="--", zorder=0)
+    for row, (value, word) in enumerate(zip(values, words, strict=True)):
+        # A number that would lie on the line stands behind it.
+        covers = line is not None and value <= line < value + 0.16 * widest
+        axes.annotate(
+            word,
+            (line if covers else value, row),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )

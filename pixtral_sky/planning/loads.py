@@ -40,6 +40,8 @@ def load(trace: Path | None, pattern: str | None, qps: str | None, seed: int) ->
     """The requests of a CSV file, or of a day of a pattern. Raises UsageError."""
     if bool(trace) == bool(pattern):
         raise UsageError("The load is a CSV of times, or a pattern.", EXAMPLE)
+    if trace and qps is not None:
+        raise UsageError("--qps is of a pattern; a trace has its own.", EXAMPLE)
     if trace:
         times = read_csv(trace)
         if times[-1] > LONGEST_DAYS * DAY:

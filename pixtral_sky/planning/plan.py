@@ -22,6 +22,9 @@ from pixtral_sky.planning import speed
 from pixtral_sky.planning.speed import Range
 from pixtral_sky.text import closest
 
+LEAST_QPS, MOST_QPS = 0.001, 10_000  # what a person may mean, and a table can show
+MOST_TOTAL = 10**12
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -103,10 +106,10 @@ def asked(
     """
     if qps is not None and total is not None:
         raise UsageError("--qps is a stream of requests, --total a pile of pictures.", "Give one of the two.")
-    if qps is not None and not (math.isfinite(qps) and qps > 0):
-        raise UsageError(f"--qps is a number of requests a second above 0, not {qps:g}.")
-    if total is not None and total < 1:
-        raise UsageError(f"--total is a number of pictures from 1 on, not {total}.")
+    if qps is not None and not LEAST_QPS <= qps <= MOST_QPS:  # not so for NaN, too
+        raise UsageError(f"--qps is a number of requests a second, {LEAST_QPS} to {MOST_QPS:,}, not {qps:g}.")
+    if total is not None and not 1 <= total <= MOST_TOTAL:
+        raise UsageError(f"--total is a number of pictures, 1 to {MOST_TOTAL:,}, not {total:,}.")
     for name, value, lowest in (
         ("--images", workload.images, 1),
         ("--prompt-tokens", workload.text, 0),

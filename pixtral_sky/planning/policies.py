@@ -6,7 +6,6 @@ nobody asks, lower targets or shorter delays.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ LOWER_TARGETS = (0.75, 0.5)  # of what a replica carries
 MINIMUMS = 4  # policies with a minimum between 1 and the number that always suffices
 WARMUP = 1800.0  # seconds beside a replica's start, until the number of replicas has settled
 MOST = 100  # replicas; to compare more takes minutes
+LEAST_VALUE, MOST_VALUE = 0.0001, 10_000  # of an option: what a person may mean
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Terms:
     """What is assumed of replicas, and the goal of a policy."""
 
     startup: float  # seconds until a replica answers
-    carries: float  # queries per second
+    carries: float  # queries per second; 0: as many as the file's target
     goal: float  # the share of requests that may meet too few replicas: 0 to 1
     price: float | None = None  # $ per hour of a replica
 
@@ -118,21 +118,39 @@ def own(config: Mapping[str, Any], name: object = "This file") -> Policy:
     )
 
 
-def terms(own: Policy, start_minutes: float, carries: float | None, goal: str, price: float | None) -> Terms:
+def terms(start_minutes: float, carries: float | None, goal: str, price: float | None) -> Terms:
     """The terms that the options of the command give. Raises UsageError."""
     for option, value in (("--start-minutes", start_minutes), ("--carries", carries), ("--price", price)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise UsageError(f"{option} is a number above 0, not {value:g}.", f"For example: {option} 2")
+        if value is not None and not LEAST_VALUE <= value <= MOST_VALUE:  # not so for NaN, too
+            raise UsageError(
+                f"{option} is a number from {LEAST_VALUE} to {MOST_VALUE:,}, not {value:g}.",
+                f"For example: {option} 2",
+            )
     found = re.fullmatch(r"(\d{1,2}(?:\.\d+)?|100)%?", goal.strip(), re.ASCII)
     if not found:
         raise UsageError(f"--goal is a percentage from 0 to 100, not {goal!r}.", "For example: --goal 1%")
-    carries = carries or own.target
-    if carries is None:
+    return Terms(60 * start_minutes, carries or 0.0, float(found[1]) / 100, price)
+
+
+def check_length(load: loads.Load, terms: Terms) -> None:
+    """Raise UsageError for a load that is over before a replica could have started."""
+    if load.seconds <= terms.startup:
+        raise UsageError(
+            f"{load.title} is over after {load.seconds:.0f} s, before a replica could have started.",
+            "Give the requests of a day or more.",
+        )
+
+
+def with_target(terms: Terms, own: Policy) -> Terms:
+    """The terms; where they do not say what a replica carries, with the file's target. Raises UsageError."""
+    if terms.carries:
+        return terms
+    if own.target is None:
         raise UsageError(
             "What a replica carries is not known: the file has no target_qps_per_replica.",
             "For example: --carries 2",
         )
-    return Terms(60 * start_minutes, carries, float(found[1]) / 100, price)
+    return replace(terms, carries=own.target)
 
 
 def applied(config: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
@@ -178,11 +196,6 @@ def compare(config: Mapping[str, Any], load: loads.Load, terms: Terms) -> list[R
     Others that `serve` or SkyPilot refuses are left out. Raises UsageError as `own` does, and where the load
     needs more than `MOST` replicas.
     """
-    if load.seconds <= terms.startup:
-        raise UsageError(
-            f"{load.title} is over after {load.seconds:.0f} s, before a replica could have started.",
-            "Give the requests of a day or more.",
-        )
     policy = own(config)
     warmup = min(terms.startup + WARMUP, load.seconds)
     warm = loads.warmed(load.arrivals, warmup)

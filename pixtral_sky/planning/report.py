@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pixtral_sky import memory
-from pixtral_sky.deploy.prices import DISK_PRICES_OF
+from pixtral_sky.deploy.prices import DISK_PRICES_OF, Prices
 from pixtral_sky.planning.plan import Ask, Machine, Option, Plan, needed, on_demand, seconds, usd
 from pixtral_sky.planning.service_file import server_envs
 from pixtral_sky.planning.speed import Range
+from pixtral_sky.text import counted
 
 HEAD = (
     *("GPUS", "PRECISION", "CLOUD", "REGION", "$/H", "SPOT $/H", "CONTEXT", "AT ONCE", "REQUESTS/S"),
@@ -73,12 +74,14 @@ def _range(value: Range, shown: Callable[[float], str]) -> str:
     return low if low == high else f"{low}-{high}"
 
 
-def disks(options: Sequence[Option], gb: int) -> str:
-    """What the disks of ``options`` cost, in a line."""
+def sources(options: Sequence[Option], prices: Prices, gb: int) -> str:
+    """Of when the prices of ``options`` are, and what their disks cost, in a line."""
     found = dict(sorted((each.offer.cloud, each.offer.disk) for each in options))
     known = [f"{cloud} {price:.3f}" for cloud, price in found.items() if price is not None]
     others = [cloud for cloud, price in found.items() if price is None]
-    said = f"Disks of {gb} GB cost besides, in $/h: {', '.join(known) or 'not known'}"
+    day = prices.dated(found)
+    said = f"Prices of {day}. " if day else ""
+    said += f"Disks of {gb} GB cost besides, in $/h: {', '.join(known) or 'not known'}"
     if known and others:
         said += f"; not known: {', '.join(others)}"
     return f"{said}. List prices of {DISK_PRICES_OF}; $/1,000 IMAGES is with them."
@@ -113,6 +116,11 @@ def explained(plan: Plan) -> Iterator[str]:
             "What FP8 does to the answers was not measured here: ask both with pixtral-sky doctor --answers,"
             "\nor leave it out: --precision bf16"
         )
+    if plan.offered is not None and (unpriced := _unpriced(plan)):
+        names = {machine.gpus for machine in unpriced}
+        price = "spot price" if plan.spot else "price"
+        machines = counted(len(names), "other machine")
+        yield f"{machines} without a {price} here would hold it, too: --json names them."
     # GPUs that no cloud offers are left out.
     unfit = [each for each in plan.unfit if plan.offered is None or each.gpus in plan.offered]
     if only := dict.fromkeys(each.gpus for each in unfit if each.gpus in in_fp8):
@@ -138,10 +146,15 @@ def following(plan: Plan, envs: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def document(plan: Plan, left_out: Mapping[str, str]) -> dict[str, Any]:
-    """The plan for JSON; ``left_out`` are clouds without prices, and why."""
-    ask, workload = plan.ask, plan.ask.workload
+def _unpriced(plan: Plan) -> list[Machine]:
+    """The machines that fit and have no price; without prices, all."""
     priced = [option.machine for option in plan.options]
+    return [each for each in plan.machines if each not in priced]
+
+
+def document(plan: Plan, prices: Prices | None, why_not: str) -> dict[str, Any]:
+    """The plan for JSON; ``why_not``: why there are no prices."""
+    ask, workload = plan.ask, plan.ask.workload
     return {
         "request": {
             "images": workload.images,
@@ -155,10 +168,11 @@ def document(plan: Plan, left_out: Mapping[str, str]) -> dict[str, Any]:
         "total": ask.total,
         "spot": plan.spot,
         "options": [_figures(ask, each.machine, _price(each)) for each in plan.options],
-        # Machines that fit and have no price: all of them with --no-prices.
-        "unpriced": [_figures(ask, each, {}) for each in plan.machines if each not in priced],
+        "unpriced": [_figures(ask, each, {}) for each in _unpriced(plan)],
         "unfit": [vars(each) for each in plan.unfit],
-        "clouds_left_out": dict(left_out),
+        "no_prices": why_not or None,
+        "days_of_prices": dict(prices.days) if prices else {},
+        "clouds_left_out": prices.left_out if prices else {},
     }
 
 

@@ -246,7 +246,7 @@ def in_bash(exports: str, tmp_path: Path) -> list[str]:
     ("path", "key"),
     [
         ("", KEY),
-        ("/a'b\"c$(touch made)`touch made`", "'\"$HOME`touch made`$(touch made)\\ ;&|<>*?[]{}()!#~%^ \t\n\u00e9 '"),
+        ("/a'b\"c$(>made)`>made`", "'\"$HOME`>made`$(>made)\\;&|<>*?[]{}()!#~%^'"),
         ("", "-n"),
     ],
 )  # fmt: skip
@@ -257,6 +257,25 @@ def test_exports_for_a_shell(run: Run, remember: Remember, tmp_path: Path, path:
     assert (result.code, result.err) == (0, "")
     assert in_bash(result.out, tmp_path) == [url, key, f"{url}/v1", key]
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--env"], ["--for", "curl"]])
+@pytest.mark.parametrize(
+    ("path", "key", "says"),
+    [
+        ("", f"{KEY}\n", "The key has characters that no key can have. Look at PIXTRAL_API_KEY."),
+        ("", f"{KEY} ", "The key has characters that no key can have. Look at PIXTRAL_API_KEY."),
+        ("", f"\u00e9{KEY}", "The key has characters that no key can have. Look at PIXTRAL_API_KEY."),
+        ("/a b", KEY, "'http://127.0.0.1:8081/a b' is not the URL of an endpoint. It looks like http://10.0.0.7:8081"),
+        ("/\x1b[1m", KEY, r"'http://127.0.0.1:8081/\x1b[1m' is not the URL of an endpoint. It looks like http://10.0.0.7:8081"),
+    ],
+)  # fmt: skip
+def test_what_no_request_can_carry_is_not_printed(
+    run: Run, remember: Remember, arguments: list[str], path: str, key: str, says: str
+) -> None:
+    remember(url=f"http://127.0.0.1:8081{path}", key=key)
+    result = run("endpoint", *arguments)
+    assert (result.code, result.error) == (2, says)
 
 
 def test_exports_in_a_shell_with_an_older_key(

@@ -8,8 +8,6 @@ import json
 import random
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ import yaml
 from PIL import Image
 
 from pixtral_sky import output
-from pixtral_sky.deploy import replica_policy, task
+from pixtral_sky.deploy import replica_policy, skypilot, task
 from pixtral_sky.extras import install
 from pixtral_sky.planning import capacity, loads, policies
 from tests.conftest import ROOT
@@ -192,11 +190,13 @@ EXAMPLE = "For example: pixtral-sky capacity --pattern day-night --qps 1..9"
     ("even.csv --goal 101%", "--goal is a percentage from 0 to 100, not '101%'. For example: --goal 1%"),
     ("even.csv --goal -1%", "--goal is a percentage from 0 to 100, not '-1%'. For example: --goal 1%"),
     ("even.csv --goal few", "--goal is a percentage from 0 to 100, not 'few'. For example: --goal 1%"),
-    ("even.csv --carries 0", "--carries is a number above 0, not 0. For example: --carries 2"),
-    ("even.csv --carries nan", "--carries is a number above 0, not nan. For example: --carries 2"),
+    ("even.csv --carries 0", "--carries is a number from 0.0001 to 10,000, not 0. For example: --carries 2"),
+    ("even.csv --carries nan", "--carries is a number from 0.0001 to 10,000, not nan. For example: --carries 2"),
     ("even.csv --carries 0.001", "This load takes 990 replicas that carry 0.001 queries/s; 100 are compared at most."),
-    ("even.csv --start-minutes 0", "--start-minutes is a number above 0, not 0. For example: --start-minutes 2"),
-    ("even.csv --price -1", "--price is a number above 0, not -1. For example: --price 2"),
+    ("even.csv --start-minutes 0", "--start-minutes is a number from 0.0001 to 10,000, not 0. For example: --start-minutes 2"),
+    ("even.csv --price -1", "--price is a number from 0.0001 to 10,000, not -1. For example: --price 2"),
+    ("even.csv --qps 5", f"--qps is of a pattern; a trace has its own. {EXAMPLE}"),
+    ("even.csv --carries 1e-300", "--carries is a number from 0.0001 to 10,000, not 1e-300. For example: --carries 2"),
     ("even.csv --file none.yaml", "none.yaml cannot be read: No such file or directory."),
     ("even.csv --file gpus.yaml",
      "A target_qps_per_replica per GPU cannot be simulated: nobody knows which GPUs will be found."
@@ -274,13 +274,25 @@ def test_without_matplotlib(run, monkeypatch):
     )
 
 
-def test_a_mistake_is_said_at_once():
-    """Before SkyPilot or matplotlib is imported."""
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "pixtral_sky", "capacity", "--pattern", "noon", "--plot", "x.png"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "pixtral_sky.planning.charts" in modules
-    assert not modules & {"sky", "matplotlib", "numpy", "rich", "httpx"}
+@pytest.mark.parametrize(("arguments", "about"), [
+    ("gone.csv --goal 101", "--goal"),
+    ("gone.csv --price inf", "--price"),
+    ("gone.csv --carries 1e300", "--carries"),
+    ("gone.csv --start-minutes nan", "--start-minutes"),
+    ("gone.csv --pattern steady", "pattern"),
+    ("gone.csv --qps 5", "--qps"),
+    ("--pattern noon --file gone.yaml", "noon"),
+    ("gone.csv --plot folder.png", "folder.png is a directory"),
+    ("gone.csv --plot gone/day.png", "There is no directory gone"),
+    ("gone.csv --plot /proc/day.png", "/proc/day.png cannot be written: "),
+    ("folder.png --file gone.yaml", "folder.png cannot be read: Is a directory"),
+    ("short.csv --file gone.yaml", "short.csv is over after 60 s"),
+    ("even.csv --file folder.png", "folder.png cannot be read: Is a directory"),
+])  # fmt: skip
+def test_a_mistake_is_said_at_once(run, monkeypatch, arguments, about):
+    """What the arguments alone have, before a file is read; what a file has, before SkyPilot is imported."""
+    Path("folder.png").mkdir()
+    Path("short.csv").write_text("1\n61\n")
+    monkeypatch.setattr(skypilot, "check_installed", lambda: pytest.fail("SkyPilot is imported"))
+    result = run("capacity", *arguments.split())
+    assert (result.code, about in result.error) == (2, True)

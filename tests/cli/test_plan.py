@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from pixtral_sky import output
-from pixtral_sky.deploy import prices, replica_policy, task
+from pixtral_sky.deploy import prices, replica_policy, skypilot, task
 from pixtral_sky.deploy.skypilot import sky_sdk
-from pixtral_sky.extras import install
+from pixtral_sky.extras import install, install_skypilot
 from tests.planning.test_plan import RESULT
 from tests.support import fake_catalog, golden
 from tests.support.command_line import Run, imports, run_main, seconds
@@ -63,6 +63,20 @@ def test_one_precision(run, precision):
     assert ("What FP8 does" in result.err) == (precision == "fp8")
     # None of these is too small in FP8.
     assert ("Does not fit" in result.err) == (precision == "bf16")
+
+
+def test_gpus_that_no_named_cloud_has_are_counted(run):
+    result = run("--clouds", "aws", "--all")
+    rows = [line.split() for line in result.out.splitlines()[1:]]
+    assert {row[2] for row in rows} == {"aws"}
+    assert {row[0] for row in rows} == {"L4:1", "L4:4", "A10G:4", "L40S:1", "A100:8"}
+    # 12 GPUs in 1, 2, 4 and 8: each of them fits in fp8.
+    assert "\n43 other machines without a price here would hold it, too: --json names them.\n" in result.err
+    assert "Does not fit" not in result.err
+    assert (
+        "44 other machines without a spot price here would hold it, too"
+        in run("--clouds", "aws", "--spot").err
+    )
 
 
 def test_spot(run):
@@ -184,6 +198,8 @@ DOCUMENT = {
     "options": rows(SPEED | PRICE),
     "unpriced": rows(SPEED),
     "unfit": rows({name: {"type": "string"} for name in ("gpus", "precision", "why")}),
+    "no_prices": {"type": ["string", "null"]},
+    "days_of_prices": WORDS,
     "clouds_left_out": WORDS,
 }
 SCHEMA = rows(DOCUMENT)["items"]
@@ -251,6 +267,19 @@ def test_what_was_measured(run):
     assert fp8[4:] == ["0.80", "1.6", "measured"]
     assert "d.json" not in result.err
     assert "estimate from data sheets" not in result.err
+
+
+def test_a_measurement_with_a_few_failures_and_a_limit(run):
+    few = {"completed": 199, "failed": 1, "max_concurrency": 16, "precision": "bf16"}
+    Path("b.json").write_text(json.dumps({**RESULT, **few}))
+    said = run("--no-prices", "--gpus", "L4:2", "--measured", "b.json").err
+    assert said.startswith(
+        "Warning: b.json: 1 of 200 requests failed.\n"
+        "Warning: b.json was measured with 16 requests at once: more may be answered faster\n"
+    )
+    Path("b.json").write_text(json.dumps({**RESULT, "completed": 100, "failed": 100}))
+    says = "b.json: 100 of 200 requests failed, so it measured another load. At most 1% may."
+    assert says in run("--no-prices", "--measured", "b.json").error
 
 
 def test_a_measurement_of_other_answers(run):
@@ -342,9 +371,8 @@ def test_a_measured_target_says_so(run):
 # Drawn
 
 
-@pytest.mark.parametrize("arguments", [(), ("--spot", "--qps", 2)])
-def test_the_picture(run, arguments):
-    result = run(*SOLD, *arguments, "--plot", "plan.png")
+def test_the_picture(run):
+    result = run(*SOLD, "--plot", "plan.png")
     assert Path("plan.png").read_bytes().startswith(b"\x89PNG")
     assert "Drawn: plan.png\n" in result.err
 
@@ -363,7 +391,7 @@ def test_without_matplotlib(run, monkeypatch):
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["--size", "12"], "'12' is no size of a picture, in pixels. For example: --size 1920x1080"),
-    (["--qps", 0], "--qps is a number of requests a second above 0, not 0."),
+    (["--qps", 0], "--qps is a number of requests a second, 0.001 to 10,000, not 0."),
     (["--qps", 1, "--total", 1], "--qps is a stream of requests, --total a pile of pictures. Give one of the two."),
     (["--prompt-tokens", 40_000], "A request is 44,680 tokens with an answer of 300, and the context is 32,768. For example: --context 56940"),
     (["--context", 99, "--images", 1], "1 picture can be 4,160 tokens, and the context is 99. For example: --context 4660"),
@@ -398,7 +426,92 @@ def test_what_the_catalogs_do_not_have(run, arguments, says):
     assert result.err.count("Error:") == 1
 
 
+@pytest.mark.parametrize(("arguments", "about"), [
+    (["--images", 10**20], "the context is"),
+    (["--images", -1], "--images"),
+    (["--size", "1x\u0663"], "is no size"),
+    (["--prompt-tokens", 10**30], "the context is"),
+    (["--answer-tokens", 0], "--answer-tokens"),
+    (["--context", 10**9], "--context"),
+    (["--precision", ""], "--precision"),
+    (["--qps", "nan"], "--qps"),
+    (["--qps", "inf"], "--qps"),
+    (["--qps", "1e308"], "--qps"),
+    (["--qps", "1e-300"], "--qps"),
+    (["--total", 10**20], "--total"),
+    (["--clouds", ""], "no prices of ''"),
+    (["--clouds", "kubernetes"], "no prices of 'kubernetes'"),
+    (["--gpus", ""], "The GPU ''"),
+    (["--gpus", "L4:0"], "not 0"),
+    (["--no-prices", "--clouds", ""], "--no-prices"),
+    (["--plot", ""], "is no name of a picture"),
+    (["--plot", "folder.png"], "folder.png is a directory"),
+    (["--plot", "gone/plan.png"], "There is no directory gone. Run: mkdir -p gone"),
+    (["--plot", "/proc/plan.png"], "/proc/plan.png cannot be written: "),
+    (["--write", "mine.yaml"], "--write needs"),
+    (["--qps", 1, "--write", "folder.png"], "folder.png is there already"),
+    (["--qps", 1, "--write", "gone/mine.yaml"], "There is no directory gone. Run: mkdir -p gone"),
+    (["--qps", 1, "--write", "/proc/mine.yaml"], "/proc/mine.yaml cannot be written: "),
+    ([], "gone.json cannot be read: No such file or directory."),
+    (["--measured", "folder.png"], "gone.json"),
+])  # fmt: skip
+def test_a_mistake_is_said_at_once(run, monkeypatch, arguments, about):
+    """What the arguments alone have, before a file is read; what a file has, before SkyPilot is imported."""
+    Path("folder.png").mkdir()
+    monkeypatch.setattr(skypilot, "check_installed", lambda: pytest.fail("SkyPilot is imported"))
+    result = run("--measured", "gone.json", *arguments)
+    assert (result.code, about in result.error) == (2, True)
+
+
 # Without prices
+
+
+@pytest.fixture(params=["SkyPilot", "network", "catalogs"])
+def missing(request, monkeypatch, tmp_path) -> str:
+    """What there are no prices without; the one line about it."""
+    monkeypatch.setattr(prices, "read", read_once.__wrapped__)
+    fake_catalog.install(monkeypatch, tmp_path / "catalogs")
+    if request.param == "SkyPilot":
+        monkeypatch.setattr(skypilot, "installed", lambda: "")
+        return f"There are no prices: SkyPilot is not installed here. Run: {install_skypilot()}"
+    if request.param == "network":
+        return (
+            "There are no prices: SkyPilot's catalogs cannot be downloaded (ConnectionError). "
+            "Again, with a network: pixtral-sky plan"
+        )
+    damaged = tmp_path / "catalogs" / "gcp" / "vms.csv"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("")
+    return (
+        "There are no prices: SkyPilot's catalog has prices that cannot be read (EmptyDataError: No columns to "
+        f"parse from file). Renew it: rm {damaged}"
+    )
+
+
+def test_what_fits_where_there_are_no_prices(run, missing):
+    result, without = run("--qps", 2), run("--qps", 2, "--no-prices")
+    assert (result.code, result.out) == (0, without.out)
+    assert result.err == f"Warning: {missing}\n{without.err}"
+    assert "REPLICAS" in result.out
+    document = json.loads(run("--json").out)
+    jsonschema.validate(document, SCHEMA)
+    assert (document["no_prices"], document["options"], document["days_of_prices"]) == (missing, [], {})
+    assert document["unpriced"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--plot", "a.png"], ["--qps", 1, "--write", "a.yaml"], ["--clouds", "gcp"], ["--spot"]],
+    ids=lambda arguments: arguments[-1],
+)
+def test_what_needs_prices_where_there_are_none(run, missing, arguments):
+    result = run(*arguments)
+    assert (result.code, result.error) == (1, missing)
+    assert not {*Path().glob("a.*")}
+
+
+def test_json_without_prices_as_it_was_asked(run):
+    assert json.loads(run("--no-prices", "--json").out)["no_prices"] == "--no-prices"
 
 
 def test_without_prices_it_is_there_at_once():

@@ -855,7 +855,7 @@ def test_a_controller_that_cannot_be_reached(run: Run, server: FakeSky) -> None:
     assert store.known() == ["pixtral"]
     result = run("status", "--json")
     assert json.loads(result.out)[0]["state"] == "unknown"
-    assert "Warning: SkyPilot: Failed to connect to serve controller" in result.err
+    assert "SkyPilot runs is not known: SkyPilot: Failed to connect to serve controller" in result.err
 
 
 def test_in_consolidation_mode(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -885,7 +885,7 @@ def test_status_of_one_that_is_gone(run: Run, server: FakeSky) -> None:
 
 def test_status_of_somebody_who_never_used_skypilot(run: Run, server: FakeSky) -> None:
     """It is not asked: that would start its server."""
-    (Path.home() / ".sky").rmdir()
+    (Path.home() / ".sky" / "api_server").rmdir()
     for code, *command in ((1, "status"), (2, "status", "pixtral"), (2, "down"), (2, "logs")):
         assert run("serve", *command).code == code
     assert server.calls == []

@@ -183,7 +183,7 @@ def test_status_without_skypilot(
     assert result.code == 1
     assert row(result)["state"] == "unknown"
     told = "SkyPilot was used here and is not installed in this environment: what it runs is not known."
-    assert f"Warning: {told} Run: pip " in result.err
+    assert f"Warning: What SkyPilot runs is not known: {told} Run: pip " in result.err
     store.forget("pixtral")
     result = run("status")
     assert (result.code, result.out) == (1, "")
@@ -280,7 +280,10 @@ def test_an_unknown_cluster_that_is_not_up(run: Run, server: FakeSky) -> None:
         result = run("status", "--json")
         assert result.code == 1
         assert row(result)["problem"]
-        assert run("endpoint").code == 2
+        assert run("-q", "endpoint").error == (
+            "'pixtral' is at SkyPilot, and has no address: it is starting, or has ended. "
+            "What it does: pixtral-sky status pixtral"
+        )
 
 
 # --watch ---------------------------------------------------------------------------------------------------

@@ -232,14 +232,17 @@ def test_a_name_that_is_none(run: Run, server: FakeSky, name: str) -> None:
     assert server.calls == []
 
 
-def test_somebody_who_never_used_skypilot(run: Run, server: FakeSky) -> None:
-    """It is not asked: that would start its server."""
-    (Path.home() / ".sky").rmdir()
+def test_somebody_who_never_used_skypilot(run: Run, server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not asked, which would start its server, nor imported, which takes two seconds."""
+    (Path.home() / ".sky" / "api_server").rmdir()
     says = "There is no deployment named 'pixtral' here. What there is: pixtral-sky status"
     for command in (["status", "pixtral"], ["logs"], ["down"]):
         assert (run(*command).code, run(*command).error) == (2, says)
-    assert [run(*command).code for command in (["status"], ["endpoint"], ["down", "--all"])] == [1, 2, 0]
-    assert server.calls == []
+    commands = (["status"], ["endpoint"], ["down", "--all"], ["serve", "status"], ["serve", "logs"])
+    used: list[bool] = []
+    monkeypatch.setattr(skypilot, "check_installed", lambda: used.append(True))  # what sky_sdk begins with
+    assert [run(*command).code for command in commands] == [1, 2, 0, 1, 2]
+    assert (server.calls, used) == ([], [])
 
 
 @pytest.mark.parametrize("stand", [Rehearsals], indirect=True)
@@ -263,10 +266,69 @@ def test_without_skypilots_server(run: Run, server: FakeSky, remote: Any, fake: 
         result = run("status", "--json", *arguments)
         assert (result.code, row(result)["state"], row(result)["answers"]) == (0, "unknown", True)
         assert result.err.count("\n") == 1
-        assert result.err.startswith("Warning: SkyPilot's API server does not answer. Look at it: ")
+        assert result.err.startswith(
+            "Warning: What SkyPilot runs is not known: SkyPilot's API server does not answer. Look at it: "
+        )
     result = run("-q", "down")
     assert (result.code, "SkyPilot's API server does not answer." in result.error) == (1, True)
     assert store.known() == ["pixtral"], "it may be there"
+
+
+# What the environment names --------------------------------------------------------------------------------
+
+ASIDE = "PIXTRAL_ENDPOINT is set here: `ask` goes there, but `logs` and `down` do not reach it."
+
+
+def test_status_of_what_the_environment_names(
+    run: Run, stand: Any, fake: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked with its key; it is in no row of its own when it is that of a deployment."""
+    stand.runs()
+    monkeypatch.setenv("PIXTRAL_ENDPOINT", f"{fake.url}/v1/")
+    monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
+    _, named = json.loads(run("status", "--json").out)
+    assert (named["name"], named["kind"], named["state"]) == ("PIXTRAL_ENDPOINT", "environment", "up")
+    assert (named["endpoint"], named["answers"], named["problem"]) == (fake.url, True, "")
+    result = run("status", "PIXTRAL_ENDPOINT")
+    assert (result.code, len(result.out.splitlines())) == (0, 2)
+    assert run("down").err.endswith(f"{ASIDE}\n")
+    monkeypatch.setenv("PIXTRAL_ENDPOINT", NOBODY)
+    assert run("status", "PIXTRAL_ENDPOINT").code == 1
+    stand.runs()
+    assert row(run("status", "--json"))["name"] == "pixtral"
+    assert ASIDE not in run("down").err
+
+
+def test_logs_beside_what_the_environment_names(
+    run: Run, stand: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand.runs()
+    stand.says("one")
+    monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
+    assert run("logs") == Result(0, "one\n", f"{ASIDE}\n")
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "problem"),
+    [
+        (NOBODY, "", f"Nothing answers at {NOBODY}."),
+        (NOBODY, "a\nb", "The key has characters that no key can have."),
+        ("http://me:password@host", "", "An endpoint's URL holds no user and no password. Give the key with "
+         "PIXTRAL_API_KEY."),
+    ],
+)  # fmt: skip
+def test_what_the_environment_names_and_does_not_answer(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch, url: str, key: str, problem: str
+) -> None:
+    monkeypatch.setenv("PIXTRAL_ENDPOINT", url)
+    monkeypatch.setenv("PIXTRAL_API_KEY", key)
+    result = run("status", "--json")
+    assert (result.code, row(result)["state"], row(result)["problem"]) == (1, "unknown", problem)
+    for command in ("logs", "down"):
+        result = run(command)
+        says = f"There is no deployment named 'pixtral' here. {ASIDE} What there is: pixtral-sky status"
+        assert (result.code, result.error) == (2, says)
+    assert run("down", "--all").err == f"There is nothing to take down.\n{ASIDE}\n"
 
 
 # What nobody here has launched -----------------------------------------------------------------------------
@@ -303,10 +365,11 @@ def test_a_key_for_another_endpoint_is_not_taken(
     run: Run, remote: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
-    monkeypatch.setenv("PIXTRAL_ENDPOINT", "http://10.0.0.7:8081")
+    monkeypatch.setenv("PIXTRAL_ENDPOINT", NOBODY)
     with FakeEndpoint() as bare:
         remote.bare(url=bare.url)
-        assert run("status").code == 0
+        there, environment = json.loads(run("status", "--json").out)
+        assert (there["answers"], environment["name"]) == (True, "PIXTRAL_ENDPOINT")
         assert run("endpoint", "--name", "pixtral").out == f"{bare.url}\n"
     known = store.recall()
     assert known

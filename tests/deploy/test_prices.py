@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from pathlib import Path
 
 import pytest
 
-from pixtral_sky.deploy import prices, task
+from pixtral_sky.deploy import prices, skypilot, task
 from pixtral_sky.deploy.prices import Offer
 from pixtral_sky.deploy.skypilot import sky_sdk
-from pixtral_sky.errors import PixtralSkyError, UsageError
+from pixtral_sky.errors import NoPrices, UsageError
+from pixtral_sky.extras import install_skypilot
 from pixtral_sky.memory import GPUS
 from tests.support import fake_catalog
 from tests.support.fake_catalog import CLOUDS
@@ -132,9 +134,12 @@ def test_without_a_price_it_is_left_out(broken, price):
     ("text", "why"),
     [
         (None, "no prices to be had (ConnectionError)"),
-        ("", "prices that cannot be read (EmptyDataError: No columns to parse from file)"),
-        ("<html>404</html>\n", "prices that cannot be read (KeyError: 'GpuInfo')"),
-        ("price", "prices that cannot be read (ValueError: could not convert string to float: 'cheap')"),
+        ("", "prices that cannot be read (EmptyDataError: No columns to parse from file); {renew}"),
+        ("<html>404</html>\n", "prices that cannot be read (KeyError: 'GpuInfo'); {renew}"),
+        (
+            "price",
+            "prices that cannot be read (ValueError: could not convert string to float: 'cheap'); {renew}",
+        ),
     ],
 )
 def test_a_broken_catalog_is_left_out(broken, text, why):
@@ -144,19 +149,78 @@ def test_a_broken_catalog_is_left_out(broken, text, why):
     else:
         file.write_text(file.read_text().replace("1.99", "cheap") if text == "price" else text)
     found = read(*CLOUDS)
-    assert found.left_out == {"lambda": why}
+    assert found.left_out == {"lambda": why.format(renew=f"renew it: rm {file}")}
     assert {offer.cloud for offer in found.offers} == set(CLOUDS) - {"lambda"}
 
 
-def test_without_a_network(broken):
+def test_without_a_network(broken, monkeypatch):
+    """The first that cannot be downloaded tells; one that is there is read."""
     for file in broken.glob("*/*.csv"):
-        file.unlink()
-    with pytest.raises(PixtralSkyError) as error:
-        read(ports=True)
-    assert str(error.value) == (
-        "SkyPilot's price catalogs cannot be downloaded (no network?). "
-        "Without prices: pixtral-sky plan --no-prices"
+        if file.parent.name != "nebius":
+            file.unlink()
+    asked, rows = [], prices._rows
+    monkeypatch.setattr(
+        prices, "_rows", lambda sky, cloud, gpus: asked.append(cloud) or rows(sky, cloud, gpus)
     )
+    found = read()
+    assert asked == ["aws", "nebius"]
+    assert {*found.left_out.values()} == {"no prices to be had (ConnectionError)"}
+    assert {offer.cloud for offer in found.offers} == {"nebius"}
+    (broken / "nebius" / "vms.csv").unlink()
+    with pytest.raises(NoPrices) as error:
+        read(ports=True)
+    assert error.value.what == (
+        "There are no prices: SkyPilot's catalogs cannot be downloaded (ConnectionError)."
+    )
+
+
+def test_when_all_are_damaged(broken):
+    for cloud in ("aws", "lambda"):
+        (broken / cloud / "vms.csv").write_text("")
+    with pytest.raises(NoPrices) as error:
+        read("aws", "azure", "lambda")
+    files = f"{broken / 'aws/vms.csv'} {broken / 'lambda/vms.csv'}"
+    assert str(error.value) == (
+        "There are no prices: SkyPilot's catalog has prices that cannot be read (EmptyDataError: No columns to "
+        f"parse from file). Renew it: rm {files}"
+    )
+
+
+def test_without_skypilot(monkeypatch):
+    monkeypatch.setattr(skypilot, "installed", lambda: "")
+    with pytest.raises(NoPrices) as error:
+        read("aws")
+    assert str(error.value) == (
+        f"There are no prices: SkyPilot is not installed here. Run: {install_skypilot()}"
+    )
+
+
+def test_a_skypilot_that_is_broken(monkeypatch):
+    def fails(silent):
+        raise ImportError("No module named 'pandas'")
+
+    monkeypatch.setattr(prices, "sky_sdk", fails)
+    with pytest.raises(
+        NoPrices, match=r"SkyPilot cannot be imported \(No module named 'pandas'\)\. Run: pip"
+    ):
+        read("aws")
+
+
+def test_the_day_of_a_catalog(tmp_path):
+    """That of the download: SkyPilot touches a catalog when it fails to download it anew."""
+    file, downloaded = tmp_path / "aws/vms.csv", tmp_path / ".meta/aws/vms.csv.md5"
+    for each, seconds in ((file, 1_795_000_000), (downloaded, 1_794_000_000)):
+        assert prices._day(file) == ("" if each is file else "2026-11-18")
+        each.parent.mkdir(parents=True)
+        each.write_text("")
+        os.utime(each, (seconds, seconds))
+    assert prices._day(file) == "2026-11-06"
+
+
+def test_the_days_of_several():
+    found = prices.Prices((), {}, {"aws": "2026-11-18", "gcp": "2026-11-06", "do": "2025-01-01"})
+    said = [found.dated(each) for each in (["aws"], ["aws", "gcp", "vast"], ["vast"])]
+    assert said == ["2026-11-18", "2026-11-06 to 2026-11-18", ""]
 
 
 def test_all_clouds_are_skypilots(catalog):
@@ -164,8 +228,9 @@ def test_all_clouds_are_skypilots(catalog):
 
     found = read()
     asked = {offer.cloud for offer in found.offers} | set(found.left_out)
-    assert asked == set(constants.ALL_CLOUDS) - set(prices.OWN)
+    assert asked == set(prices.CLOUDS) == set(constants.ALL_CLOUDS) - set(prices.OWN)
     assert set(prices.OWN) < set(constants.ALL_CLOUDS)
+    assert found.days == dict.fromkeys(CLOUDS, fake_catalog.DAY)
     assert set(CLOUDS) == {offer.cloud for offer in found.offers}
 
 
@@ -202,11 +267,13 @@ def test_an_offer_has_its_disk(catalog):
     }
 
 
-def test_what_is_no_cloud(catalog):
+def test_named_clouds():
+    assert (prices.named(None), prices.named("AWS, gcp")) == ([], ["aws", "gcp"])
     with pytest.raises(UsageError, match=r"SkyPilot has no prices of 'asw'\. It has: aws, azure, "):
-        read("aws", "asw")
-    with pytest.raises(UsageError, match="no prices of 'kubernetes'"):
-        read("kubernetes")
+        prices.named("aws,asw")
+    for word in ("kubernetes", "", "aws,"):
+        with pytest.raises(UsageError, match="SkyPilot has no prices of"):
+            prices.named(word)
 
 
 def test_replicas_need_a_port(catalog):

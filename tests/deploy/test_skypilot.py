@@ -48,7 +48,12 @@ def test_whether_it_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKYPILOT_API_SERVER_ENDPOINT", "https://sky.example")
     assert skypilot.was_used()
     monkeypatch.delenv("SKYPILOT_API_SERVER_ENDPOINT")
-    (Path.home() / ".sky").mkdir(parents=True)
+    # What an import of `sky` leaves there, and a look at prices, is no use.
+    for name in ("serve", "locks", "catalogs"):
+        (Path.home() / ".sky" / name).mkdir(parents=True)
+    (Path.home() / ".sky" / "user_hash").write_text("0")
+    assert not skypilot.was_used()
+    (Path.home() / ".sky" / "state.db").write_text("")
     assert skypilot.was_used()
     monkeypatch.setattr(skypilot, "installed", lambda: "")
     with pytest.raises(SkyError, match="SkyPilot was used here and is not installed"):

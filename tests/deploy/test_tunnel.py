@@ -466,7 +466,7 @@ def test_tunnel(ssh: Ssh, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.code, result.out) == (0, "http://127.0.0.1:18081\n")
     assert "Open until Ctrl-C" in result.err
     assert 'eval "$(pixtral-sky endpoint --env)"' in result.err
-    assert "60 s after its last use" in result.err
+    assert "a minute after its last use" in result.err
     assert len(ssh.starts) == 1
     assert HERE.is_open(), "another command may be using it"
     assert run("-q", "tunnel") == Result(0, "http://127.0.0.1:18081\n", "")
@@ -533,7 +533,7 @@ def test_it_ends_cleanly(ssh: Ssh, number: signal.Signals) -> None:
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (0, "")
     assert "Traceback" not in err
-    assert re.search(r"No longer held open: it ends 60 s after its last use\.\n$", err)
+    assert re.search(r"No longer held open: it ends a minute after its last use\.\n$", err)
 
 
 def test_an_endpoint_of_the_environment_has_no_tunnel() -> None:

@@ -256,10 +256,10 @@ def test_how_many_pictures_the_server_is_for(images, context, needs):
 
 @pytest.mark.parametrize(("workload", "more", "says"), [
     ({}, {"qps": 1, "total": 1}, "--qps is a stream of requests, --total a pile of pictures. Give one of the two."),
-    ({}, {"qps": 0}, "--qps is a number of requests a second above 0, not 0."),
-    ({}, {"qps": float("nan")}, "--qps is a number of requests a second above 0, not nan."),
-    ({}, {"qps": float("inf")}, "--qps is a number of requests a second above 0, not inf."),
-    ({}, {"total": 0}, "--total is a number of pictures from 1 on, not 0."),
+    ({}, {"qps": 0}, "--qps is a number of requests a second, 0.001 to 10,000, not 0."),
+    ({}, {"qps": float("nan")}, "--qps is a number of requests a second, 0.001 to 10,000, not nan."),
+    ({}, {"qps": float("inf")}, "--qps is a number of requests a second, 0.001 to 10,000, not inf."),
+    ({}, {"total": 0}, "--total is a number of pictures, 1 to 1,000,000,000,000, not 0."),
     ({"images": 0}, {}, "--images is a whole number from 1 on, not 0."),
     ({"text": -1}, {}, "--prompt-tokens is a whole number from 0 on, not -1."),
     ({"answer": 0}, {}, "--answer-tokens is a whole number from 1 on, not 0."),
@@ -331,15 +331,19 @@ RESULT = {
     "request_throughput": 0.5,
     "output_throughput": 150.0,
 }
+FEW = "At most 1% may. Why they fail: vllm bench serve ... --save-detailed"
 AGAIN = "Run vllm bench serve with: --save-result --metadata gpus=L4:2 images=2 precision=bf16"
 
 
 def test_a_measurement():
     assert measured.measurement(json.dumps(RESULT), "b.json", 2) == measured.Measurement(
-        "L4:2", None, 0.5, 300
+        "L4:2", None, 0.5, 300, failed=0, requests=200
     )
-    fp8 = json.dumps({**RESULT, "precision": "fp8"})
-    assert measured.measurement(fp8, "b.json", 2) == measured.Measurement("L4:2", "fp8", 0.5, 300)
+    more = {"precision": "fp8", "failed": 2, "completed": 198, "max_concurrency": 16}
+    more |= {"model_id": "mistralai/Pixtral-12B-2409"}
+    assert measured.measurement(json.dumps(RESULT | more), "b.json", 2) == measured.Measurement(
+        "L4:2", "fp8", 0.5, 60_000 / 198, failed=2, requests=200, at_once=16
+    )
 
 
 @pytest.mark.parametrize(("change", "says"), [
@@ -350,6 +354,15 @@ def test_a_measurement():
     ({"images": None}, f"b.json does not say how many pictures a request had. {AGAIN}"),
     ({"images": "1"}, "b.json was measured with 1 to a request, and this plan has 2 pictures. Give --images 1, or another measurement."),
     ({"request_rate": 2.0}, "b.json sent 2.0 requests a second: whether more could be answered is not known. Run vllm bench serve with: --request-rate inf"),
+    ({"ramp_up_strategy": "linear"}, "b.json sent a rising number of requests a second: whether more could be answered is not known. Run vllm bench serve with: --request-rate inf"),
+    ({"model_id": "llama"}, f"b.json was measured on the model 'llama', not on Pixtral 12B. {AGAIN}"),
+    ({"model_id": "mistralai/Pixtral-Large-Instruct-2411"}, f"b.json was measured on the model 'mistralai/Pixtral-Large-Instruct-2411', not on Pixtral 12B. {AGAIN}"),
+    ({"completed": 100, "failed": 100}, f"b.json: 100 of 200 requests failed, so it measured another load. {FEW}"),
+    ({"completed": 197, "failed": 3}, f"b.json: 3 of 200 requests failed, so it measured another load. {FEW}"),
+    ({"completed": 100, "failed": None}, f"b.json: 100 of 200 requests failed, so it measured another load. {FEW}"),
+    ({"completed": 0, "failed": 200}, f"b.json has no completed above 0: it measured nothing. {AGAIN}"),
+    ({"duration": None}, f"b.json has no duration above 0: it measured nothing. {AGAIN}"),
+    ({"duration": float("inf")}, f"b.json has no duration above 0: it measured nothing. {AGAIN}"),
     ({"request_throughput": None}, f"b.json has no request_throughput above 0: it measured nothing. {AGAIN}"),
     ({"request_throughput": 0.0}, f"b.json has no request_throughput above 0: it measured nothing. {AGAIN}"),
     ({"request_throughput": "0.5"}, f"b.json has no request_throughput above 0: it measured nothing. {AGAIN}"),

@@ -20,12 +20,13 @@ import psutil
 import pytest
 
 from pixtral_sky.deploy import rehearsals, resolve, store
+from pixtral_sky.deploy.rehearsals import of_session
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.deploy.task import Task
 from pixtral_sky.errors import RehearsalError, UsageError
 from pixtral_sky.rehearsal import process as rehearsal
 from tests.support.fake_endpoint import FakeEndpoint, status
-from tests.support.processes import closed_port, of_session
+from tests.support.processes import closed_port
 
 ENVS = {"MAX_IMAGES": "4", "MAX_MODEL_LEN": "32768", "MODEL": "the/real-one", "PORT": "8081", "LISTEN": ""}
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from pixtral_sky.deploy import prices
 from pixtral_sky.deploy.skypilot import sky_sdk
 
 ROOT = Path(__file__).resolve().parent / "catalog"
+DAY = "2026-11-20"  # of all of them
 CLOUDS = ("aws", "gcp", "lambda", "nebius", "vast")
 
 
@@ -34,4 +36,6 @@ def install(monkeypatch: pytest.MonkeyPatch, root: Path = ROOT) -> None:
         return read(root.joinpath(*Path(lazy._filename).parts[-2:]))
 
     monkeypatch.setattr(common.LazyDataFrame, "_load_df", load)
+    monkeypatch.setattr(common, "get_catalog_path", lambda name: str(root / name))
+    monkeypatch.setattr(prices, "_day", lambda file: DAY if file.is_file() else "")
     monkeypatch.setattr(aws_catalog, "_user_df", None)

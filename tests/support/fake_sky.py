@@ -957,7 +957,7 @@ def started(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[FakeSky]:
     """A server in place of the network, for a user who has used SkyPilot before; ssh fails."""
     server = FakeSky(_package(folder))
     _install(server, patch)
-    (Path.home() / ".sky").mkdir(parents=True)
+    (Path.home() / ".sky" / "api_server").mkdir(parents=True)
     ssh = folder / "bin" / "ssh"
     ssh.parent.mkdir()
     ssh.write_text("#!/bin/sh\nexit 255\n")

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 
 import psutil
 
-
-def of_session(leader: int) -> list[psutil.Process]:
-    """Those that live; the script before what it has started."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return sorted(found, key=lambda each: each.pid)
+from pixtral_sky.deploy.rehearsals import of_session
 
 
 def signal_session(leader: int, number: int) -> None:

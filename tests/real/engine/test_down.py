@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 
 from pixtral_sky.deploy import rehearsals
+from pixtral_sky.deploy.rehearsals import of_session
 from pixtral_sky.deploy.store import Rehearsal
 from pixtral_sky.rehearsal import process as rehearsal
 from tests.conftest import ROOT
-from tests.support.processes import command, of_session
+from tests.support.processes import command
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

@@ -32,7 +32,8 @@ from sky.serve import constants, replica_managers, serve_state, serve_utils, ser
 from sky.skylet import job_lib
 from sky.utils import controller_utils, dag_utils, status_lib, yaml_utils
 
-from tests.support.processes import of_session, signal_session
+from pixtral_sky.deploy.rehearsals import of_session
+from tests.support.processes import signal_session
 
 HOME = Path.home()
 RIG = json.loads((HOME / "rig.json").read_text())

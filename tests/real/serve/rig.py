@@ -32,8 +32,9 @@ import yaml
 
 from pixtral_sky.client.client import READ_SECONDS, Client
 from pixtral_sky.client.endpoint import Endpoint
+from pixtral_sky.deploy.rehearsals import of_session
 from tests.conftest import ROOT
-from tests.support.processes import of_session, signal_session
+from tests.support.processes import signal_session
 
 SPEED = float(os.environ.get("SERVE_SPEED") or 20)
 KEY = "serve-key-that-every-replica-asks-for"
