@@ -130,8 +130,9 @@ class Progress:
             cost = f", {self.cost:,.2f} USD" if self.cost is not None else ""
             output.say(f"{counted(tally.done, 'answer')} about {pictures}: {tokens}{cost}.")
             if tally.first_of_several:
-                files = counted(tally.first_of_several, "picture")
-                output.say(f"Of {files}, an animation or a document, only the first frame or page was sent.")
+                were = "was" if tally.first_of_several == 1 else "were"
+                pictures = counted(tally.first_of_several, "picture")
+                output.say(f"{pictures} {were} the first frame or page of several in a file.")
         elif tally.to_do == 0:
             output.say("There is nothing left to do.")
         if tally.cut_off:

@@ -57,31 +57,28 @@ def check_pictures(endpoint: Endpoint, parts: Sequence[str | Source]) -> None:
     pictures = [part for part in parts if isinstance(part, Source)]
     if len(pictures) > endpoint.max_images:
         words = [part for part in parts if isinstance(part, str)]
-        advice = [
-            f"ask about each by itself: {_batch(pictures, words)}",
-            *_more_images(endpoint, len(pictures)),
-        ]
         raise LimitError(
             f"{len(pictures)} pictures, and this endpoint takes {endpoint.max_images} in one prompt.",
-            f"Give fewer at a time, {', '.join(advice)}, or send them: --no-check",
+            f"Give fewer at a time{_more_images(endpoint, len(pictures))}, send them anyway: --no-check, "
+            f"or ask about each by itself: {_batch(pictures, words)}",
         )
 
 
-def _more_images(endpoint: Endpoint, pictures: int) -> list[str]:
-    """How to deploy it for so many full pictures; nothing when its context can never hold them."""
+def _more_images(endpoint: Endpoint, pictures: int) -> str:
+    """The advice, behind a comma, to deploy for so many full pictures; "" if Pixtral has no room for them."""
     from pixtral_sky.memory import DEFAULT_ROOM, MODEL_CONTEXT
 
     tokens = pictures * MAX_IMAGE_TOKENS
     if tokens >= MODEL_CONTEXT:
-        return []
+        return ""
     # An unknown max_model_len follows from MAX_IMAGES by itself.
     is_short = endpoint.max_model_len is not None and tokens >= endpoint.max_model_len
     wanted = f" --env MAX_MODEL_LEN={min(tokens + DEFAULT_ROOM, MODEL_CONTEXT)}" if is_short else ""
-    return [f"redeploy with --env MAX_IMAGES={pictures}{wanted}"]
+    return f", redeploy with --env MAX_IMAGES={pictures}{wanted}"
 
 
 def _batch(pictures: Sequence[Source], words: Sequence[str]) -> str:
-    """The command that asks about each of the pictures, or of so many that they are not named, its form."""
+    """The command that asks about each of the pictures. It names them when they are few, and files."""
     files = list(dict.fromkeys(picture.location for picture in pictures))
     named = len(files) <= NAMED and all(
         file != "-" and not is_url(file) and not is_data_url(file) for file in files

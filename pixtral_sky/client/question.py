@@ -66,4 +66,4 @@ def _notice(source: str | Source, picture: str | Source | Picture) -> str:
     if source.is_url or source.location != picture.name:  # it is no file here
         return what
     frames = "" if picture.part.endswith("pages") else " -coalesce"
-    return f"{what} The others: magick {shlex.quote(picture.name)}{frames} part-%03d.png"
+    return f"{what} The others: convert {shlex.quote(picture.name)}{frames} part-%03d.png"

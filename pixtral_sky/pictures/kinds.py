@@ -12,13 +12,14 @@ from pixtral_sky.text import shown
 
 HEAD = 4096  # bytes that tell what a file is
 # How the files begin that are read here. Patterns are compiled when they are first used.
-_PICTURE = rb"\x89PNG|\xff\xd8\xff|GIF8|BM|RIFF....WEBP|II[*+]\0|MM\0[*+]|....ftyp"
+_PICTURE = rb"\x89PNG|\xff\xd8\xff|GIF8|BM|RIFF....WEBP|\0...ftyp"
+_TIFF = rb"II[*+]\0|MM\0[*+]"
 
 
 class Kind(NamedTuple):
     """What such a file is; its ``extensions``, how it begins (a pattern), and what to do.
 
-    ``is_tiff``: it begins as a picture does that is read here.
+    ``is_tiff``: it may be a TIFF, as a picture may.
     """
 
     what: str
@@ -52,7 +53,7 @@ KINDS = (
         "Develop it: darktable-cli {file} {stem}.jpg",
         is_tiff=True,
     ),
-    Kind("a Photoshop file", (".psd", ".psb"), rb"8BPS\0", "Convert it: magick {file}'[0]' {stem}.png"),
+    Kind("a Photoshop file", (".psd", ".psb"), rb"8BPS\0", "Convert it: convert {file}'[0]' {stem}.png"),
     Kind(
         "PostScript",
         (".eps", ".ps"),
@@ -70,7 +71,7 @@ KINDS = (
         "a JPEG 2000 picture",
         (".jp2", ".j2k", ".jpx"),
         rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-        "Convert it: magick {file} {stem}.png",
+        "Convert it: convert {file} {stem}.png",
     ),
     Kind("a PDF", (), rb"%PDF", "Give it as a file whose name ends in .pdf."),
 )
@@ -84,7 +85,8 @@ def of(head: bytes, name: str) -> Kind | None:
         return found
     extension = PurePath(name).suffix.lower()
     found = next((kind for kind in KINDS if extension in kind.extensions), None)
-    return None if found and re.match(_PICTURE, head, re.DOTALL) and not found.is_tiff else found
+    picture = _PICTURE if found and found.is_tiff else _PICTURE + b"|" + _TIFF
+    return None if re.match(picture, head, re.DOTALL) else found
 
 
 def error(kind: Kind, name: str) -> PictureError:

@@ -235,10 +235,11 @@ def _smallest(files: list[tuple[str, bytes]]) -> tuple[str, bytes]:
 
 def _as_is(image: Image.Image, data: bytes, turn: Transpose | None) -> str | None:
     """The media type of ``data`` when it can be sent byte for byte. Call it after load()."""
-    is_plain = image.mode in PLAIN and turn is None and not _is_transparent(image)
-    if is_plain and getattr(image, "n_frames", 1) == 1 and len(data) <= MAX_AS_IS:
-        return AS_IS.get(image.format or "")
-    return None
+    media_type = AS_IS.get(image.format or "")
+    if not media_type or len(data) > MAX_AS_IS or image.mode not in PLAIN or turn is not None:
+        return None
+    is_whole = getattr(image, "n_frames", 1) == 1 and not _is_transparent(image)
+    return media_type if is_whole else None
 
 
 def _is_transparent(image: Image.Image) -> bool:
