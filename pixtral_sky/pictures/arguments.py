@@ -146,7 +146,7 @@ def _parse(argument: str, may_be_words: bool) -> Sequence[str | Source]:
         # The words "Why?" match a picture Why1.jpg, but not a file that happens to be called Why1.
         files = [f for f in found if Path(f).is_file() and (looks_like_path or ends_as_file(f))]
         if files:
-            return [picture for file in sorted(files, key=natural) for picture in _pictures(file)]
+            return [picture for file in sorted(files, key=natural) for picture in _matched(file)]
         reason = "nothing matches"
 
     if looks_like_path or not may_be_words:
@@ -181,3 +181,11 @@ def _pictures(path: str, page: int = 0) -> list[Source]:
     if page or not pdf.is_pdf(path):
         return [Source(path, page)]
     return [Source(path, number) for number in range(1, pdf.pages(path) + 1)]
+
+
+def _matched(path: str) -> list[Source]:
+    """The same for one of many that a glob matches: reading a broken PDF says what is wrong with it alone."""
+    try:
+        return _pictures(path)
+    except PictureError:
+        return [Source(path, 1)]

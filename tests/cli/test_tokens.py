@@ -152,6 +152,13 @@ def test_one_bad_picture_costs_its_own_row(run):
     assert bad == [{"picture": name, "error": why} for name, why in zip(given[1:-1], reasons, strict=True)]
 
 
+def test_a_broken_pdf_among_the_matches_of_a_glob_costs_its_own_row(run):
+    Path("a.png").write_bytes(plain(32, 32))
+    Path("b.pdf").write_bytes(b"x")
+    first, second = json.loads(run("*.p*", "--json").out)
+    assert (first["tokens"], second["error"]) == (6, "b.pdf is not a PDF that can be read.")
+
+
 def test_the_first_frame_is_said_to_be_one(run):
     Path("a.gif").write_bytes(
         saved(Image.new("L", (32, 32)), "GIF", save_all=True, append_images=[Image.new("L", (32, 32), 9)])
