@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from pixtral_sky.errors import UsageError
+from pixtral_sky.errors import PictureError, UsageError
 from pixtral_sky.pictures import pdf
+from pixtral_sky.pictures.names import bare, check_scheme, is_data_url, is_url, local, spellings
 from pixtral_sky.pictures.picture import EXTENSIONS
-from pixtral_sky.pictures.source import Source, bare, is_data_url, is_url
+from pixtral_sky.pictures.source import Source
 from pixtral_sky.text import counted, is_unicode, natural, os_reason, shown
 
 SHOWN = 8  # kinds of files that were skipped
@@ -59,7 +61,10 @@ class Walked:
 
 
 def parse(argument: str) -> list[Input]:
-    """The input of an argument, or an input for each manifest that a glob matches. Raises UsageError."""
+    """The input of an argument, or an input for each manifest that a glob matches.
+
+    Its path may be spelled as one of ``ask``. Raises PictureError when it leads to nothing, and UsageError.
+    """
     if argument == "-":
         return [Input("manifest", "-", "")]
     if is_url(argument) or is_data_url(argument):
@@ -68,14 +73,26 @@ def parse(argument: str) -> list[Input]:
         )
     if not argument.strip():
         raise UsageError("An empty argument is no file or folder.")
-    path = os.path.expanduser(argument)  # noqa: PTH111 (Path.expanduser fails for a user who does not exist)
     try:
-        mode = Path(path).stat().st_mode
-    except (OSError, ValueError) as error:  # ValueError: a NUL
-        if isinstance(error, FileNotFoundError) and glob.has_magic(path):
+        check_scheme(argument)
+    except PictureError as error:
+        raise PictureError(
+            error.what, "Copy its pictures here, or mount it as examples/batch.yaml does."
+        ) from error
+    for spelling in spellings(argument):
+        # Path.expanduser fails for a user who does not exist.
+        path = os.path.expanduser(local(spelling))  # noqa: PTH111
+        try:
+            mode = Path(path).stat().st_mode
+            break
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:  # ValueError: a NUL
+            raise PictureError(f"{shown(argument)}: {os_reason(error)}.") from error
+    else:
+        if glob.has_magic(path):
             return _expand(path)
-        reason = "no such file or folder" if isinstance(error, FileNotFoundError) else os_reason(error)
-        raise UsageError(f"{shown(argument)}: {reason}.") from error
+        raise PictureError(f"{shown(argument)}: no such file or folder.")
     absolute = os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
     parent = str(Path(absolute).parent)
     if stat.S_ISDIR(mode):
@@ -95,8 +112,7 @@ def _expand(pattern: str) -> list[Input]:
         fixed = str(Path(fixed).parent)
     base = os.path.abspath(fixed)  # noqa: PTH100
     found = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute path)
-    # The "./" is for files that are called "-", or begin as URLs do.
-    found = sorted((path if path.startswith("/") else f"./{path}" for path in found), key=natural)
+    found = sorted((_in_folder("", path) for path in found), key=natural)
     if is_manifest(pattern):
         manifests = [each for path in found if Path(path).is_file() for each in parse(path)]
         if manifests:
@@ -105,7 +121,7 @@ def _expand(pattern: str) -> list[Input]:
     skipped = [path for path in found if not is_wanted(path) and not Path(path).is_dir()]
     found = [path for path in found if is_wanted(path) or (folders and Path(path).is_dir())]
     if not found:
-        raise UsageError(f"{shown(pattern)}: no picture, PDF or folder matches.")
+        raise PictureError(f"{shown(pattern)}: no picture, PDF or folder matches.")
     return [Input("glob", pattern, base, named=False, matches=found, skipped=skipped)]
 
 
@@ -149,13 +165,28 @@ def id_of(path: str) -> str:
 
 
 def source(text: str, folder: str) -> Source:
-    """A picture that a manifest in ``folder`` names: a path, a URL, or a page of a PDF, ``a.pdf#page=3``."""
+    """A picture that a manifest in ``folder`` names: a path, a URL, or a page of a PDF, ``a.pdf#page=3``.
+
+    Raises PictureError for a URL that is not read here.
+    """
     if is_data_url(text):
         return Source(text)
     if is_url(text):
         return Source(text, name=bare(text))
-    path, page = pdf.split(text)
-    return Source(path if path.startswith("/") else f"{folder}/{path}", page, text)
+    check_scheme(text)
+    path, page = pdf.split(local(text))
+    if path.startswith("~/"):
+        path = os.path.expanduser(path)  # noqa: PTH111
+    return Source(_in_folder(folder, path), page, text)
+
+
+def _in_folder(folder: str, path: str) -> str:
+    """``path`` in the ``folder``, "" for the working directory."""
+    if path.startswith("/"):
+        return path
+    # The "./" is for a file that is called "-", or begins as a URL does.
+    odd = path == "-" or re.match(r"[a-z][a-z0-9+.-]*:", path, re.IGNORECASE)
+    return f"{folder or '.'}/{path}" if folder or odd else path
 
 
 def files_in(top: str, skipped: Counter[str]) -> Iterator[tuple[str, OSError | None]]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from pixtral_sky.batch import openai_format
 from pixtral_sky.client.messages import FRAME_TOKENS, messages
+from pixtral_sky.pictures.picture import Picture
 from pixtral_sky.pictures.source import Source
+
+Seen: TypeAlias = Callable[[Picture], None]
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,10 @@ class Item(ABC):
     line: str = field(default="", kw_only=True)  # its line of a manifest: list.jsonl#line=17
 
     @abstractmethod
-    def body(self, defaults: Defaults) -> dict[str, Any]:
+    def body(self, defaults: Defaults, seen: Seen = lambda _: None) -> dict[str, Any]:
         """The body of its request to /v1/chat/completions, without ``model`` and streaming. Thread-safe.
 
-        Each call reads, downloads and shrinks the pictures. Raises PictureError.
+        Each call reads, downloads and shrinks the pictures; ``seen`` gets each. Raises PictureError.
         """
 
     def tokens(self, body: dict[str, Any]) -> int:
@@ -69,11 +73,14 @@ class Question(Item):
     system: str | None = None
     max_tokens: int | None = None
 
-    def body(self, defaults: Defaults) -> dict[str, Any]:
+    def body(self, defaults: Defaults, seen: Seen = lambda _: None) -> dict[str, Any]:
         prompt = defaults.prompt if self.prompt is None else self.prompt
         system = defaults.system if self.system is None else self.system
+        pictures = [source.read() for source in self.sources]
+        for picture in pictures:
+            seen(picture)
         body: dict[str, Any] = {
-            "messages": messages([prompt, *(source.read() for source in self.sources)], system),
+            "messages": messages([prompt, *pictures], system),
             "max_tokens": self.max_tokens or defaults.max_tokens,
             "temperature": defaults.temperature,
         }
@@ -89,8 +96,8 @@ class Request(Item):
     openai = True
     request: dict[str, Any] = field(repr=False)
 
-    def body(self, defaults: Defaults) -> dict[str, Any]:  # noqa: ARG002
-        return openai_format.prepared(self.request)
+    def body(self, defaults: Defaults, seen: Seen = lambda _: None) -> dict[str, Any]:  # noqa: ARG002
+        return openai_format.prepared(self.request, seen)
 
 
 def result(

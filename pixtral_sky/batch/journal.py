@@ -31,7 +31,7 @@ import msgspec
 
 from pixtral_sky import files
 from pixtral_sky.errors import PixtralSkyError, UsageError
-from pixtral_sky.text import counted
+from pixtral_sky.text import counted, os_reason
 
 GROUP = 64  # lines
 GROUP_SECONDS = 0.2
@@ -186,7 +186,7 @@ class Journal:
                 "opened": "Write to a disk of this machine: -o FILE",
                 "written": "Nothing in it is torn. When that is mended, the same command goes on.",
             }.get(what, "")
-            raise PixtralSkyError(f"{self.path} cannot be {what}: {error.strerror}.", hint) from error
+            raise PixtralSkyError(f"{self.path} cannot be {what}: {os_reason(error)}.", hint) from error
 
 
 def _open_locked(path: Path) -> int:
@@ -389,4 +389,4 @@ def _write_record(path: Path, options: Mapping[str, Any]) -> None:
             json.dump({"options": dict(options)}, file, indent=1)
         _sync_folder(path)
     except OSError as error:
-        raise PixtralSkyError(f"{path} cannot be written: {error.strerror}.") from error
+        raise PixtralSkyError(f"{path} cannot be written: {os_reason(error)}.") from error

@@ -13,7 +13,7 @@ from pixtral_sky.batch import jsonl, openai_format
 from pixtral_sky.batch.inputs import Input
 from pixtral_sky.errors import UsageError
 from pixtral_sky.pictures import pdf
-from pixtral_sky.pictures.source import is_url
+from pixtral_sky.pictures.names import is_url
 from pixtral_sky.text import is_unicode, os_reason, shown
 
 FIELDS = ("id", "images", "prompt", "system", "max_tokens")

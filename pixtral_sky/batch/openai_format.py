@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import Any
 
 from pixtral_sky import pixtral
-from pixtral_sky.pictures.picture import FORMATS
-from pixtral_sky.pictures.source import Source, decode, is_data_url, is_url
+from pixtral_sky.pictures.names import is_data_url, is_url
+from pixtral_sky.pictures.picture import FORMATS, Picture
+from pixtral_sky.pictures.source import Source, decode
 from pixtral_sky.text import is_unicode
 
 URL = "/v1/chat/completions"
@@ -69,12 +70,14 @@ def pictures(body: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
                 yield part, url.strip()
 
 
-def prepared(body: dict[str, Any]) -> dict[str, Any]:
+def prepared(body: dict[str, Any], seen: Callable[[Picture], None] = lambda _: None) -> dict[str, Any]:
     """The body as it is sent: without SENDERS, and with pictures that the server can read.
 
     A picture that may not go up as it is, such as a turned or a large one, is prepared as by ``ask``. An
     http(s) URL becomes a data: URL with its content, as not every server fetches it; a URL alone, Mistral's
-    form, becomes OpenAI's object. Raises PictureError for a picture that cannot be downloaded or read.
+    form, becomes OpenAI's object. ``seen`` gets each of them.
+
+    Raises PictureError for a picture that cannot be downloaded or read.
     """
     body = copy.deepcopy({name: value for name, value in body.items() if name not in SENDERS})
     for name in LIMITS:
@@ -84,7 +87,9 @@ def prepared(body: dict[str, Any]) -> dict[str, Any]:
         if isinstance(part["image_url"], str):
             part |= {"type": "image_url", "image_url": {"url": url}}
         if is_url(url) or is_data_url(url):
-            part["image_url"]["url"] = Source(url).read().data_url()
+            picture = Source(url).read()
+            seen(picture)
+            part["image_url"]["url"] = picture.data_url()
     return body
 
 

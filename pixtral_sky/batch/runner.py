@@ -23,6 +23,7 @@ from pixtral_sky.batch.concurrency import MOST, Limiter
 from pixtral_sky.batch.inputs import Walked
 from pixtral_sky.batch.items import BadInput, Defaults, Item, failure, result
 from pixtral_sky.batch.journal import Ledger
+from pixtral_sky.client.messages import longer_context
 from pixtral_sky.client.schema import Schema
 from pixtral_sky.errors import (
     BrokenAnswer,
@@ -39,6 +40,7 @@ from pixtral_sky.errors import (
 
 if TYPE_CHECKING:
     from pixtral_sky.client.client import Client
+    from pixtral_sky.pictures.picture import Picture
 
 PATIENCE_SECONDS = 300.0  # for all attempts of a request to begin: nobody waits, and a replica takes minutes
 GRACE_SECONDS = 20.0  # for what is in flight when the run is told to stop
@@ -98,6 +100,7 @@ class Tally:
     images: int = 0  # of the items that are done
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    first_of_several: int = 0  # of the images: the first frame or page of a file that has more
     cut_off: int = 0  # answers that ended at max_tokens
     again: int = 0  # asked once more
     in_flight: int = 0
@@ -114,6 +117,7 @@ class _Work:
     item: Item
     body: dict[str, Any] = field(default_factory=dict)
     size: int = 0  # bytes of the body
+    first_of_several: int = 0  # as in Tally
     has_schema: bool = False  # its answer has to fit the job's schema
     tries: dict[type[PixtralSkyError], int] = field(default_factory=dict)
 
@@ -322,7 +326,9 @@ class Batch:
         return bool(self._again or not self._exhausted) and not full
 
     def _prepare(self, work: _Work) -> None:
-        work.body = work.item.body(self._job.defaults)
+        pictures: list[Picture] = []
+        work.body = work.item.body(self._job.defaults, pictures.append)
+        work.first_of_several = sum(bool(picture.part) for picture in pictures)
         work.size = _size(work.body)
         schema, length = self._job.schema, self._job.max_model_len
         work.has_schema = schema is not None and work.body.get("response_format") == schema.response_format
@@ -331,7 +337,7 @@ class Batch:
         if length and tokens and needed > length:
             raise LimitError(
                 f"Pictures and answer need {needed:,} tokens, and this endpoint has {length:,} for all.",
-                "Lower --max-tokens or --per-request, or raise its MAX_MODEL_LEN.",
+                f"Lower --max-tokens or --per-request{longer_context(needed)}.",
             )
 
     # Sending
@@ -388,7 +394,7 @@ class Batch:
                 self._was_not_answered(client, work, error)
             return
         self._ledger.out.append(result(work.item, document, seconds, self._job.defaults))
-        self._was_answered(work.item, document, seconds)
+        self._was_answered(work, document, seconds)
 
     def _was_not_answered(self, client: Client, work: _Work, error: PixtralSkyError) -> None:
         match error:
@@ -404,14 +410,15 @@ class Batch:
                 self._fail(work.item, error)
                 self._was_refused(error)
 
-    def _was_answered(self, item: Item, document: dict[str, Any], seconds: float) -> None:
+    def _was_answered(self, work: _Work, document: dict[str, Any], seconds: float) -> None:
         usage = document.get("usage") or {}
         with self._lock:
             self._limiter.answered(self._clock(), seconds)
             self._gone = self._refused = 0
             self._failing_since = None
             self.tally.done += 1
-            self.tally.images += item.images
+            self.tally.images += work.item.images
+            self.tally.first_of_several += work.first_of_several
             self.tally.prompt_tokens += usage.get("prompt_tokens") or 0
             self.tally.answer_tokens += usage.get("completion_tokens") or 0
             self.tally.cut_off += document["choices"][0].get("finish_reason") == "length"

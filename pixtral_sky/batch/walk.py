@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, count, groupby, islice
-from pathlib import Path
 from typing import Any
 
 from pixtral_sky.batch import inputs, jsonl, manifest, openai_format
@@ -63,8 +62,8 @@ def walk(
 
     At its end, ``walked`` says what was found.
 
-    Raises UsageError, at once, for an argument that leads to nothing, and for a file in OpenAI's format
-    beside other inputs.
+    Raises, at once, PictureError for an argument that leads to nothing, and UsageError for a file in OpenAI's
+    format beside other inputs.
     """
     given = [each for argument in arguments for each in inputs.parse(argument)]
     manifests = [each for each in given if each.kind == "manifest"]
@@ -170,7 +169,7 @@ def _unique(entries: Iterable[Item | BadInput]) -> Iterator[Item | BadInput]:
 def _lines_of(given: Input, openai: bool) -> Iterator[Item | BadInput]:
     called = manifest.called(given)
     name = "-" if given.path == "-" else id_of(relative(given.path, given.base))
-    folder = "." if given.path == "-" else str(Path(given.path).parent)
+    folder = "" if given.path == "-" else given.path.rpartition("/")[0]
     try:
         for number, entry in jsonl.objects(manifest.lines(given)):
             line, said = f"{name}#line={number}", f"{called}, line {number}"
@@ -194,7 +193,10 @@ def _request(entry: dict[str, Any], line: str, said: str) -> Item | BadInput:
 def _question(entry: dict[str, Any], line: str, said: str, folder: str) -> Item | BadInput:
     if problem := manifest.problem(entry):
         return BadInput(_id(entry.get("id")) or line, f"{said}: {problem}.", line=line)
-    pictures = tuple(inputs.source(picture, folder) for picture in entry["images"])
+    try:
+        pictures = tuple(inputs.source(picture, folder) for picture in entry["images"])
+    except PictureError as error:
+        return BadInput(_id(entry.get("id")) or line, f"{said}: {error}", line=line)
     return Question(
         entry.get("id") or pictures[0].name or line,
         len(pictures),

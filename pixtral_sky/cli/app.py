@@ -127,8 +127,10 @@ def _line(error: Exception) -> str:
     """The error message."""
     if isinstance(error, PixtralSkyError):
         return str(error)
+    from pixtral_sky.text import os_reason  # slow to import
+
     if isinstance(error, OSError):  # a full disk, a home that cannot be written to
-        return f"{error.strerror or type(error).__name__}: {error.filename or 'while writing'}."
+        return f"{os_reason(error, type(error).__name__)}: {error.filename or 'while writing'}."
     return (
         f"{type(error).__name__}: {' '.join(str(error).split())}. This is a fault of pixtral-sky; "
         "PIXTRAL_SKY_DEBUG=1 shows where."

@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 Parts = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Words, and pictures: files, PDFs, globs, URLs, or '-' for standard input.", show_default=False
+        help="Words, and pictures: files, PDFs, globs, URLs, or '-' for standard input: a picture, or words.",
+        show_default=False,
+    ),
+]
+Images = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image",
+        "-i",
+        metavar="FILE",
+        help="A picture, never words; repeat it for more. These come before all else.",
+        show_default=False,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole response as JSON.")]
@@ -38,6 +49,7 @@ NoCheck = Annotated[
 
 def ask(
     parts: Parts = None,
+    images: Images = None,
     system: options.System = "",
     max_tokens: options.MaxTokens = 512,
     temperature: options.Temperature = 0.7,
@@ -59,15 +71,19 @@ def ask(
       pixtral-sky ask "Compare this" a.png "with this" b.png
       pixtral-sky ask "Read this receipt" receipt.jpg --schema receipt.json
       pixtral-sky ask "Sum it up" paper.pdf#page=1 paper.pdf#page=2
+      pixtral-sky ask -i photo.jpg - < question.txt
       PIXTRAL_API_KEY=... pixtral-sky ask --endpoint http://10.0.0.7:8081 "Hello"
     """
     from pixtral_sky.client import question
     from pixtral_sky.client.client import Client
     from pixtral_sky.client.schema import Schema
     from pixtral_sky.deploy.resolve import find
-    from pixtral_sky.pictures.arguments import parse
+    from pixtral_sky.pictures.arguments import ends_as_file, parse
 
-    content = parse(parts or [])
+    content = parse(parts or [], images or [])
+    for words in content:
+        if isinstance(words, str) and words in (parts or []) and ends_as_file(words):
+            output.say(f"Taken as words, as there is no such file: {words}")
     wanted = Schema(schema) if schema else None
     with Client(find(url, api_key, name), notify=output.say) as client:
         answer = question.send(
@@ -77,6 +93,7 @@ def ask(
             remote_urls=remote_urls,
             check=not no_check,
             max_tokens=max_tokens,
+            notify=output.say,
             temperature=temperature,
             response_format=wanted and wanted.response_format,
         )

@@ -111,7 +111,7 @@ class Progress:
         """The counts, for programs."""
         tally, seconds, cost = self._tally, self.seconds, self.cost
         tokens = tally.prompt_tokens + tally.answer_tokens
-        names = ("done", "failed", "images", "prompt_tokens", "answer_tokens", "cut_off")
+        names = ("done", "failed", "images", "first_of_several", "prompt_tokens", "answer_tokens", "cut_off")
         counted = {name: getattr(tally, name) for name in names} | {
             "asked_again": tally.again,
             "seconds": round(seconds, 3),
@@ -129,6 +129,10 @@ class Progress:
             tokens = f"{counted(tally.prompt_tokens, 'token')} in prompts, {tally.answer_tokens:,} in answers"
             cost = f", {self.cost:,.2f} USD" if self.cost is not None else ""
             output.say(f"{counted(tally.done, 'answer')} about {pictures}: {tokens}{cost}.")
+            if tally.first_of_several:
+                were = "was" if tally.first_of_several == 1 else "were"
+                pictures = counted(tally.first_of_several, "picture")
+                output.say(f"{pictures} {were} the first frame or page of several in a file.")
         elif tally.to_do == 0:
             output.say("There is nothing left to do.")
         if tally.cut_off:

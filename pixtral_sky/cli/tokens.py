@@ -32,29 +32,45 @@ def tokens(
     Examples:
       pixtral-sky tokens photo.jpg
       pixtral-sky tokens 'scans/*.png' --json
+
+    A picture that cannot be read has its reason in its row, and the exit code is 1.
     """
     from pixtral_sky import memory
     from pixtral_sky.deploy import task
+    from pixtral_sky.errors import PictureError
     from pixtral_sky.pictures.arguments import sources
+    from pixtral_sky.text import counted
 
     found = sources(pictures)
     shipped = task.load()
     max_images = shipped.number("MAX_IMAGES")
     context = task.number(shipped.envs, "MAX_MODEL_LEN", memory.default_context(max_images))
     rows: list[dict[str, Any]] = []
-    for source in found:
-        row = _row(source.read(), max_images, context)
-        if not as_json and not rows:
-            output.data(_line("TOKENS", "FIT", "SENT", "", "PER PROMPT", "PICTURE"))
-        rows.append(row)
+    for name, source in found:
+        try:
+            if isinstance(source, PictureError):
+                raise source
+            picture = source.read()
+        except PictureError as error:
+            if len(found) == 1:
+                raise
+            row = {"picture": name, "error": str(error)}
+        else:
+            row = _row(picture, max_images, context)
+            if picture.part:
+                output.say(f"{picture.name}: {picture.part}.")
         if not as_json:
-            size, fit = f"{row['width']}x{row['height']}", "{}x{}".format(*row["fit"])
-            file = f"{row['bytes'] / 1000:,.1f} kB"
-            output.data(_line(f"{row['tokens']:,}", fit, size, file, str(row["per_prompt"]), row["picture"]))
+            if not rows:
+                output.data(_line("TOKENS", "FIT", "SENT", "", "PER PROMPT", "PICTURE"))
+            output.data(_shown(row))
+        rows.append(row)
     if as_json:
         output.document(rows)
     elif len(rows) > 1:
-        output.say(f"{len(rows)} pictures, {sum(row['tokens'] for row in rows):,} tokens in all")
+        good = [row["tokens"] for row in rows if "error" not in row]
+        output.say(f"{counted(len(good), 'picture')}, {sum(good):,} tokens in all")
+    if bad := sum("error" in row for row in rows):
+        raise PictureError(f"{bad} of {len(rows)} pictures cannot be sent.")
 
 
 def _row(picture: Picture, max_images: int, context: int) -> dict[str, Any]:
@@ -71,6 +87,14 @@ def _row(picture: Picture, max_images: int, context: int) -> dict[str, Any]:
         "fit": fit(picture.width, picture.height),
         "per_prompt": fitting(picture.tokens, max_images, context),
     }
+
+
+def _shown(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return _line("-", "-", "-", "", "-", row["error"])
+    size, fit = f"{row['width']}x{row['height']}", "{}x{}".format(*row["fit"])
+    file = f"{row['bytes'] / 1000:,.1f} kB"
+    return _line(f"{row['tokens']:,}", fit, size, file, str(row["per_prompt"]), row["picture"])
 
 
 def _line(*cells: str) -> str:

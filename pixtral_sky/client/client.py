@@ -40,6 +40,9 @@ from pixtral_sky.text import printable
 # For all attempts of a request. SkyServe sends requests to a dead replica until a probe of it fails (10 s)
 # and its balancer has asked for news (20 s).
 RETRY_SECONDS = 45.0
+# The same for a client that was never answered, where nothing listens or the name is not found: as a rule its
+# address is mistyped.
+FIRST_SECONDS = 3.0
 READ_SECONDS = 600.0  # until an answer begins, after the queue, and between two chunks of it
 # Until an answer begins to a request that may be lost: SkyServe's balancer (0.14.1) never answers one that
 # came while no replica was ready, if one becomes ready before the balancer has refused.
@@ -68,14 +71,23 @@ SILENT_SECONDS = 10.0  # until the user is told that a request to Baseten waits
 class _TransientError(Exception):
     """A failure worth a retry: ``error`` if it lasts, and the seconds that the server asks to ``wait``.
 
-    ``is_start``: it may last as long as the start of a deployment.
+    ``is_start``: it may last as long as the start of a deployment. ``is_absent``: see FIRST_SECONDS.
     """
 
-    def __init__(self, notice: str, error: Exception, wait: float = 0, is_start: bool = False) -> None:
+    def __init__(
+        self,
+        notice: str,
+        error: Exception,
+        wait: float = 0,
+        *,
+        is_start: bool = False,
+        is_absent: bool = False,
+    ) -> None:
         super().__init__(notice)
         self.error = error
         self.wait = wait
         self.is_start = is_start
+        self.is_absent = is_absent
 
 
 @dataclass
@@ -96,10 +108,11 @@ class Client:
     """The client of one endpoint, for any number of threads. Closed by ``with`` or ``close()``.
 
     ``endpoint`` is an Endpoint, or a URL in any form that ``base_url`` takes, with its ``key``. A failed
-    request is retried for ``budget`` seconds (0: never; None: RETRY_SECONDS, and BASETEN_SECONDS while a
-    deployment on Baseten starts), and up to ``again`` times when the server has failed, or its answer broke
-    off before any of it was seen. ``notify`` gets a line before each retry, in the thread that asks, and one
-    when such a start is waited for, in a thread of its own. ``connections`` are kept open between requests:
+    request is retried for ``budget`` seconds (0: never; None: RETRY_SECONDS, BASETEN_SECONDS while a
+    deployment on Baseten starts, and FIRST_SECONDS where nothing listens and nothing ever has answered), and
+    up to ``again`` times when the server has failed, or its answer broke off before any of it was seen.
+    ``notify`` gets a line before each retry, in the thread that asks, and one when such a start is waited
+    for, in a thread of its own. ``connections`` are kept open between requests:
     as many as there are threads. ``sleep`` makes the pauses; without it, ``close()`` ends them.
 
     Raises UsageError when the URL, the key or the proxy settings cannot be used.
@@ -123,6 +136,7 @@ class Client:
         endpoint.check()  # the libraries' errors would quote the key
         self.endpoint = endpoint
         self._budget = RETRY_SECONDS if budget is None else budget
+        self._first_budget = FIRST_SECONDS if budget is None else budget
         self._again = again if self._budget else 0
         self._may_start = endpoint.is_baseten and budget is None
         self._read_timeout = read_timeout
@@ -278,7 +292,7 @@ class Client:
                 # The pauses count by themselves, for a ``sleep`` that takes no time.
                 spent = max(time.monotonic() - began, paused)
                 has_failed = isinstance(failure.error, Failed)
-                is_over = spent + pause > (BASETEN_SECONDS if failure.is_start else self._budget)
+                is_over = spent + pause > self._patience(failure)
                 if is_over or request.once or (has_failed and not request.again):
                     raise failure.error from failure.__cause__
                 request.again -= has_failed
@@ -286,6 +300,12 @@ class Client:
                 self._sleep(pause)
                 paused += pause
                 attempt += 1
+
+    def _patience(self, failure: _TransientError) -> float:
+        """For how many seconds a request is retried that fails so."""
+        if failure.is_start:
+            return BASETEN_SECONDS
+        return self._first_budget if failure.is_absent and not self._answered else self._budget
 
     def _attempt(self, request: _Request) -> Response:
         if self._closed.is_set():  # close() has ended the pause
@@ -345,7 +365,10 @@ class Client:
             return Unreachable(f"No host has the name in {url}.", "Is it spelled right?")
         if isinstance(error, transport.NoConnection):
             silent = f"othing answers at {url}"
-            return _TransientError(f"n{silent}", Unreachable(f"N{silent}.", self.endpoint.hint))
+            absent = isinstance(cause, (ConnectionRefusedError, socket.gaierror))
+            return _TransientError(
+                f"n{silent}", Unreachable(f"N{silent}.", self.endpoint.hint), is_absent=absent
+            )
         if isinstance(error, TimeoutError):
             slow = self._too_slow()
             return _TransientError("no answer begins", slow) if request.may_be_lost else slow

@@ -95,8 +95,10 @@ def find(
     that is named; PIXTRAL_API_KEY to PIXTRAL_ENDPOINT, or to any ``url`` if PIXTRAL_ENDPOINT is not set.
     ``key`` replaces both.
 
-    Raises NoEndpoint when there is none.
+    Raises NoEndpoint when there is none, and UsageError for both ``url`` and ``name``.
     """
+    if url is not None and name is not None:
+        raise UsageError("--endpoint and --name both say whom to ask.", "Give one of them.")
     environment_url, of_environment = environ.get("PIXTRAL_ENDPOINT"), environ.get("PIXTRAL_API_KEY", "")
     if url is not None:
         key_is_for_url = not environment_url or base_url(environment_url) == base_url(url)

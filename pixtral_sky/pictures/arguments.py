@@ -6,107 +6,174 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pixtral_sky.errors import PictureError, UsageError
-from pixtral_sky.pictures import pdf
-from pixtral_sky.pictures.picture import EXTENSIONS, directory_error
-from pixtral_sky.pictures.source import Source, is_url
+from pixtral_sky.pictures import kinds, pdf
+from pixtral_sky.pictures.names import check_scheme, is_url, local, spellings
+from pixtral_sky.pictures.picture import EXTENSIONS, all_of, directory_error
+from pixtral_sky.pictures.source import Source, read_stdin
 from pixtral_sky.text import is_unicode, natural, os_reason, shown
 
 DEFAULT_QUESTION = "Describe this image in detail please."
+WORDS_OF_A_NAME = 2  # at most, of a file that does not exist
 
 
-def parse(arguments: Sequence[str]) -> list[str | Source]:
-    """What each argument is. DEFAULT_QUESTION comes first when there are pictures and no words.
+def parse(arguments: Sequence[str], images: Sequence[str] = ()) -> list[str | Source]:
+    """What each argument is, after all ``images``, which are never words.
 
-    An argument is, by the first of these that fits:
+    DEFAULT_QUESTION comes first when there are pictures and no words. An argument is, by the first of these
+    that fits:
 
-    - ``-``: the picture on standard input
+    - ``-``: what is on standard input, which is read: a picture, or words when it is text
     - ``data:...``, ``http://...`` and ``https://...`` without whitespace: a picture
+    - another URL without whitespace: an error, but for ``file:///...``, which is a path
     - the path of a file: a picture, or all pages of a PDF; ``~`` is the home directory
     - ``a.pdf#page=3``: a page
     - a glob that matches files: those, in natural order (a2 before a10)
     - text that looks like a path: an error, as a mistyped path is no question
     - words
 
+    One word looks like a path when it has a slash, begins with ``.`` or ``~``, or ends as a file does
+    (photo.jpg). So do two that end so (my photo.jpg), and more that begin as a path as well (./my best
+    photo.jpg). More of them are a sentence: What is in photo.jpg.
+
+    A path may have whitespace around it, and then quotes, as one that is pasted from elsewhere.
+
     Raises UsageError when there is nothing to ask, for an empty argument, and for a second ``-``;
-    PictureError for a directory, and for what looks like a path and leads to nothing.
+    PictureError, one for all, for a directory, for what looks like a path and leads to nothing, and when
+    nothing is on standard input.
     """
-    parts = [part for argument in arguments for part in _parse(argument)]
-    if not parts:
+    found = [*_each(images, may_be_words=False), *_each(arguments)]
+    if not found:
         raise UsageError(
             "There is nothing to ask.", 'Try: pixtral-sky ask "What is in this picture?" photo.jpg'
         )
-    _check_stdin(parts)
+    _check_stdin([part for _, part in found])
+    if errors := [part for _, part in found if isinstance(part, PictureError)]:
+        raise all_of(errors)
+    parts = [
+        _stdin() if part == Source("-") else part for _, part in found if not isinstance(part, PictureError)
+    ]
     if not any(isinstance(part, str) for part in parts):
         parts.insert(0, DEFAULT_QUESTION)
     return parts
 
 
-def sources(arguments: Sequence[str]) -> list[Source]:
-    """The same for arguments that may only be pictures. Raises as ``parse``, and UsageError for words."""
-    found: list[Source] = []
+def sources(arguments: Sequence[str]) -> list[tuple[str, Source | PictureError]]:
+    """The pictures of arguments that are never words, each with its name in messages.
+
+    For an argument that leads to nothing it is the error. Raises UsageError as ``parse`` does.
+    """
+    found = list(_each(arguments, may_be_words=False))
+    _check_stdin([part for _, part in found])
+    return [
+        (part.label if isinstance(part, Source) else argument, part)
+        for argument, part in found
+        if not isinstance(part, str)
+    ]
+
+
+def ends_as_file(text: str) -> bool:
+    """Whether ``text`` ends as the name of a picture does, or of what is mistaken for one."""
+    path, _ = pdf.split(text)
+    extension = Path(path).suffix.lower()
+    return extension in EXTENSIONS or extension in kinds.EXTENSIONS or pdf.is_pdf(path)
+
+
+def _each(
+    arguments: Sequence[str], may_be_words: bool = True
+) -> Iterator[tuple[str, str | Source | PictureError]]:
+    """Each argument with what it is, perhaps several times."""
     for argument in arguments:
-        for part in _parse(argument, may_be_words=False):
-            if isinstance(part, str):
-                raise UsageError(f"{shown(argument)!r} is no picture.", "Give files, globs, URLs, or '-'.")
-            found.append(part)
-    _check_stdin(found)
-    return found
+        try:
+            for part in _parse(argument, may_be_words):
+                yield argument, part
+        except PictureError as error:
+            yield argument, error
 
 
-def _check_stdin(parts: Sequence[str | Source]) -> None:
+def _check_stdin(parts: Sequence[str | Source | PictureError]) -> None:
     if parts.count(Source("-")) > 1:
-        raise UsageError("Standard input ('-') can be one picture only.")
+        raise UsageError("Standard input ('-') can be given once only.")
 
 
-def _parse(argument: str, may_be_words: bool = True) -> Sequence[str | Source]:
-    if not argument.strip():
+def _stdin() -> str | Source:
+    """What is on standard input: words when it is text, unless that is of a kind that draws something."""
+    data = read_stdin()
+    if not data.strip():
+        raise PictureError("Standard input is empty.", "'-' is the picture or the words that are piped in.")
+    if b"\0" not in data and not kinds.of(data[: kinds.HEAD], ""):
+        try:
+            return data.decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            pass
+    return Source("-", data=data)
+
+
+def _parse(argument: str, may_be_words: bool) -> Sequence[str | Source]:
+    text = spellings(argument)[-1]
+    if not text.strip():
         raise UsageError("An empty argument is neither words nor a picture.")
-    one_word = not re.search(r"\s", argument)
-    if argument == "-" or re.match(r"data:\S", argument, re.IGNORECASE) or (one_word and is_url(argument)):
+    one_word = not re.search(r"\s", text)
+    if argument == "-" or re.match(r"data:\S", argument, re.IGNORECASE):
         return [Source(argument)]
-
-    # No path has a line break, or is this long.
-    may_be_path = not re.search(r"[\0\n]", argument) and len(argument) <= 4096
-    looks_like_path = may_be_path and (
-        _is_picture(argument) or (one_word and ("/" in argument or argument.startswith(("~", "."))))
-    )
-    # Path.expanduser would fail for a user who does not exist.
-    path = os.path.expanduser(argument) if may_be_path else argument  # noqa: PTH111
-    path, page = pdf.split(path)
+    if one_word and is_url(text):
+        return [Source(text)]
+    if one_word:
+        check_scheme(text)
 
     reason = "no such file"
-    try:
-        mode = Path(path).stat().st_mode
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:  # ValueError: a NUL
-        reason = os_reason(error)
-    else:
+    for spelling in spellings(argument):
+        path, page = pdf.split(_path(spelling))
+        try:
+            mode = Path(path).stat().st_mode
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:  # ValueError: a NUL
+            reason = os_reason(error)
+            continue
         if stat.S_ISDIR(mode):
-            raise directory_error(argument)
+            raise directory_error(spelling)
         return _pictures(path, page)
 
-    if may_be_path and glob.has_magic(path):
+    looks_like_path = _may_be_path(text) and _looks_like_path(text, argument)
+    if _may_be_path(text) and glob.has_magic(text):
         # "**" in a sentence must not search the whole disk.
-        found = glob.glob(path, recursive=looks_like_path)  # noqa: PTH207 (Path.glob takes no absolute path)
+        recursive = looks_like_path or ends_as_file(text)
+        found = glob.glob(_path(text), recursive=recursive)  # noqa: PTH207 (Path.glob takes no absolute path)
         # The words "Why?" match a picture Why1.jpg, but not a file that happens to be called Why1.
-        files = [f for f in found if Path(f).is_file() and (looks_like_path or _is_picture(f))]
+        files = [f for f in found if Path(f).is_file() and (looks_like_path or ends_as_file(f))]
         if files:
-            return [picture for file in sorted(files, key=natural) for picture in _pictures(file)]
+            return [picture for file in sorted(files, key=natural) for picture in _matched(file)]
         reason = "nothing matches"
 
-    if looks_like_path:
-        # One word that ends as pictures do is never a question.
-        may_be_words = may_be_words and not (one_word and _is_picture(argument))
-        hint = "If these are words, add a space at the end." if may_be_words else ""
-        raise PictureError(f"{shown(argument)}: {reason}.", hint)
+    if looks_like_path or not may_be_words:
+        # One word that ends as files do is never a question.
+        may_be_words = may_be_words and not (one_word and ends_as_file(text))
+        hint = "If these are words, add another one." if may_be_words else ""
+        raise PictureError(f"{shown(text)}: {reason}.", hint)
     if not is_unicode(argument):
         raise UsageError(f"The words {shown(argument)!r} are not valid UTF-8.")
     return [argument]
+
+
+def _may_be_path(text: str) -> bool:
+    """Whether a path can have this line, and this length."""
+    return not re.search(r"[\0\n]", text) and len(text) <= 4096
+
+
+def _path(text: str) -> str:
+    # Path.expanduser would fail for a user who does not exist.
+    return os.path.expanduser(local(text)) if _may_be_path(text) else text  # noqa: PTH111
+
+
+def _looks_like_path(text: str, argument: str) -> bool:
+    """See ``parse``. A space at the end of the ``argument`` makes two words of "and/or "."""
+    if ends_as_file(text):
+        return len(text.split()) <= WORDS_OF_A_NAME or text.startswith(("/", "./", "../", "~/"))
+    return not re.search(r"\s", argument) and ("/" in text or text.startswith(("~", ".")))
 
 
 def _pictures(path: str, page: int = 0) -> list[Source]:
@@ -116,6 +183,9 @@ def _pictures(path: str, page: int = 0) -> list[Source]:
     return [Source(path, number) for number in range(1, pdf.pages(path) + 1)]
 
 
-def _is_picture(path: str) -> bool:
-    path, _ = pdf.split(path)
-    return Path(path).suffix.lower() in EXTENSIONS or pdf.is_pdf(path)
+def _matched(path: str) -> list[Source]:
+    """The same for one of many that a glob matches: reading a broken PDF says what is wrong with it alone."""
+    try:
+        return _pictures(path)
+    except PictureError:
+        return [Source(path, 1)]

@@ -35,6 +35,12 @@ def sound(data: bytes) -> tuple[bytes, bytes]:
     return _jpeg(data) if data.startswith(JPEG) else (data, data)
 
 
+def png_frames(data: bytes) -> int:
+    """The number of frames of an animated PNG; 1 for any other file."""
+    at = data.find(b"acTL", 8, data.find(b"IDAT")) if data.startswith(PNG) else -1
+    return int.from_bytes(data[at + 4 : at + 8], "big") if at > 0 else 1
+
+
 def _png(data: bytes) -> bytes:
     """``data`` without chunks that are not about pixels, and without what follows its end."""
     kept, at, kind = [data[:8]], 8, b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +31,8 @@ class Picture:
     """A picture as it is sent: ``width`` x ``height`` pixels, upright, at most 1024 a side as a rule.
 
     ``data`` is a file of the type ``media_type`` (image/jpeg, image/png or image/webp); ``name`` is what
-    messages call it. ``read_picture`` makes one.
+    messages call it. ``part`` says what of an animation or a document it is: "the first of 10 frames"; empty
+    when it is all. ``read_picture`` makes one.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Picture:
     height: int
     media_type: str
     data: bytes = field(repr=False)
+    part: str = ""
 
     @property
     def tokens(self) -> int:
@@ -47,6 +50,16 @@ class Picture:
     def data_url(self) -> str:
         """``data:image/jpeg;base64,...``: the ``url`` of an ``image_url`` part of an OpenAI message."""
         return f"data:{self.media_type};base64,{base64.b64encode(self.data).decode('ascii')}"
+
+
+def all_of(errors: Sequence[PictureError]) -> PictureError:
+    """One error that says what each says, and what helps if that is the same for all."""
+    if len(errors) == 1:
+        return errors[0]
+    reasons = " ".join(dict.fromkeys(error.what for error in errors))
+    hints = {error.hint for error in errors}
+    hint = hints.pop() if len(hints) == 1 else "What helps with each: pixtral-sky tokens FILE"
+    return PictureError(f"{len(errors)} pictures cannot be sent: {reasons}", hint)
 
 
 def directory_error(path: str) -> PictureError:

@@ -17,18 +17,14 @@ from PIL.Image import Transpose
 from pixtral_sky import pixtral
 from pixtral_sky.errors import PictureError
 from pixtral_sky.extras import install
-from pixtral_sky.pictures import container, encode, resize
+from pixtral_sky.pictures import container, encode, kinds, resize
 from pixtral_sky.pictures.picture import FORMATS, SAVE_ANEW, Picture
 from pixtral_sky.pictures.pixels import plain, turn_of, turned
 from pixtral_sky.pictures.turbo import Turbo
 from pixtral_sky.text import shown
 
 KINDS = "Pictures are JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF and HEIC files."
-# The first bytes of files that are mistaken for pictures, and what to do about each.
-LOOKALIKES = (
-    (b"%PDF", "It is a PDF; give it as a file whose name ends in .pdf."),
-    (b"<", "It is HTML or SVG; save it as a PNG or JPEG."),
-)
+WEB_PAGE = "It is HTML or XML; save what it shows as a PNG or JPEG."
 
 KNOWN = (container.PNG, container.JPEG, b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -78,25 +74,31 @@ def prepare(data: bytes, name: str) -> Picture:
     Raises PictureError when ``data`` is no picture, is damaged, is cut off, or has more than 178,956,970
     pixels.
     """
-    name = shown(name)
     if not data:
-        raise PictureError(f"{name} is empty.")
-    formats = _formats(data, name)
+        raise PictureError(f"{shown(name)} is empty.")
     _set_up_pillow()
+    try:
+        return _prepared(data, shown(name))
+    except PictureError as error:
+        if kind := kinds.of(data[: kinds.HEAD], name):
+            raise kinds.error(kind, name) from error
+        raise
+
+
+def _prepared(data: bytes, name: str) -> Picture:
+    formats = _formats(data, name)
+    frames = container.png_frames(data)
     try:
         data, whole = container.sound(data)
         with Image.open(BytesIO(whole), formats=formats) as image:
-            if image.format == "TIFF":
-                from pixtral_sky.pictures import tiff  # slow: Pillow loads that plugin only for such a file
-
-                tiff.open_page(image, name)
-            return Picture(name, *_upload(image, data))
+            part = _part(image, name, whole, frames)
+            return Picture(name, *_upload(image, data), part)
     except PictureError:
         raise
     except UnidentifiedImageError as error:
         if data.startswith(KNOWN):
             raise PictureError(f"{name} is damaged, or of a kind that cannot be read.", SAVE_ANEW) from error
-        hint = next((hint for start, hint in LOOKALIKES if data.lstrip().startswith(start)), KINDS)
+        hint = WEB_PAGE if data.lstrip().startswith(b"<") else KINDS
         raise PictureError(f"{name} is not a picture.", hint) from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} has more than 178,956,970 pixels.", "Make it smaller first.") from error
@@ -106,6 +108,18 @@ def prepare(data: bytes, name: str) -> Picture:
         if "truncated" in str(error).lower():
             raise PictureError(f"{name} is cut off.", "Copy or download it again.") from error
         raise PictureError(f"{name} is damaged: {shown(str(error)) or type(error).__name__}.") from error
+
+
+def _part(image: Image.Image, name: str, data: bytes, frames: int) -> str:
+    """``Picture.part`` of ``data``; ``frames`` are a PNG's. Goes to the page of a TIFF that is meant."""
+    noun = "frame"
+    if image.format == "TIFF":
+        from pixtral_sky.pictures import tiff  # slow: Pillow loads that plugin only for such a file
+
+        frames, noun = tiff.open_page(image, name, data), "page"
+    elif image.format in ("GIF", "WEBP", "AVIF"):
+        frames = getattr(image, "n_frames", 1)
+    return f"the first of {frames:,} {noun}s" if frames > 1 else ""
 
 
 def _formats(data: bytes, name: str) -> tuple[str, ...]:
@@ -221,10 +235,11 @@ def _smallest(files: list[tuple[str, bytes]]) -> tuple[str, bytes]:
 
 def _as_is(image: Image.Image, data: bytes, turn: Transpose | None) -> str | None:
     """The media type of ``data`` when it can be sent byte for byte. Call it after load()."""
-    is_plain = image.mode in PLAIN and turn is None and not _is_transparent(image)
-    if is_plain and getattr(image, "n_frames", 1) == 1 and len(data) <= MAX_AS_IS:
-        return AS_IS.get(image.format or "")
-    return None
+    media_type = AS_IS.get(image.format or "")
+    if not media_type or len(data) > MAX_AS_IS or image.mode not in PLAIN or turn is not None:
+        return None
+    is_whole = getattr(image, "n_frames", 1) == 1 and not _is_transparent(image)
+    return media_type if is_whole else None
 
 
 def _is_transparent(image: Image.Image) -> bool:

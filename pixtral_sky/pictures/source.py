@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import re
 import sys
 import time
 from dataclasses import dataclass, field
-from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
+from urllib.parse import unquote_to_bytes
 
 from pixtral_sky import __version__
 from pixtral_sky.errors import PictureError
+from pixtral_sky.pictures import kinds
+from pixtral_sky.pictures.names import bare, check_scheme, is_data_url, is_url, local
 from pixtral_sky.pictures.picture import Picture, open_file
 from pixtral_sky.text import os_reason, shown
 
@@ -28,16 +29,28 @@ class Source:
     """Where one picture is.
 
     ``location`` is a path, ``-`` (standard input), a data: or an http(s) URL; ``page``, from 1, is for a PDF.
-    ``name`` is what the output of a batch calls it.
+    ``name`` is what the output of a batch calls it; ``data`` is the content, where it has been read.
     """
 
     location: str = field(repr=False)  # a URL may hold a password
     page: int = 0
     name: str = ""
+    data: bytes | None = field(default=None, repr=False)
 
     @property
     def is_url(self) -> bool:
         return is_url(self.location)
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        if self.location == "-":
+            return "standard input"
+        if is_data_url(self.location):
+            return "the data: URL"
+        if self.is_url:
+            return bare(self.location) or "the URL"
+        return f"{self.location}#page={self.page}" if self.page else self.location
 
     def read(self) -> Picture:
         """Load and prepare it. Raises PictureError.
@@ -49,24 +62,26 @@ class Source:
 
             return pdf.page(self.location, self.page)
 
-        data, name = self._load()
+        data = self._load() if self.data is None else self.data
         from pixtral_sky.pictures.prepare import prepare  # slow: Pillow; a mistyped path fails before it
 
-        return prepare(data, name)
+        return prepare(data, self.label)
 
-    def _load(self) -> tuple[bytes, str]:
-        """The content, and its name in messages."""
+    def _load(self) -> bytes:
         if self.location == "-":
-            return _read_stdin(), "standard input"
+            return read_stdin()
         if is_data_url(self.location):
-            return decode(self.location), "the data: URL"
+            return decode(self.location)
         if self.is_url:
-            return _download(self.location), bare(self.location) or "the URL"
-        return _read_file(self.location), self.location
+            return _download(self.location)
+        check_scheme(self.location)
+        return _read_file(self.location)
 
 
 def read_picture(source: str | os.PathLike[str] | bytes) -> Picture:
-    """Make a picture of ``source``: the path of a file, an http(s) or data: URL, or the content of a file.
+    """Make a picture of ``source``: the path of a file, a URL, or the content of a file.
+
+    URLs are those of http(s):, file: and data:.
 
     JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF and, with the extra ``heic``, HEIC; of an animation the first frame.
     A URL is downloaded on this machine.
@@ -80,31 +95,17 @@ def read_picture(source: str | os.PathLike[str] | bytes) -> Picture:
         return prepare(source, "the picture")
     if not source:
         raise PictureError("An empty path is no picture.")
-    return Source(os.fspath(source)).read()
+    return Source(local(os.fspath(source))).read()
 
 
-def is_url(text: str) -> bool:
-    return re.match(r"https?://", text, re.IGNORECASE) is not None
-
-
-def is_data_url(text: str) -> bool:
-    return text[:5].lower() == "data:"
-
-
-def bare(url: str) -> str:
-    """``url`` without user, password, query and fragment, which may be secrets; "" when it is malformed."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # not a number when a password with a slash is taken for it
-    except ValueError:
-        return ""
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def _read_stdin() -> bytes:
+def read_stdin() -> bytes:
+    """The content of standard input. Raises PictureError."""
     if sys.stdin is None:  # the caller closed it
-        raise PictureError("Standard input is closed, and '-' is the picture on it.")
-    return sys.stdin.buffer.read()
+        raise PictureError("Standard input is closed, and '-' is what comes on it.")
+    data = sys.stdin.buffer.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise PictureError(f"Standard input is larger than {MAX_FILE // MIB} MiB.", "Make it smaller first.")
+    return data
 
 
 def _read_file(path: str) -> bytes:
@@ -112,6 +113,8 @@ def _read_file(path: str) -> bytes:
     with open_file(path) as file:
         try:
             if os.fstat(file.fileno()).st_size > MAX_FILE:
+                if kind := kinds.of(file.read(kinds.HEAD), path):
+                    raise kinds.error(kind, path)
                 raise PictureError(f"{name} is larger than {MAX_FILE // MIB} MiB.", "Make it smaller first.")
             return file.read()
         except OSError as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from io import BytesIO
+from itertools import count
 
-from PIL.Image import Image
+from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from pixtral_sky.errors import PictureError
@@ -16,9 +19,13 @@ NEW_SUBFILE_TYPE, STRIP_BYTES, SUB_IFDS = 254, 279, 330
 YCBCR = 6
 
 
-def open_page(image: Image, name: str) -> None:
-    """Go to the first page that is no thumbnail. Raises PictureError for a page that Pillow cannot read."""
+def open_page(image: Image.Image, name: str, data: bytes) -> int:
+    """Go to the first page of the file ``data`` that is no thumbnail, and return how many such there are.
+
+    Raises PictureError for a page that Pillow cannot read.
+    """
     assert isinstance(image, TiffImageFile)
+    is_alone = not image.tag_v2.next
     inner = SUB_IFDS in image.tag_v2
     try:
         while image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1:
@@ -40,3 +47,22 @@ def open_page(image: Image, name: str) -> None:
         else tile
         for tile in image.tile
     ]
+    return 1 if is_alone else _pages(data)
+
+
+def _pages(data: bytes) -> int:
+    """How many pages are no thumbnails.
+
+    It opens the file anew: Pillow does not come back from a page of a kind that it does not know.
+    """
+    pages = 0
+    with Image.open(BytesIO(data), formats=("TIFF",)) as image:
+        assert isinstance(image, TiffImageFile)
+        with contextlib.suppress(Exception):  # the end, or damage behind the page that is sent
+            for page in count():
+                with contextlib.suppress(SyntaxError, ValueError):  # its tags are read all the same
+                    image.seek(page)
+                if image.tell() != page:
+                    break
+                pages += not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1
+    return pages

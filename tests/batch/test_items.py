@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -330,6 +331,8 @@ def test_a_name_with_the_letters_of_a_glob():
         (["p", "gone.jpg"], "gone.jpg: no such file or folder."),
         (["*.jpg"], "*.jpg: no picture, PDF or folder matches."),
         (["p/*"], "p/*: no picture, PDF or folder matches."),
+        (["s3://b/photos/"], "s3://b/photos/ is not read here. Copy its pictures here, or mount it as examples/batch.yaml does."),
+        (["file://nas/a.jpg"], "file://nas/a.jpg is a file of another machine. Copy it here: scp nas:/a.jpg ."),
         (["p/notes.txt/a"], "p/notes.txt/a: Not a directory."),
         (["nul\0"], "nul\N{REPLACEMENT CHARACTER}: not a path."),
         (["x" * 300], f"{'x' * 100}...{'x' * 57}: File name too long."),
@@ -342,9 +345,12 @@ def test_a_name_with_the_letters_of_a_glob():
 def test_an_argument_that_leads_to_nothing_ends_it_at_once(inputs, says):
     make("p/notes.txt")
     os.mkfifo("pipe.jsonl")
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises((UsageError, PictureError)) as caught:
         walk(inputs)
     assert str(caught.value) == says
+    # A missing file has the exit code that it has for `ask` and `tokens`.
+    is_misused = inputs[0] in ("", "-", "pipe.jsonl", "https://h/a.jpg")
+    assert caught.type is (UsageError if is_misused else PictureError)
 
 
 def test_standard_input_that_is_closed(monkeypatch):
@@ -580,6 +586,43 @@ def test_lines_that_are_not_text_or_have_no_end(monkeypatch):
         "a",
         "list.jsonl, line 4: it is longer than 0 MiB.",
     ]
+
+
+def test_names_in_messages_are_those_of_the_manifest(here, monkeypatch):
+    """And relative to where the user is: without a "./" that nobody gave."""
+    monkeypatch.setenv("HOME", str(here))
+    make("-", "a:b.png", "lists/-", "my a.png")
+    home = f"{here}/my a.png"
+    for name, text, read in (
+        ("list.jsonl", "gone.png", "gone.png"),
+        ("./list.jsonl", "gone.png", "./gone.png"),
+        ("lists/list.jsonl", "gone.png", "lists/gone.png"),
+        ("list.jsonl", "../gone.png", "../gone.png"),
+        ("list.jsonl", "-", "./-"),
+        ("list.jsonl", "a:b.png", "./a:b.png"),
+        ("lists/list.jsonl", "-", "lists/-"),
+        ("list.jsonl", "~/my a.png", home),
+        ("list.jsonl", f"file://{quote(home)}", home),
+    ):
+        (one,) = (each for each in walk([manifest({"images": [text]}, name=name)]) if isinstance(each, Item))
+        assert (one.sources[0].location, one.sources[0].name) == (read, text)
+        if "gone" in text:
+            with pytest.raises(PictureError, match=f"^{re.escape(read)}: no such file"):
+                one.body(DEFAULTS)
+        else:
+            assert one.body(DEFAULTS)["messages"][0]["content"][1]["image_url"]["url"] == DATA_URL
+    for url in ("s3://b/a.png", "file://nas/a.png"):
+        (one,) = bad(manifest({"id": "x", "images": [url]}))
+        assert (one.id, one.reason[:19]) == ("x", "list.jsonl, line 1:")
+    make("broken.png", data=b"x")
+    with pytest.raises(PictureError, match=r"^broken\.png is not a picture"):
+        item("bro*.png").body(DEFAULTS)
+
+
+def test_an_argument_as_it_is_pasted(here):
+    make("p/a.png")
+    for text in ("p ", "p\n", "'p'", f"file://{here}/p"):
+        assert ids(text) == ["p/a.png"]
 
 
 def test_a_bad_line_keeps_its_id():

@@ -18,7 +18,7 @@ import pytest
 from pixtral_sky import errors
 from pixtral_sky.batch import runner
 from pixtral_sky.batch.inputs import Walked
-from pixtral_sky.batch.items import BadInput, Defaults, Item, Question
+from pixtral_sky.batch.items import BadInput, Defaults, Item, Question, Seen
 from pixtral_sky.batch.journal import Ledger, Paths
 from pixtral_sky.batch.runner import (
     GONE,
@@ -207,7 +207,7 @@ class Broken(Question):
 
     error: Exception = field(kw_only=True)
 
-    def body(self, defaults: Defaults) -> dict[str, Any]:
+    def body(self, defaults: Defaults, seen: Seen = lambda _: None) -> dict[str, Any]:
         raise self.error
 
 
@@ -431,8 +431,8 @@ def test_answers_fit_the_schema(folder: Folder, schema: Schema) -> None:
 
 @dataclass(frozen=True)
 class WithItsOwn(Question):
-    def body(self, defaults: Defaults) -> dict[str, Any]:
-        return {**super().body(defaults), "response_format": {"type": "text"}}
+    def body(self, defaults: Defaults, seen: Seen = lambda _: None) -> dict[str, Any]:
+        return {**super().body(defaults, seen), "response_format": {"type": "text"}}
 
 
 def test_an_item_that_asks_for_another_format_is_not_held_to_it(folder: Folder, schema: Schema) -> None:
@@ -461,7 +461,7 @@ def test_few_are_prepared_ahead(folder: Folder, monkeypatch: pytest.MonkeyPatch)
     at_once, most = [0], [0]
     body = Question.body
 
-    def counted(self: Question, defaults: Defaults) -> dict[str, Any]:
+    def counted(self: Question, defaults: Defaults, seen: Seen) -> dict[str, Any]:
         with lock:
             bodies[0] += 1
             at_once[0] += 1
@@ -469,7 +469,7 @@ def test_few_are_prepared_ahead(folder: Folder, monkeypatch: pytest.MonkeyPatch)
         time.sleep(0.001)
         with lock:
             at_once[0] -= 1
-        return body(self, defaults)
+        return body(self, defaults, seen)
 
     def walk() -> Iterator[Item | BadInput]:
         for item in questions(200):

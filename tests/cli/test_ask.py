@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pixtral_sky import output
 from pixtral_sky.client.client import Client
 from tests.support import fake_endpoint as fake
 from tests.support.command_line import KEY, Result, Run, run_main
@@ -25,6 +26,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     """Runs ``pixtral-sky ask`` in an empty directory, with the key; no run may show it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PIXTRAL_API_KEY", KEY)
+    monkeypatch.setattr(output, "quiet", False)
     assert Client.__init__.__kwdefaults__ is not None
     monkeypatch.setitem(Client.__init__.__kwdefaults__, "sleep", lambda _: None)
 
@@ -94,6 +96,64 @@ def test_words_and_pictures_go_up_in_order(run: Run, pictures: dict[str, bytes])
     ]
 
 
+def test_words_on_standard_input(run: Run, pictures: dict[str, bytes]) -> None:
+    with FakeEndpoint() as endpoint:
+        assert run(endpoint, "-i", "red.png", "-", stdin=b"What is\nthis?\n").code == 0
+        assert sent(endpoint) == [pictures["red.png"], "What is\nthis?"]
+        assert run(endpoint, "red.png", stdin=b"It is not read without a dash.").code == 0
+        assert sent(endpoint) == ["Describe this image in detail please.", pictures["red.png"]]
+
+
+def test_images_come_before_all_else(run: Run, pictures: dict[str, bytes]) -> None:
+    with FakeEndpoint() as endpoint:
+        assert run(endpoint, "Is this", "red.png", "-i", "green.png", "--image", "blue.png", "?").code == 0
+    names = ["green.png", "blue.png", "Is this", "red.png", "?"]
+    assert sent(endpoint) == [pictures.get(name, name) for name in names]
+
+
+def test_a_sentence_that_ends_as_a_file_does_is_said_to_be_words(run: Run) -> None:
+    with FakeEndpoint() as endpoint:
+        result = run(endpoint, "What is in photo.jpg")
+    assert result.code == 0
+    assert result.err == "Taken as words, as there is no such file: What is in photo.jpg\n"
+    assert sent(endpoint) == ["What is in photo.jpg"]
+
+
+@pytest.mark.parametrize(("kind", "says"), [("GIF", "frames. The others: convert 'a b' -coalesce part-%03d.png"), ("TIFF", "pages. The others: convert 'a b' part-%03d.png")])  # fmt: skip
+def test_an_animation_or_document_says_once_what_is_sent(
+    kind: str, says: str, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *more = (Image.new("RGB", (32, 32), color) for color in ("red", "green", "blue"))
+    first.save("a b", kind, save_all=True, append_images=more)
+    with FakeEndpoint() as endpoint:
+        said = run(endpoint, "Compare", "a b", "a b").err
+        piped = run(endpoint, "-", stdin=Path("a b").read_bytes()).err
+        quiet = run_main(monkeypatch, capsys, "-q", "ask", "--endpoint", endpoint.url, "a b").err
+    assert said == f"a b: the first of 3 {says}\n"
+    assert piped == f"standard input: the first of 3 {says.partition(' ')[0]}\n"
+    assert quiet == ""
+
+
+def test_all_bad_pictures_are_named(run: Run, pictures: dict[str, bytes]) -> None:
+    Path("cut.png").write_bytes(pictures["red.png"][:60])
+    Path("clip.mp4").write_bytes(b"\0\0\0\x18ftypisom")
+    with FakeEndpoint() as endpoint:
+        result = run(endpoint, "Compare", "red.png", "cut.png", "clip.mp4")
+        assert not endpoint.requests
+    assert (result.code, result.error) == (
+        1,
+        "2 pictures cannot be sent: cut.png is cut off. clip.mp4 is a video. "
+        "What helps with each: pixtral-sky tokens FILE",
+    )
+
+
+def test_one_says_where(run: Run) -> None:
+    with FakeEndpoint() as endpoint:
+        result = run(endpoint, "-n", "mine", "Hi")
+        assert not endpoint.requests
+    assert (result.code, result.error) == (2, "--endpoint and --name both say whom to ask. Give one of them.")
+
+
 def test_remote_urls_are_passed_on(run: Run) -> None:
     with FakeEndpoint() as endpoint:
         assert run(endpoint, "--remote-urls", "What?", "https://example.invalid/a.png").code == 0
@@ -111,7 +171,11 @@ def test_five_pictures_are_refused_before_any_request(run: Run, pictures: dict[s
         result = run(endpoint, "Compare", *pictures)
         assert not endpoint.requests
         assert (result.code, result.out) == (1, "")
-        assert result.err.startswith("Error: 5 pictures, and this endpoint takes 4 in one prompt. ")
+        assert result.error == (
+            "5 pictures, and this endpoint takes 4 in one prompt. Give fewer at a time, redeploy with --env "
+            "MAX_IMAGES=5, send them anyway: --no-check, or ask about each by itself: pixtral-sky batch red.png "
+            "green.png blue.png 4.png 5.png -o answers.jsonl -p Compare"
+        )
         assert run(endpoint, "Compare", *pictures, "--no-check").code == 0
     assert len(sent(endpoint)) == 6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import os
@@ -155,6 +156,79 @@ def test_some_fail(run: Run) -> None:
     assert len(lines("out.errors.jsonl.1")) == 2
 
 
+def test_a_missing_file_has_the_exit_code_of_the_other_commands(run: Run) -> None:
+    with FakeEndpoint() as endpoint:
+        result = run(endpoint, "red.png", "none.png", "-o", "out.jsonl")
+        assert not endpoint.requests
+    assert (result.code, result.error) == (1, "none.png: no such file or folder.")
+
+
+def test_one_bad_file_costs_its_own_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every kind of input."""
+    Path("p/locked").mkdir(parents=True)
+    Path("p/good.png").write_bytes(Path("red.png").read_bytes())
+    Path("p/cut.png").write_bytes(Path("red.png").read_bytes()[:60])
+    Path("p/broken.pdf").write_bytes(b"%PDF-nonsense")
+    Path("p/clip.png").write_bytes(b"\0\0\0\x18ftypisom")
+    manifest = [
+        {"images": ["red.png"]},
+        {"images": ["gone.png"]},
+        {"images": 1},
+        {"images": ["s3://b/a.png"]},
+    ]
+    text = "".join(f"{json.dumps(line)}\n" for line in manifest)
+    Path("list.jsonl").write_text(f"{text}nonsense\n")
+    scandir = os.scandir
+
+    def deny(path: Any) -> Any:  # root may read all
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    with FakeEndpoint([echo]) as endpoint:
+        result = run(endpoint, "p", "list.jsonl", "p/good.png", "p/c*.png", "-o", "out.jsonl")
+    assert result.code == 1
+    assert {line["id"] for line in lines("out.jsonl")} == {"p/good.png", "red.png"}
+    said = {line["id"]: line["error"]["message"] for line in lines("out.errors.jsonl")}
+    assert said == {
+        "p/cut.png": "p/cut.png is cut off. Copy or download it again.",
+        "p/clip.png": "p/clip.png is a video. Take pictures from it: "
+        "ffmpeg -i FILE.mp4 -vf fps=1/5 FILE-%03d.jpg",
+        "p/broken.pdf": "p/broken.pdf is not a PDF that can be read.",
+        "p/locked": "p/locked cannot be read: Permission denied.",
+        "gone.png": "gone.png: no such file.",
+        "list.jsonl#line=3": 'list.jsonl, line 3: "images" has to be a list with at least one path or URL.',
+        "list.jsonl#line=4": "list.jsonl, line 4: s3://b/a.png is not read here. Pipe it in: "
+        "aws s3 cp s3://b/a.png - | pixtral-sky ask -",
+        "list.jsonl#line=5": "list.jsonl, line 5: it is no JSON (Expecting value, column 1).",
+        "p/good.png#again=2": "p/good.png is given twice.",
+        "p/cut.png#again=2": "p/cut.png is given twice.",
+        "p/clip.png#again=2": "p/clip.png is given twice.",
+    }
+
+
+def test_animations_and_documents_are_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "AGAIN_SECONDS", 0.01)
+    more = [Image.new("RGB", (32, 32), color) for color in ("green", "blue")]
+    Image.new("RGB", (32, 32)).save("a.gif", save_all=True, append_images=more)
+    Image.new("RGB", (32, 32)).save("b.tif", save_all=True, append_images=more)
+    url = "data:image/gif;base64," + base64.b64encode(Path("a.gif").read_bytes()).decode()
+    content = [{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": {"url": url}}]
+    request = {"custom_id": "x", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": content}]}}  # fmt: skip
+    Path("requests.jsonl").write_text(json.dumps(request))
+    said = "2 pictures were the first frame or page of several in a file."
+    # One that is asked again is counted once.
+    with FakeEndpoint([fake.streams("a", end=False), echo]) as endpoint:
+        result = run(endpoint, "red.png", "a.gif", "b.tif", "-o", "out.jsonl", "--json")
+        assert said in result.err.splitlines()
+        assert json.loads(result.out)["first_of_several"] == 2
+        assert (
+            json.loads(run(endpoint, "requests.jsonl", "-o", "o2.jsonl", "--json").out)["first_of_several"]
+            == 1
+        )
+
+
 def test_the_summary_as_json(run: Run) -> None:
     with FakeEndpoint([says("Red", finish_reason="length")]) as endpoint:
         result = run(
@@ -167,7 +241,7 @@ def test_the_summary_as_json(run: Run) -> None:
     assert summary.pop("images_per_second") * summary.pop("cost_usd") == pytest.approx(3, rel=0.5)
     assert summary.pop("tokens_per_second") > 0
     assert summary == {
-        "complete": True, "done": 3, "failed": 0, "images": 3, "prompt_tokens": 1980, "answer_tokens": 36, "cut_off": 3,
+        "complete": True, "done": 3, "failed": 0, "images": 3, "first_of_several": 0, "prompt_tokens": 1980, "answer_tokens": 36, "cut_off": 3,
         "asked_again": 0, "done_before": 0, "failed_before": 0, "skipped": {}, "out": "out.jsonl", "errors": None, "csv": None,
     }  # fmt: skip
 
@@ -193,7 +267,6 @@ def test_a_schema_and_a_table(run: Run) -> None:
     [
         (["list.jsonl"], "Missing option '--out'"),
         (["-o", "out.jsonl"], "Missing argument 'INPUT...'"),
-        (["none.png", "-o", "out.jsonl"], "none.png"),
         (["list.jsonl", "-o", "out.jsonl", "--shard", "3/2"], "--shard '3/2' is no share."),
         (["list.jsonl", "-o", "out.jsonl", "--concurrency", "many"], "--concurrency takes auto, or a number"),
         (["list.jsonl", "-o", "out.jsonl", "--concurrency", "257"], "a number from 1 to 256"),

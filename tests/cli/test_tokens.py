@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from pixtral_sky.deploy import task
 from pixtral_sky.pictures.prepare import prepare
@@ -20,7 +21,7 @@ from pixtral_sky.rehearsal import engine
 from tests.conftest import ROOT
 from tests.support import pdfs
 from tests.support.command_line import Run, imports, run_main, seconds
-from tests.support.pictures import plain
+from tests.support.pictures import plain, saved
 from tests.support.site import site
 
 KINDS = "Pictures are JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF and HEIC files."
@@ -100,8 +101,9 @@ def test_a_url(run):
 @pytest.mark.parametrize(
     ("arguments", "stdin", "code", "says"),
     [
-        (["What is this?"], b"", 2, "'What is this?' is no picture. Give files, globs, URLs, or '-'."),
-        (["-", "-"], b"", 2, "Standard input ('-') can be one picture only."),
+        (["What is this"], b"", 1, "What is this: no such file."),
+        (["-", "-"], b"", 2, "Standard input ('-') can be given once only."),
+        (["gone"], b"", 1, "gone: no such file."),
         ([""], b"", 2, "An empty argument is neither words nor a picture."),
         (["gone.jpg"], b"", 1, "gone.jpg: no such file."),
         (["my scan.png"], b"", 1, "my scan.png: no such file."),
@@ -117,13 +119,52 @@ def test_what_is_no_picture(run, arguments, stdin, code, says):
 
 @pytest.mark.parametrize(("stdin", "says"), [
     (b"", "standard input is empty."),
-    (b"%PDF-1.7", "standard input is not a picture. It is a PDF; give it as a file whose name ends in .pdf."),
+    (b"%PDF-1.7", "standard input is a PDF. Give it as a file whose name ends in .pdf."),
     (plain(32, 32)[:60], "standard input is cut off. Copy or download it again."),
 ])  # fmt: skip
 def test_what_is_no_whole_picture(run, stdin, says):
     result = run("-", "--json", stdin=stdin)
     assert result.code == 1
     assert result.error.startswith(says)
+
+
+def test_one_bad_picture_costs_its_own_row(run):
+    for name in ("a.png", "c.png"):
+        Path(name).write_bytes(plain(32, 32))
+    Path("cut.png").write_bytes(plain(32, 32)[:60])
+    Path("broken.pdf").write_bytes(b"x")
+    given = ("a.png", "cut.png", "gone.jpg", "broken.pdf", "s3://bucket/a.jpg", "c.png")
+    result = run(*given)
+    said = [line.split(maxsplit=4)[-1] for line in result.out.splitlines()[1:]]
+    reasons = [
+        "cut.png is cut off. Copy or download it again.",
+        "gone.jpg: no such file.",
+        "broken.pdf is not a PDF that can be read.",
+        "s3://bucket/a.jpg is not read here. Pipe it in: aws s3 cp s3://bucket/a.jpg - | pixtral-sky ask -",
+    ]
+    assert said[1:-1] == reasons
+    assert (said[0].split()[-1], said[-1].split()[-1]) == ("a.png", "c.png")
+    assert result.code == 1
+    assert result.err == "2 pictures, 12 tokens in all\nError: 4 of 6 pictures cannot be sent.\n"
+    result = run(*given, "--json")
+    good, *bad, also = json.loads(result.out)
+    assert (good["tokens"], also["tokens"], result.code) == (6, 6, 1)
+    assert bad == [{"picture": name, "error": why} for name, why in zip(given[1:-1], reasons, strict=True)]
+
+
+def test_a_broken_pdf_among_the_matches_of_a_glob_costs_its_own_row(run):
+    Path("a.png").write_bytes(plain(32, 32))
+    Path("b.pdf").write_bytes(b"x")
+    first, second = json.loads(run("*.p*", "--json").out)
+    assert (first["tokens"], second["error"]) == (6, "b.pdf is not a PDF that can be read.")
+
+
+def test_the_first_frame_is_said_to_be_one(run):
+    Path("a.gif").write_bytes(
+        saved(Image.new("L", (32, 32)), "GIF", save_all=True, append_images=[Image.new("L", (32, 32), 9)])
+    )
+    result = run("a.gif")
+    assert (result.code, result.err) == (0, "a.gif: the first of 2 frames.\n")
 
 
 def test_nothing_at_all(run):

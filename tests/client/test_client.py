@@ -19,7 +19,14 @@ from typing import Any
 import pytest
 
 from pixtral_sky import errors
-from pixtral_sky.client.client import AGAIN, READ_SECONDS, RETRY_AFTER_SECONDS, RETRY_SECONDS, Client
+from pixtral_sky.client.client import (
+    AGAIN,
+    FIRST_SECONDS,
+    READ_SECONDS,
+    RETRY_AFTER_SECONDS,
+    RETRY_SECONDS,
+    Client,
+)
 from pixtral_sky.client.endpoint import Endpoint
 from tests.support import fake_endpoint as fake
 from tests.support.fake_endpoint import FakeEndpoint, says
@@ -564,8 +571,29 @@ def test_nothing_answers() -> None:
     with talk_to(Endpoint(url, KEY)) as talking:
         text = talking.fails(errors.Unreachable)
     assert text == f"Nothing answers at {url}. Are its address and PIXTRAL_API_KEY right?"
-    assert len(talking.pauses) >= 4
     assert talking.notices[0].startswith(f"nothing answers at {url}; trying again in ")
+    assert 1 <= sum(talking.pauses) <= FIRST_SECONDS, "as a rule, the address is mistyped"
+
+
+def test_a_server_that_was_there_is_waited_for() -> None:
+    def answer(exchange: fake.Exchange) -> None:
+        says("Hello")(exchange)
+        exchange.hang_up()
+
+    with FakeEndpoint([answer]) as endpoint:
+        talking = Talk(endpoint.endpoint())
+        assert talking.ask() == "Hello"
+    with talking.client:
+        talking.fails(errors.Unreachable)
+    assert RETRY_SECONDS - 10 < sum(talking.pauses) <= RETRY_SECONDS
+
+
+def test_a_budget_that_is_asked_for_is_kept() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    with talk_to(Endpoint(url, KEY), budget=90) as talking:
+        talking.fails(errors.Unreachable)
+    assert 80 < sum(talking.pauses) <= 90
 
 
 def test_no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -586,7 +614,7 @@ def test_a_resolver_that_is_out_for_a_moment(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     with talk_to(Endpoint("http://pixtral.invalid:8081", KEY)) as talking:
         talking.fails(errors.Unreachable)
-    assert talking.pauses
+    assert 1 <= sum(talking.pauses) <= FIRST_SECONDS
 
 
 # What is final

@@ -49,15 +49,47 @@ def test_a_system_prompt_comes_first() -> None:
 
 
 def test_as_many_pictures_as_the_endpoint_takes() -> None:
-    check_pictures(Endpoint("http://h"), 4)
-    check_pictures(Endpoint("http://h", max_images=0), 0)
+    files = [Source(f"{number}.jpg") for number in range(40)]
+    check_pictures(Endpoint("http://h"), ["What?", *files[:4]])
+    check_pictures(Endpoint("http://h", max_images=0), ["What?"])
     with pytest.raises(LimitError) as caught:
-        check_pictures(Endpoint("http://h"), 5)
+        check_pictures(Endpoint("http://h"), ["What?", *files[:5]])
     assert caught.value.what == "5 pictures, and this endpoint takes 4 in one prompt."
-    assert "--env MAX_IMAGES=5, or" in caught.value.hint
+    assert "redeploy with --env MAX_IMAGES=5, " in caught.value.hint
     assert "--no-check" in caught.value.hint
-    with pytest.raises(LimitError, match=r"--env MAX_IMAGES=5 --env MAX_MODEL_LEN=37184, or"):
-        check_pictures(Endpoint("http://h", max_model_len=20_800), 5)
+    with pytest.raises(LimitError, match=r"--env MAX_IMAGES=5 --env MAX_MODEL_LEN=24896, "):
+        check_pictures(Endpoint("http://h", max_model_len=20_800), files[:5])
+
+
+def test_no_more_is_advised_than_pixtral_has() -> None:
+    """128,000 tokens hold 30 full pictures."""
+    files = [Source(f"{number}.jpg") for number in range(31)]
+    endpoint = Endpoint("http://h", max_model_len=32_768)
+    with pytest.raises(LimitError, match=r"--env MAX_IMAGES=30 --env MAX_MODEL_LEN=128000, "):
+        check_pictures(endpoint, files[:30])
+    with pytest.raises(LimitError) as caught:
+        check_pictures(endpoint, files)
+    assert "--env" not in caught.value.hint
+    for most, advised in ((127_997, True), (127_998, False)):
+        with pytest.raises(LimitError) as caught:
+            check_tokens(endpoint, ["words"], most)
+        assert ("--env MAX_MODEL_LEN=128000 or more" in caught.value.hint) is advised
+
+
+@pytest.mark.parametrize(
+    ("parts", "command"),
+    [
+        (["What's", "it?", *map(Source, ("a b.jpg", "c.jpg"))], """'a b.jpg' c.jpg -o answers.jsonl -p 'What'"'"'s it?'"""),
+        ([Source("a.pdf", 1), Source("a.pdf", 2), "What?"], "a.pdf -o answers.jsonl -p 'What?'"),
+        ([Source("a.jpg"), Source("https://h/b.jpg"), "Hi"], "FILES -o answers.jsonl -p Hi"),
+        ([Source("-"), Source("data:,x"), "Hi"], "FILES -o answers.jsonl -p Hi"),
+        (["Hi", *(Source(f"{number}.jpg") for number in range(17))], "FILES -o answers.jsonl -p Hi"),
+    ],
+)  # fmt: skip
+def test_a_batch_asks_about_as_many_as_there_are(parts: list[str | Source], command: str) -> None:
+    with pytest.raises(LimitError) as caught:
+        check_pictures(Endpoint("http://h", max_images=1), parts)
+    assert caught.value.hint.endswith(f"ask about each by itself: pixtral-sky batch {command}")
 
 
 def test_as_many_tokens_as_the_context_has() -> None:
@@ -69,7 +101,7 @@ def test_as_many_tokens_as_the_context_has() -> None:
     assert "(4,810 tokens)" in caught.value.what
     assert "(--max-tokens 513) need 5,326" in caught.value.what
     assert "has 5,325 tokens for all." in caught.value.what
-    assert "raise its MAX_MODEL_LEN" in caught.value.hint
+    assert "redeploy with --env MAX_MODEL_LEN=5326 or more" in caught.value.hint
     assert "--no-check" in caught.value.hint
     check_tokens(Endpoint("http://h", max_model_len=None), parts, 10**9)
 

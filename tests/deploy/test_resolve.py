@@ -34,9 +34,10 @@ def test_an_argument_takes_the_key_of_the_environment() -> None:
     assert find("arg:1", environ={}).key == "", "and never the remembered one"
 
 
-def test_an_argument_goes_before_a_name() -> None:
+def test_an_argument_and_a_name_are_one_too_many() -> None:
     remember(running("other"))
-    assert find("arg:1", name="other", environ={}) == Endpoint("http://arg:1")
+    with pytest.raises(UsageError, match=r"^--endpoint and --name both say whom to ask\."):
+        find("arg:1", name="other", environ={})
 
 
 def test_then_the_environment() -> None:

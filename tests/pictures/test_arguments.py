@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 
 from pixtral_sky.errors import PictureError, PixtralSkyError, UsageError
+from pixtral_sky.pictures import pdf
 from pixtral_sky.pictures.arguments import DEFAULT_QUESTION, parse
 from pixtral_sky.pictures.source import Source
 from tests.support import pdfs
@@ -20,6 +25,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
+
+
+def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+
+
+PICTURE = b"\x89PNG\r\n\x1a\n\0"
 
 
 def make(*names: str) -> None:
@@ -70,21 +82,22 @@ def test_words(text: str) -> None:
     assert parse([text]) == [text]
 
 
-def test_the_order_is_kept() -> None:
+def test_the_order_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     make("a.jpg", "b.png")
+    pipe_in(monkeypatch, PICTURE)
     assert parse(["First:", "a.jpg", "then:", "b.png", "-", "What changed?"]) == [
         "First:",
         Source("a.jpg"),
         "then:",
         Source("b.png"),
-        Source("-"),
+        Source("-", data=PICTURE),
         "What changed?",
     ]
 
 
 def test_pictures_alone_get_the_question_first() -> None:
-    make("a.jpg")
-    assert parse(["a.jpg", "-"]) == [DEFAULT_QUESTION, Source("a.jpg"), Source("-")]
+    make("a.jpg", "b.jpg")
+    assert parse(["a.jpg", "b.jpg"]) == [DEFAULT_QUESTION, Source("a.jpg"), Source("b.jpg")]
     assert DEFAULT_QUESTION == "Describe this image in detail please."
 
 
@@ -167,7 +180,12 @@ def test_words_match_no_file_by_chance() -> None:
     [
         ("a.jpg", "no such file"),
         ("my photo.JPEG", "no such file"),
-        ("What is in b.png", "no such file"),
+        ("My Clip.MP4", "no such file"),
+        ("clip.mp4", "no such file"),
+        ("'b.png'", "no such file"),
+        ("b.png\n", "no such file"),
+        ("./my very best photo.jpg", "no such file"),
+        ("~/my very best photo.jpg", "no such file"),
         ("./a", "no such file"),
         ("d/a", "no such file"),
         ("~/a", "no such file"),
@@ -184,7 +202,8 @@ def test_a_mistyped_path_is_no_question(argument: str, what: str) -> None:
     error = fails("What is this?", argument)
     assert error.what.endswith(f": {what}.")
     # One word that ends like a picture is no question.
-    assert ("space" in error.hint) == (" " in argument or not argument.endswith((".jpg", ".webp")))
+    is_word = " " not in argument and argument.strip("'\n").endswith((".jpg", ".webp", ".mp4", ".png"))
+    assert error.hint == ("" if is_word else "If these are words, add another one.")
     assert parse([argument + " ?"]) == [argument + " ?"]
 
 
@@ -204,9 +223,113 @@ def test_no_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fails("d/a.jpg").what == "d/a.jpg: Permission denied."
 
 
-def test_standard_input_once() -> None:
-    assert sources("-") == ["-"]
-    assert "one picture only" in fails("-", "-", kind=UsageError).what
+@pytest.mark.parametrize(
+    "text", ["What is in photo.jpg", "Compare this with b.png", "What about *.jpg", "Look at my clip.mp4 "]
+)
+def test_a_sentence_only_ends_as_a_file_does(text: str) -> None:
+    assert parse([text]) == [text]
+    make(text.strip())
+    assert len(sources(text)) == 1, "but a file of that name is a picture"
+
+
+@pytest.mark.parametrize(
+    "form", ["{} ", "{}\n", " '{}'", '"{}"\n', "file://{}", "FILE://localhost{}", "file:{}"]
+)
+@pytest.mark.parametrize("name", ["a.jpg", "my best photo.jpg", "50%.jpg", "paper.pdf#page=2"])
+def test_a_name_as_it_is_pasted(form: str, name: str, here: Path) -> None:
+    path, page = pdf.split(str(here / name))
+    make(path)
+    given = quote(f"{here}/{name}", safe="/#=") if "file:" in form.lower() else f"{here}/{name}"
+    assert parse(["What?", form.format(given)]) == ["What?", Source(path, page)]
+
+
+def test_a_name_with_a_space_at_its_end_or_quotes() -> None:
+    make("a.jpg", "a.jpg ", "'a.jpg'")
+    assert sources("a.jpg", "a.jpg ", "'a.jpg'") == ["a.jpg", "a.jpg ", "'a.jpg'"]
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("file://nas/d/a%20b.jpg", "is a file of another machine. Copy it here: scp 'nas:/d/a b.jpg' ."),
+        ("s3://bucket/d/a.jpg", "Pipe it in: aws s3 cp s3://bucket/d/a.jpg - | pixtral-sky ask -"),
+        ("gs://bucket/a;b.jpg", "Pipe it in: gcloud storage cat 'gs://bucket/a;b.jpg' | pixtral-sky ask -"),
+        (
+            "az://photos/d/a.jpg",
+            "az storage blob download --account-name ACCOUNT -c photos -n d/a.jpg -f a.jpg",
+        ),
+        ("hf://datasets/me/cats/d/a.jpg", ": https://huggingface.co/datasets/me/cats/resolve/main/d/a.jpg"),
+        ("hf://me/model/a.jpg", ": https://huggingface.co/me/model/resolve/main/a.jpg"),
+        ("FTP://me:SENTINEL@h/a.jpg?SENTINEL", "Pipe it in: curl -s ftp://h/a.jpg | pixtral-sky ask -"),
+        ("sftp://h/d/a.jpg", "Copy it here: scp h:/d/a.jpg ."),
+        ("gopher://h/a", "gopher://h/a is not read here. Copy it here, and give the file. http(s)://"),
+        ("ftp://me:SENT/INEL@h/a.jpg", "ftp://... is not read here."),
+    ],
+)
+def test_other_urls_are_named_with_what_helps(url: str, says: str) -> None:
+    error = fails("What?", url)
+    assert says in str(error)
+    assert "SENTINEL" not in str(error)
+    assert parse([f"What is {url} for?"]) == [f"What is {url} for?"]
+
+
+def test_images_are_never_words_and_come_first() -> None:
+    make("notes", "a.jpg", "b1.jpg", "b2.jpg")
+    assert parse(["What?", "a.jpg"], ["notes", "b*"]) == [
+        *map(Source, ("notes", "b1.jpg", "b2.jpg")),
+        "What?",
+        Source("a.jpg"),
+    ]
+    assert parse([], ["a.jpg"]) == [DEFAULT_QUESTION, Source("a.jpg")]
+    with pytest.raises(PictureError, match=r"^What is this: no such file\.$"):
+        parse(["What?"], ["What is this"])
+
+
+def test_all_that_is_mistyped_is_said_at_once() -> None:
+    error = fails("What?", "a.jpg", "./b", "s3://c/d.jpg")
+    assert error.what == (
+        "3 pictures cannot be sent: a.jpg: no such file. ./b: no such file. s3://c/d.jpg is not read here."
+    )
+    assert error.hint == "What helps with each: pixtral-sky tokens FILE"
+    assert fails("a.jpg", "b.jpg").hint == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"What is it?\n", "What is it?"),
+        ("\ufeffWas ist das? Gr\u00f6\u00dfe?\r\n".encode(), "Was ist das? Gr\u00f6\u00dfe?"),
+        (b"a.jpg", "a.jpg"),
+        (b"The wide road, and BMW", "The wide road, and BMW"),
+        (b"<html><svg></svg></html>", "<html><svg></svg></html>"),
+    ],
+)
+def test_text_on_standard_input_is_words(data: bytes, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("p.jpg")
+    pipe_in(monkeypatch, data)
+    assert parse(["p.jpg", "-"]) == [Source("p.jpg"), words]
+    pipe_in(monkeypatch, data)
+    assert parse(["-"], ["p.jpg"]) == [Source("p.jpg"), words]
+
+
+@pytest.mark.parametrize("data", [PICTURE, b"GIF89a\xff", b"text\0", b"%PDF-1.7", b"<svg/>", b"Gr\xf6\xdfe"])
+def test_anything_else_on_standard_input_is_a_picture(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe_in(monkeypatch, data)
+    assert parse(["What?", "-"]) == ["What?", Source("-", data=data)]
+
+
+def test_standard_input_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in (["-", "-"], ["a", "-", "-"]):
+        assert "once only" in fails(*given, kind=UsageError).what
+    with pytest.raises(UsageError, match="once only"):
+        parse(["-"], ["-"])
+    for empty in (b"", b" \n"):
+        pipe_in(monkeypatch, empty)
+        assert fails("What?", "-").what == "Standard input is empty."
+    monkeypatch.setattr(
+        sys, "stdin", SimpleNamespace(buffer=None)
+    )  # a mistyped path ends it before it is read
+    assert fails("a.jpg", "-").what == "a.jpg: no such file."
 
 
 @pytest.mark.parametrize("argument", ["", " ", "\n"])

@@ -88,11 +88,32 @@ def test_a_file_too_large(tmp_path: Path) -> None:
     assert fails(path).what == f"{path} is larger than 512 MiB."
 
 
+def test_a_video_too_large_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with path.open("wb") as file:
+        file.write(b"\0\0\0\x18ftypisom")
+        file.truncate(source.MAX_FILE + 1)
+    assert fails(path).what == f"{path} is a video."
+
+
+def test_a_file_url(tmp_path: Path) -> None:
+    path = tmp_path / "50% of a.jpg"
+    path.write_bytes(PNG)
+    assert read_picture(path.as_uri()).name == str(path)
+    with pytest.raises(PictureError, match="is a file of another machine"):
+        read_picture("file://nas/a.jpg")
+    with pytest.raises(PictureError, match="Pipe it in: aws s3 cp"):
+        read_picture("s3://bucket/a.jpg")
+
+
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(PNG)))
     picture = read("-")
     assert (picture.name, picture.data) == ("standard input", PNG)
     assert fails("-").what == "standard input is empty."
+    monkeypatch.setattr(source, "MAX_FILE", 99)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"x" * 100)))
+    assert "is larger than" in fails("-").what
     monkeypatch.setattr(sys, "stdin", None)
     assert "is closed" in fails("-").what
 
