@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_sky.errors import UsageError
-from pixtral_sky.text import os_reason
 
 NAME = "pixtral-sky.toml"
 # Each key, and the commands that have an option or argument of this name.
@@ -63,6 +62,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
+        from pixtral_sky.text import os_reason  # slow to import
+
         raise UsageError(f"{path} cannot be read: {os_reason(error)}.") from error
     if sys.version_info >= (3, 11):
         import tomllib

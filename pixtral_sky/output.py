@@ -8,7 +8,8 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 from pixtral_sky.errors import PixtralSkyError
 
@@ -23,26 +24,38 @@ def at_terminal() -> bool:
 
 
 def prepare() -> None:
-    """Let both streams show a character that their encoding lacks as its escape, as in ``\\xe9``."""
+    """Make the standard streams safe to write to.
+
+    A character that their encoding lacks is shown as its escape, as in ``\\xe9``. The number of a stream that
+    the parent process has closed is taken; else the next file would get it, and with it what others print.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def data(text: str, end: str = "\n") -> None:
-    """Print the result of a command to stdout, where nothing else goes.
+def data(text: str, end: str = "\n", stream: TextIO | None = None) -> None:
+    """Print the result of a command to stdout, where nothing else goes; or to ``stream``, which stdout was.
 
     Whoever reads it may have seen enough, as ``head`` has: that ends the command, without a word.
     """
-    if sys.stdout is None:  # the parent process has closed it
+    stream = stream or sys.stdout
+    if stream is None:  # the parent process has closed it
         raise PixtralSkyError("Standard output is closed.")
     try:
-        sys.stdout.write(text + end)
-        sys.stdout.flush()
-    except BrokenPipeError:
+        stream.write(text + end)
+        stream.flush()
+    except OSError as error:  # a closed pipe, a full disk
         # What is left to write goes nowhere: Python flushes when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(CLOSED_PIPE)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(CLOSED_PIPE)
+        raise
 
 
 def document(value: object, indent: int | None = 1) -> None:
@@ -53,21 +66,23 @@ def document(value: object, indent: int | None = 1) -> None:
 def say(text: str = "") -> None:
     """Print information, unless --quiet."""
     if not quiet:
-        _tell(text)
+        tell(text)
 
 
 def warn(text: str) -> None:
     """Print a warning, even with --quiet."""
-    _tell(f"Warning: {text}")
+    tell(f"Warning: {text}")
 
 
 def error(text: str) -> None:
-    _tell(f"Error: {text}")
+    tell(f"Error: {text}")
 
 
-def _tell(text: str) -> None:
+def tell(text: str, end: str = "\n") -> None:
+    """Print to stderr, even with --quiet. Where nobody can read it, the command goes on nevertheless."""
     if sys.stderr is not None:  # to print, None is stdout
-        print(text, file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(text, end=end, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -84,7 +99,7 @@ def phase(title: str) -> Iterator[None]:
         from rich.console import Console
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        columns = (SpinnerColumn("line"), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             progress.add_task(title)
             yield

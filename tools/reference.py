@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import os
 import re
 import sys
@@ -60,22 +59,33 @@ def _help(command: Any, context: Any) -> str:
 
 
 def errors_page() -> str:
-    kinds = [
-        kind
-        for kind in vars(errors).values()
-        if inspect.isclass(kind) and issubclass(kind, errors.PixtralSkyError)
-    ]
+    kinds = _kinds()
     parts = [SOURCE, ERRORS, "| error | exit code | it means |", "|---|---|---|"]
-    for kind in kinds:
-        meaning = " ".join(inspect.getdoc(kind).split("\n\n")[0].split())  # type: ignore[union-attr]
-        parts.append(f"| `{kind.__name__}` | {kind.exit_code} | {_cell(meaning)} |")
-    texts = _texts({kind.__name__ for kind in kinds})
-    for kind in kinds:
-        rows = sorted(texts.get(kind.__name__, ()))
+    for name, (exit_code, meaning) in kinds.items():
+        parts.append(f"| `{name}` | {exit_code} | {_cell(meaning)} |")
+    texts = _texts(set(kinds))
+    for name in kinds:
+        rows = sorted(texts.get(name, ()))
         if rows:
-            parts += [f"\n## {kind.__name__}\n", "| what happened | what helps |", "|---|---|"]
+            parts += [f"\n## {name}\n", "| what happened | what helps |", "|---|---|"]
             parts += [f"| {_cell(what)} | {_cell(hint)} |" for what, hint in rows]
     return "\n".join(parts) + "\n"
+
+
+def _kinds() -> dict[str, tuple[int, str]]:
+    """Each public error with its exit code and its meaning: of pixtral_sky.errors, then of other modules."""
+    found: dict[str, tuple[int, str]] = {}
+    paths = sorted((ROOT / "pixtral_sky").rglob("*.py"))
+    for path in (Path(errors.__file__), *paths):
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+                continue
+            base = next((each.id for each in node.bases if isinstance(each, ast.Name)), "")
+            if base in found or (base, path) == ("Exception", Path(errors.__file__)):
+                meaning = (ast.get_docstring(node) or "").split("\n\n")[0]
+                own = getattr(getattr(errors, node.name, None), "exit_code", None)
+                found.setdefault(node.name, (own or found[base][0], meaning))
+    return found
 
 
 def _texts(kinds: set[str]) -> dict[str, set[tuple[str, str]]]:

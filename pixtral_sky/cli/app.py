@@ -103,13 +103,14 @@ def main() -> None:
         arguments = _arguments()
         # Not standalone: Typer would show an error in several lines.
         run = functools.partial(_app(_only(arguments)), arguments, standalone_mode=False)
-        sys.exit(run(default_map=config.defaults()) or 0)
+        sys.exit(run(prog_name=PROGRAM, default_map=config.defaults()) or 0)
     except NotUnderstood as error:
         if error.message.startswith("Usage: "):  # without arguments, the message is the help
-            typer.echo(error.message, err=True)
+            output.tell(error.message)
         else:
             help_of = f" Help: {error.ctx.command_path} --help" if error.ctx else ""
-            output.error(f"{' '.join(error.format_message().split())}{help_of}")
+            what = " ".join(error.format_message().split())
+            output.error(f"{what}{'' if what.endswith(('.', '?')) else '.'}{help_of}")
         sys.exit(error.exit_code)
     except typer.Abort:  # the user has answered no
         output.say("Aborted.")

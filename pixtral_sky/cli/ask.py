@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import typer
 
 from pixtral_sky import output
 from pixtral_sky.cli import options
+from pixtral_sky.pictures.arguments import DEFAULT_QUESTION
 
 if TYPE_CHECKING:
     from pixtral_sky.client.answer import Answer
@@ -20,7 +20,7 @@ Parts = Annotated[
     list[str] | None,
     typer.Argument(
         help="Words, and pictures: files, PDFs, globs, URLs, or '-' for standard input: a picture, or words.",
-        show_default=False,
+        show_default=f"with pictures alone: {DEFAULT_QUESTION}",
     ),
 ]
 Images = Annotated[
@@ -126,8 +126,6 @@ def _show(texts: Iterable[str]) -> None:
 
     # A picture may make a model answer with control characters, which a terminal obeys.
     terminal = sys.stdout is not None and sys.stdout.isatty()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # the locale may lack a character
     last = "\n"
     try:
         for text in texts:

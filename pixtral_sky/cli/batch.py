@@ -54,7 +54,7 @@ Concurrency = Annotated[
 ]
 Errors = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Where failures go, with reasons. [default: OUT.errors.jsonl]"),
+    typer.Option(metavar="FILE", help="Where failures go, with reasons.", show_default="OUT.errors.jsonl"),
 ]
 RetryErrors = Annotated[
     bool, typer.Option("--retry-errors", help="Ask again what failed, and set its file aside.")

@@ -26,7 +26,12 @@ Trace = Annotated[
     ),
 ]
 Pattern = Annotated[
-    str | None, typer.Option(metavar="steady|day-night|burst", help="A synthetic day of requests instead.")
+    str | None,
+    typer.Option(
+        metavar="steady|day-night|burst",
+        help="A synthetic day of requests instead.",
+        autocompletion=options.one_of("steady", "day-night", "burst"),
+    ),
 ]
 Qps = Annotated[
     str | None, typer.Option(metavar="X, or LOW..HIGH", help="Queries per second of the pattern.")

@@ -19,11 +19,18 @@ METAVARS = {"integer": "N", "integer range": "N", "float": "X", "float range": "
 METAVARS |= {"int": "N", "int range": "N"}
 # They say which deployment is meant, so that a `name` of the configuration does not.
 OTHER_NAMES = ("url", "everything")
-ACT = ("launch", "up", "update", "down")  # they cost something or end it: what they take is said
+ACT = ("launch", "up", "update")  # they cost money: what they take from the configuration is said
+END = ("down",)  # they end what a name from the configuration is the name of: it is asked for
 
 
 def _quiet(_: Any, __: Any, wanted: bool) -> None:
     output.quiet = output.quiet or wanted
+
+
+def _show_help(ctx: Any, _: Any, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        output.data(ctx.get_help())
+        ctx.exit()
 
 
 class _Help:
@@ -34,6 +41,15 @@ class _Help:
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **more: Any) -> Any:
         width = min(shutil.get_terminal_size().columns - 1, MAX_WIDTH)
         return super().make_context(info_name, args, parent, terminal_width=width, **more)  # type: ignore[misc]
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)  # type: ignore[misc]
+        if option:
+            option.callback = _show_help
+        return option
+
+    def get_short_help_str(self, limit: int = 0) -> str:  # noqa: ARG002 (none is longer than a line)
+        return summary(self)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write_dl = functools.partial(formatter.write_dl, col_max=max(formatter.width // 3, 12))
@@ -97,10 +113,22 @@ class Command(_Help, TyperCommand):
         return rest
 
     def invoke(self, ctx: Any) -> Any:
-        if ctx.info_name in ACT and (taken := configured(ctx)):
-            values = ", ".join(f"{name} {ctx.params[name]}" for name in taken if ctx.params[name] is not None)
+        taken = {name: ctx.params[name] for name in configured(ctx) if ctx.params[name] is not None}
+        if taken and ctx.info_name in END and not ctx.params.get("yes"):
+            _confirm_end(ctx.command_path, taken["name"])
+        elif taken and ctx.info_name in ACT:
+            values = ", ".join(f"{name} {value}" for name, value in taken.items())
             output.say(f"From {config.NAME}: {values}.")
         return super().invoke(ctx)
+
+
+def _confirm_end(command: str, name: str) -> None:
+    from pixtral_sky.cli import common
+    from pixtral_sky.errors import UsageError
+
+    question = f"Take down {name}, which {config.NAME} names?"
+    nobody = UsageError(f"{question} Nobody is here to be asked.", f"Run: {command} {name}")
+    common.confirm_or_abort(question, False, nobody)
 
 
 class Group(_Help, TyperGroup):

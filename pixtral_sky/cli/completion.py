@@ -19,8 +19,10 @@ def completion(
 ) -> None:
     """Print what makes a shell complete commands and names.
 
+    It stands in the shell's own file, or is run for this shell only.
+
     \b
-    In the shell's own file, or for this shell only:
+    Examples:
       eval "$(pixtral-sky completion bash)"       # ~/.bashrc
       eval "$(pixtral-sky completion zsh)"        # ~/.zshrc, below compinit
       pixtral-sky completion fish | source        # ~/.config/fish/config.fish

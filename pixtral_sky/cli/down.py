@@ -18,7 +18,7 @@ def down(
         typer.Argument(help="The deployment.", show_default=DEFAULT_NAME, autocompletion=options.deployments),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that is known here or to SkyPilot.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Take a deployment down, and wait until nothing is left."""
     from pixtral_sky.deploy import backend, resolve

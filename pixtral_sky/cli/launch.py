@@ -35,7 +35,12 @@ Private = Annotated[
 ]
 Idle = Annotated[
     float | None,
-    typer.Option(min=0, metavar="MINUTES", help="End it after so long without a request; 0: never."),
+    typer.Option(
+        min=0,
+        metavar="MINUTES",
+        help="End it after so long without a request; 0: never.",
+        show_default="IDLE_MINUTES of the file",
+    ),
 ]
 
 
@@ -63,8 +68,8 @@ def launch(
     \b
     Examples:
       pixtral-sky launch
-      pixtral-sky launch --infra aws --gpus L4:4 --private
-      pixtral-sky launch --gpus L4:1 --precision fp8 --max-price 0.90 --retry-until-up
+      pixtral-sky launch --infra aws --gpus L4:4 --max-price 4 --private
+      pixtral-sky launch --gpus L4:1 --precision fp8 --retry-until-up
       pixtral-sky launch --infra slurm/lab --gpus A100:1 --idle 60
     """
     from pixtral_sky.deploy import launch as launching

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,15 @@ def deployments(incomplete: str) -> list[str]:
     from pixtral_sky.deploy import store
 
     return [name for name in store.known() if name.startswith(incomplete)]
+
+
+def one_of(*words: str) -> Callable[[str], list[str]]:
+    """The completion of an option that takes one of these words."""
+
+    def beginning(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return beginning
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
@@ -61,7 +71,9 @@ Gpus = Annotated[
 Precision = Annotated[
     str | None,
     typer.Option(
-        metavar="bf16|fp8", help="Of the weights: bf16 takes 23.6 GiB, fp8 13.5. Without it, the file's."
+        metavar="bf16|fp8",
+        help="Of the weights: bf16 takes 23.6 GiB, fp8 13.5. Without it, the file's.",
+        autocompletion=one_of("bf16", "fp8"),
     ),
 ]
 MaxPrice = Annotated[

@@ -28,7 +28,14 @@ AnswerTokens = Annotated[int, typer.Option(help="Tokens of the answer.")]
 Context = Annotated[
     int | None, typer.Option(help="MAX_MODEL_LEN; -1: all that fits. Without it, that of pixtral.yaml.")
 ]
-Precision = Annotated[str, typer.Option(metavar="bf16|fp8|both", help="Precision of the decoder's weights.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        metavar="bf16|fp8|both",
+        help="Precision of the decoder's weights.",
+        autocompletion=options.one_of("bf16", "fp8", "both"),
+    ),
+]
 Qps = Annotated[
     float | None, typer.Option(help="Requests a second at the busiest: how many replicas carry them?")
 ]
@@ -91,7 +98,8 @@ def plan(
     $/1,000 IMAGES    with disks, on a machine that is always busy; with --qps, on the replicas for it
 
     \b
-    Example: pixtral-sky plan --qps 5 --spot --clouds aws,gcp --write my-service.yaml
+    Example:
+      pixtral-sky plan --qps 5 --spot --clouds aws,gcp --write my-service.yaml
     """
     from pixtral_sky.deploy import prices
     from pixtral_sky.errors import UsageError

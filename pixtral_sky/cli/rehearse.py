@@ -12,7 +12,7 @@ import typer
 
 from pixtral_sky import output
 from pixtral_sky.cli import common, options
-from pixtral_sky.deploy.store import DEFAULT_NAME
+from pixtral_sky.deploy.store import DEFAULT_NAME, PORT
 
 if TYPE_CHECKING:
     from pixtral_sky.client.endpoint import Endpoint
@@ -29,7 +29,10 @@ def rehearse(
     ] = False,
     name: options.Wanted = DEFAULT_NAME,
     port: Annotated[
-        int | None, typer.Option("--port", min=1, max=65535, help="Without it 8081, or a free one.")
+        int | None,
+        typer.Option(
+            "--port", min=1, max=65535, help="Of the endpoint.", show_default=f"{PORT}, else a free one"
+        ),
     ] = None,
 ) -> None:
     """Run the script of pixtral.yaml here: no GPU, no cost.

@@ -18,8 +18,8 @@ def tunnel(name: options.Deployment = DEFAULT_NAME) -> None:
 
     \b
     Examples:
-      pixtral-sky tunnel
-      eval "$(pixtral-sky endpoint --env)" && bash examples/curl.sh     # meanwhile, elsewhere
+      pixtral-sky tunnel        # and meanwhile, elsewhere:
+      eval "$(pixtral-sky endpoint --env)" && bash examples/curl.sh
     """
     from pixtral_sky.deploy import backend
 

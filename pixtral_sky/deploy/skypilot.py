@@ -11,7 +11,6 @@ import importlib.metadata
 import io
 import os
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,17 +41,17 @@ class SkyOutput(io.TextIOBase):
     """A stream for SkyPilot's output. It removes secrets, and colours if it is not a terminal."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream  # None: what sys.stderr is at the time of writing
+        self.stream = stream  # where data goes; None: what sys.stderr is at the time of writing
         self.silent = False
 
     def write(self, text: str) -> int:
-        if not self.silent and (stream := self.stream or sys.stderr):
-            stream.write(shown(text if self.isatty() else plain(text)))
+        if not self.silent:
+            safe = shown(text if self.isatty() else plain(text))
+            if self.stream:
+                output.data(safe, end="", stream=self.stream)
+            else:
+                output.tell(safe, end="")
         return len(text)
-
-    def flush(self) -> None:
-        if stream := self.stream or sys.stderr:  # None: the parent process has closed it
-            stream.flush()
 
     def isatty(self) -> bool:
         return self.stream.isatty() if self.stream else output.at_terminal()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pixtral_sky.deploy.tunnel import Tunnel
 
 DEFAULT_NAME = "pixtral"
+PORT = 8081  # of an endpoint, here as on the machine; another one is taken where this is not free
 Kind = TypeVar("Kind", bound="Deployment")
 
 
@@ -239,7 +240,7 @@ def known() -> list[str]:
 
 
 def free_port(wanted: int | None = None) -> int:
-    """A free port of 127.0.0.1: ``wanted`` (0: any), or without it 8081 or else any.
+    """A free port of 127.0.0.1: ``wanted`` (0: any), or without it PORT or else any.
 
     Raises UsageError when ``wanted`` is taken, even by a deployment that does not listen yet.
     """
@@ -250,7 +251,7 @@ def free_port(wanted: int | None = None) -> int:
             here = deployment and deployment.url.startswith("http://127.0.0.1:")
             if deployment and here and not deployment.has_ended():
                 taken.add(urlsplit(deployment.url).port)
-    for port in (8081, 0) if wanted is None else (wanted,):
+    for port in (PORT, 0) if wanted is None else (wanted,):
         with socket.socket() as probe:
             # As the server does: a port whose last connections are still closing is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -319,7 +319,7 @@ def test_text_that_the_terminal_has_no_letters_for(run: Run) -> None:
     half = {"choices": [{"index": 0, "delta": {"content": "\ud83d"}, "finish_reason": "stop"}]}
     with FakeEndpoint([fake.streams("a", json.dumps(half).encode())]) as endpoint:
         result = run(endpoint, "What?")
-    assert (result.code, result.out) == (0, "a?\n")
+    assert (result.code, result.out) == (0, "a\\ud83d\n")
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:

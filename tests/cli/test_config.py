@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from pixtral_sky import config
+from pixtral_sky.deploy import backend, services
+from tests.cli.test_help import ALL, command_of
 from tests.support import deployments
 from tests.support.command_line import KEY, Run
 from tests.support.fake_endpoint import FakeEndpoint, says
@@ -59,11 +61,39 @@ def test_the_nearer_file_wins_key_by_key(run: Run, write) -> None:
     assert "default: gcp]" in text
 
 
-def test_what_is_taken_down_is_said(run: Run, write) -> None:
+@pytest.mark.parametrize("command", ["down", "serve down"])
+def test_what_the_file_names_is_taken_down_only_by_consent(
+    run: Run, write, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    taken: list[str] = []
+    monkeypatch.setattr(backend, "down", lambda name: taken.append(name) or "")
+    monkeypatch.setattr(backend, "take_down", lambda name, _: taken.append(name) or "said")
+    monkeypatch.setattr(services, "controller", lambda: None)
+    monkeypatch.setattr(backend, "may_be_at_skypilot", lambda _: False)
     write('name = "ocr"')
-    assert run("down").err.startswith("From pixtral-sky.toml: name ocr.\n")
-    assert "From" not in run("down", "other").err
-    assert "give it no name" not in run("down", "--all", "--yes").err
+    result = run("-q", *command.split())
+    assert (result.code, result.error) == (
+        2,
+        "Take down ocr, which pixtral-sky.toml names? Nobody is here to be asked."
+        f" Run: pixtral-sky {command} ocr",
+    )
+    assert run(*command.split(), typed="\n").code == 1
+    assert taken == []
+    assert run(*command.split(), typed="y\n").code == 0
+    assert taken.pop() == "ocr"
+    run(*command.split(), "other")
+    assert taken.pop() == "other"
+
+
+def test_down_without_questions(run: Run, write, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    monkeypatch.setattr(backend, "down", lambda name: taken.append(name) or "")
+    monkeypatch.setattr(backend, "names", lambda: (["a", "b"], None))
+    monkeypatch.setattr(backend, "may_be_at_skypilot", lambda _: False)
+    write('name = "ocr"')
+    run("down", "--yes")
+    run("down", "--all", "--yes")
+    assert taken == ["ocr", "a", "b"]
 
 
 def test_what_is_launched_is_said(run: Run, write, server) -> None:
@@ -105,13 +135,13 @@ def test_a_file_that_cannot_be_read(run: Run, write) -> None:
 
 
 def test_every_key_is_an_option_of_its_commands() -> None:
-    import typer.main
+    for key, listed in config.KEYS.items():
+        for words in listed:
+            assert key in {each.name for each in command_of(tuple(words.split())).params}, words
 
-    from pixtral_sky.cli import app
 
-    for key, commands in config.KEYS.items():
-        for words in commands:
-            found = typer.main.get_command(app._app(""))
-            for word in words.split():
-                found = found.commands[word]  # type: ignore[attr-defined]
-            assert key in {each.name for each in found.params}, words
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_a_name_that_can_be_left_out_may_stand_in_the_file(words: tuple[str, ...]) -> None:
+    """But for a status, which shows all."""
+    if any(each.name == "name" for each in getattr(command_of(words), "params", ())):
+        assert (" ".join(words) in config.KEYS["name"]) == (words[-1] != "status")
