@@ -527,9 +527,8 @@ def test_the_journey(cli, tmp_path):
         with open(picture, "rb") as file:
             assert cli("ask", "-", "--max-tokens", "4", stdin=file).returncode == 0
 
-        five = cli(*page.next(), cwd=examples)
+        five = cli("ask", *[picture] * 5)
         assert (five.returncode, five.stdout) == (1, "")
-        page.check(five.stderr)
         assert "5 pictures, and this endpoint takes 4" in five.stderr
         unchecked = cli("ask", *[picture] * 5, "--no-check")
         assert unchecked.returncode == 1
