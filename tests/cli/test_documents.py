@@ -35,7 +35,7 @@ RECEIPT = {
 
 SETTING = r"^(?:\w+=(?:\$\([^)]*\)|\S*) )+"
 IN_PROCESS = rf"(?:{SETTING})?pixtral-sky [^|<>&$()]*"
-IN_BASH = r"curl .*|bash examples/.*|eval \"\$\(pixtral-sky .*|\(umask .*|pixtral-sky .*"
+IN_BASH = r"echo \"[^$]*\" > \S+|curl .*|bash examples/.*|eval \"\$\(pixtral-sky .*|\(umask .*|pixtral-sky .*"
 # What matches these is not run here, but elsewhere, if at all.
 ELSEWHERE = {
     r"pixtral-sky rehearse": "tests/real/engine/test_engine.py",

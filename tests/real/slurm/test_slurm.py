@@ -292,7 +292,7 @@ def test_from_the_command_line(rig, launch, hub, alone, tmp_path):
     assert page.next() == ["launch", *launch[: launch.index("--env")]]
     begin = time.monotonic()
     launched = rig.cli("launch", *launch)
-    page.check(launched.stderr + launched.stdout)
+    page.check(launched.stderr.replace("you asked for it:\n", f"you asked for it:\n{launched.stdout}"))
     print(f"answers {time.monotonic() - begin:.0f} s after the launch")
     assert launched.stdout.startswith("http://127.0.0.1:")
     assert "Slurm (e2e)" in launched.stderr, "the candidates, with their price"
