@@ -23,7 +23,9 @@ OUTSIDE = {
 }
 PAGES = {file: page for page, file in OUTSIDE.items()}
 LINK = re.compile(r"\]\((?!https?:)(?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
-LOADS = re.compile(r"<(?:script|img|iframe)\b[^>]*\bsrc=\"?(?:https?:)?//|<link\b[^>]*stylesheet[^>]*https?://")
+LOADS = re.compile(
+    r"<(?:script|img|iframe)\b[^>]*\bsrc=\"?(?:https?:)?//|<link\b[^>]*stylesheet[^>]*https?://"
+)
 
 
 def on_files(files: Any, config: Any) -> Any:

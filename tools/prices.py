@@ -1,8 +1,8 @@
 """Write the price of an hour into the README, from SkyPilot's catalogs; --check needs none of them.
 
-It reads the catalogs as `pixtral-sky plan` does: SkyPilot downloads them. ``--of "May 2026"`` is the date of catalogs
-that are in ~/.sky already. --check holds the rest of the table against the files and the memory that is computed, and
-says when the prices are old.
+It reads the catalogs as `pixtral-sky plan` does: SkyPilot downloads them. ``--of "May 2026"`` is the date of
+catalogs that are in ~/.sky already. --check holds the rest of the table against the files and the memory that
+is computed, and says when the prices are old.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def rows(clouds: list[str]) -> Iterator[str]:
 
 def block(clouds: list[str], of: str) -> str:
     said = (
-        f"The least of {', '.join(clouds)} in SkyPilot's catalogs of {of}, without disk and traffic; a request with one full\n"
-        "picture. Today's prices, and other clouds: `pixtral-sky plan`."
+        f"The least of {', '.join(clouds)} in SkyPilot's catalogs of {of}, without disk and traffic; a"
+        " request with one full\npicture. Today's prices, and other clouds: `pixtral-sky plan`."
     )
     head = f"| {' | '.join(HEAD)} |\n| --- | --- | --- | --- |"
     return "\n".join([head, *rows(clouds), "", said])
