@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # The engine of a rehearsal is installed with uv, which does not read pip's configuration: it is told what pip has.
-demo prove serve truss clients e2e gpu: export UV_DEFAULT_INDEX ?= $(or $(PIP_INDEX_URL),$(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null))
-demo prove serve truss clients e2e gpu: export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+demo prove serve truss clients e2e gpu docs-site: export UV_DEFAULT_INDEX ?= $(or $(PIP_INDEX_URL),$(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null))
+demo prove serve truss clients e2e gpu docs-site: export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
 
-.PHONY: demo test check prove e2e serve truss clients gpu docs render clean
+.PHONY: demo test check prove e2e serve truss clients gpu docs docs-site render clean
 
 demo: .venv/demo  ## the script of pixtral.yaml on this machine, asked about two pictures
 	$(BIN)/pixtral-sky rehearse
@@ -27,6 +27,8 @@ check: .venv/dev  ## lint, types, and what is rendered or drawn against what it 
 	$(BIN)/python tools/capacity.py --check
 	$(BIN)/python tools/gpus.py --check
 	$(BIN)/python tools/reference.py --check
+	$(BIN)/python tools/prices.py --check
+	$(MAKE) docs-site
 
 prove: .venv/dev  ## the tests on the real vLLM, whose engine is made in .cache; the README's way to a cloud
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m "(engine and not serve) or install"
@@ -59,6 +61,10 @@ docs: .venv/dev  ## draw and measure again what docs/ shows
 	$(BIN)/python -m benchmarks.images --write
 	$(BIN)/python -m benchmarks.client --write
 
+docs-site: .venv/dev  ## docs/ and the README as pages, in site/; a broken link, a broken anchor or a forgotten page fails
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 render:  ## write pixtral.yaml, service.yaml and the files of examples/ that come from templates/
 	$(PYTHON) tools/render.py
 
@@ -75,4 +81,4 @@ render:  ## write pixtral.yaml, service.yaml and the files of examples/ that com
 	@touch $@
 
 clean:
-	rm -rf .venv .*_cache dist
+	rm -rf .venv .*_cache dist site

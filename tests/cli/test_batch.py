@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import itertools
 import json
 import os
 import random
@@ -29,6 +30,7 @@ from tests.conftest import ROOT
 from tests.support import fake_endpoint as fake
 from tests.support.command_line import KEY, Result, Run, run_main
 from tests.support.fake_endpoint import Exchange, FakeEndpoint, says
+from tests.support.journey import Journey
 
 
 @pytest.fixture
@@ -592,6 +594,36 @@ def test_interrupted(run: Run, number: signal.Signals) -> None:
         assert run(endpoint, *arguments).code == 0
         assert len(endpoint.asked) == 60 - done
     check(60)
+
+
+def test_the_journey(run: Run) -> None:
+    """As docs/journeys/batch.md has it: four have an answer, and four are on their way, when it is interrupted."""
+    Path("photos").mkdir()
+    for number in range(1, 13):
+        Image.new("RGB", (64, 48), (number * 20, 0, 0)).save(f"photos/{number}.png")
+    page, go_on, begun = Journey("batch"), threading.Event(), itertools.count()
+
+    def slow(exchange: Exchange) -> None:
+        if next(begun) >= 4:
+            go_on.wait(20)
+        says("A dark red rectangle.")(exchange)
+
+    with FakeEndpoint([slow]) as endpoint:
+        with start(endpoint, *page.next()[1:]) as process:
+            until(lambda: count_of("out.jsonl") == 4 and len(endpoint.asked) == 8)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)  # until it has said what it waits for
+            go_on.set()
+            out, err = process.communicate(timeout=20)
+        assert process.returncode == 130
+        page.check(out + err)
+        page.check(f"{count_of('out.jsonl')} out.jsonl")
+        for _ in range(2):
+            again = run(endpoint, *page.next()[1:])
+            assert again.code == 0
+            page.check(again.out + again.err)
+        assert len(endpoint.asked) == 12, "nothing was asked twice"
+    assert not page.left
 
 
 def test_the_second_ctrl_c_ends_it_at_once(run: Run) -> None:

@@ -141,9 +141,10 @@ def test_the_curl_line_of_the_example(named):
 
 
 def test_our_own_client(addressed, monkeypatch):
-    """As the example says: with SSL_CERT_FILE in its environment."""
+    """As the example says: with SSL_CERT_FILE in its environment, and not by what `requests` reads."""
     folder, port = addressed
     endpoint = Endpoint(f"https://127.0.0.1:{port}", "sesame")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(folder / "ca.pem"))
     with Client(endpoint, budget=0) as client, pytest.raises(Unreachable, match=r"(?i)certificate"):
         client.models()
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "ca.pem"))

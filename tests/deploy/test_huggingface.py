@@ -157,6 +157,14 @@ def test_a_token_that_opens_the_gate(fake: FakeHub) -> None:
     assert fake.seen[0][0] == f"/{MODEL}/resolve/main/params.json"
 
 
+def test_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeHub(lambda path, token: (200, {})) as proxy:
+        monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert huggingface.check(MODEL, OPENS) == ""
+    assert proxy.seen == [(f"http://hub.example/{MODEL}/resolve/main/params.json", OPENS)]
+
+
 def test_no_token(fake: FakeHub) -> None:
     with pytest.raises(HubError) as caught:
         huggingface.check(MODEL, "")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
@@ -169,7 +170,7 @@ class Site(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.seen.append(dict(self.headers))  # type: ignore[attr-defined]
-        path = self.path.partition("?")[0]
+        path = urlsplit(self.path).path  # a proxy is asked for a whole URL
         if path == "/moved":
             self.answer(302, b"", Location="/a.png")
         elif path == "/circle":
@@ -245,6 +246,17 @@ def test_a_url_is_downloaded(server: ThreadingHTTPServer, site: str) -> None:
         assert picture.name == f"http://{site}{path}"
         assert picture.data == Site.picture
     assert "authorization" not in {name.lower() for name in server.seen[0]}  # type: ignore[attr-defined]
+
+
+def test_a_url_is_downloaded_through_a_proxy(
+    server: ThreadingHTTPServer, site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://{site}")
+    assert read("http://pictures.example/a.png").data == Site.picture
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert read(f"http://{site}/a.png").data == Site.picture
+    assert [seen["Host"] for seen in server.seen] == ["pictures.example", site]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ from pixtral_sky.rehearsal import process as rehearsal
 from tests.conftest import ROOT
 from tests.real.engine.asked import drawn, family, request
 from tests.server.test_gateway import TRICKS
+from tests.support.journey import Journey
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -497,9 +498,12 @@ def ours() -> set[int]:
 
 
 def test_the_journey(cli, tmp_path):
-    before = ours()
-    kept = cli("rehearse", "--keep")
+    """Commands of docs/journeys/rehearse.md among others; what random weights say stands there as (noise)."""
+    before, page, examples = ours(), Journey("rehearse"), ROOT / "examples"
+    kept = cli(*page.next())
     assert kept.returncode == 0, kept.stderr
+    said, usage, rest = kept.stderr.partition("\n  5,")
+    page.check(f"{said}(noise){usage}{rest}")
     assert re.search(r"Ready in \d+ s", kept.stderr)
     assert "weights are random" in kept.stderr
     assert QUESTION[0] in kept.stderr
@@ -507,13 +511,15 @@ def test_the_journey(cli, tmp_path):
     try:
         again = cli("rehearse", "--keep")
         assert (again.returncode, "is running already" in again.stderr) == (2, True)
-        status = cli("status")
+        status = cli(*page.next())
         assert status.returncode == 0, status.stderr
+        page.check(status.stderr + status.stdout)
         assert re.search(r"pixtral +rehearsal +running .* yes\n", status.stdout)
 
-        picture = str(ROOT / "examples" / "chart.png")
-        asked = cli("ask", "What is this?", picture, "and this?", picture, "--max-tokens", "8", "--usage")
+        picture = str(examples / "chart.png")
+        asked = cli(*page.next(), cwd=examples)
         assert asked.returncode == 0, asked.stderr
+        page.check(f"(noise)\n{asked.stderr}")
         assert asked.stdout.strip()
         assert re.search(r"5\d\d\d tokens in the prompt, 8 in the answer", asked.stderr)
         raw = json.loads(cli("ask", picture, "--json", "--max-tokens", "8").stdout)
@@ -556,6 +562,9 @@ def test_the_journey(cli, tmp_path):
     finally:
         down = cli("down")
     assert down.returncode == 0, down.stderr
+    assert page.next() == ["down"]
+    page.check(down.stderr)
+    assert not page.left
     assert "nothing of it left" in down.stderr
     assert ours() <= before
     assert cli("status").returncode == 1

@@ -28,6 +28,7 @@ from pixtral_sky.deploy import task
 from pixtral_sky.rehearsal import checkpoint, engine
 from pixtral_sky.rehearsal import process as rehearsal
 from tests.conftest import ROOT
+from tests.support.journey import Journey
 from tests.support.processes import command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -132,13 +133,16 @@ class Rig:
         assert result.returncode == 0 or not check, result.stdout
         return result
 
-    def cli(self, *arguments: object, key: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
+    def cli(
+        self, *arguments: object, key: str = "", code: int = 0, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """`pixtral-sky`, as from a shell of its user's; ``key`` is the PIXTRAL_API_KEY there."""
         environ = {**self.environ, "PIXTRAL_API_KEY": key} if key else self.environ
         begin = time.monotonic()
         result = subprocess.run(
             ["pixtral-sky", *map(str, arguments)],
             env=environ,
+            cwd=cwd,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -263,8 +267,10 @@ def it_ends_itself(rig: Rig, minutes: float) -> None:
     assert f"gateway: no request for {minutes:g} minutes" in rig.cli("logs").stdout
 
 
-def it_is_gone(rig: Rig) -> None:
-    assert "nothing of it left" in rig.cli("down").stderr
+def it_is_gone(rig: Rig) -> str:
+    """Take it down, and look; what `down` says."""
+    said = rig.cli("down").stderr
+    assert "nothing of it left" in said
     queue = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
     assert queue == ""
     assert rig.server() == []
@@ -272,6 +278,7 @@ def it_is_gone(rig: Rig) -> None:
     assert list((rig.home / "pixtral-sky/deployments").iterdir()) == []
     # The tunnel too.
     assert not [each for each in rig.processes() if re.match(r"\S*ssh .*-L ", command(each))]
+    return said
 
 
 def test_from_the_command_line(rig, launch, hub, alone, tmp_path):
@@ -279,8 +286,13 @@ def test_from_the_command_line(rig, launch, hub, alone, tmp_path):
     assert "slurm/e2e" in said
     assert "the token opens mistralai/Pixtral-12B-2409" in said
 
+    # docs/journeys/slurm.md, whose launch is that of `launch` without what points it at the tiny model
+    page = Journey("slurm")
+    page.check(rig.cli(*page.next()).stdout)
+    assert page.next() == ["launch", *launch[: launch.index("--env")]]
     begin = time.monotonic()
     launched = rig.cli("launch", *launch)
+    page.check(launched.stderr.replace("you asked for it:\n", f"you asked for it:\n{launched.stdout}"))
     print(f"answers {time.monotonic() - begin:.0f} s after the launch")
     assert launched.stdout.startswith("http://127.0.0.1:")
     assert "Slurm (e2e)" in launched.stderr, "the candidates, with their price"
@@ -289,7 +301,9 @@ def test_from_the_command_line(rig, launch, hub, alone, tmp_path):
     key = rig.key()
     assert len(key) >= 43
     assert key not in launched.stdout + launched.stderr
+    page.check(rig.cli(*page.next()).stdout)
     it_answers(rig, tmp_path)
+    page.check("(noise)\n" + rig.cli(*page.next(), cwd=tmp_path).stderr)
     said = rig.cli("doctor").stdout
     assert re.search(r"ok +gateway +shut to all without the key", said)
     assert re.search(r"ok +picture ", said)
@@ -302,7 +316,9 @@ def test_from_the_command_line(rig, launch, hub, alone, tmp_path):
     assert rig.key() == key
     assert not before & {each.pid for each in rig.server()}
     it_ends_itself(rig, 0.75)
-    it_is_gone(rig)
+    assert page.next() == ["down"]
+    page.check(it_is_gone(rig))
+    assert not page.left
 
 
 def test_a_bare_sky_launch(rig, launch, alone, tmp_path):
