@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ def install(extra: str) -> str:
     if not (wanted := _required(extra)):  # no metadata: run from a folder that was not installed
         return f'pip install -e ".[{extra}]"'
     prefix = Path(sys.prefix)
+    if any(each.startswith("skypilot") for each in wanted) and not find_spec("pip"):
+        wanted.append("pip")  # SkyPilot makes a wheel of itself with it; uv's environments have none
     if (receipt := prefix / "uv-receipt.toml").is_file():
-        return _command("uv", "tool", "install", *_tool(receipt, extra))
+        return _command("uv", "tool", "install", *_tool(receipt, extra, "pip" in wanted))
     if (prefix / "pipx_metadata.json").is_file():
         return _command("pipx", "inject", prefix.name, *wanted)
     return _command(*_pip(prefix), "install", *wanted)
@@ -47,20 +50,18 @@ def _command(*words: str) -> str:
 
 def _pip(prefix: Path) -> Iterator[str]:
     """The words of the pip that installs into ``prefix``."""
-    from importlib.util import find_spec
-
     if find_spec("pip"):
         of_the_shell = shutil.which("pip")
         here = of_the_shell and Path(of_the_shell).parent == Path(sys.executable).parent
         yield from ["pip"] if here else [sys.executable, "-m", "pip"]
-    else:  # uv's environments have none
+    else:
         yield from ("uv", "pip")
         if os.environ.get("VIRTUAL_ENV") != str(prefix):
             yield from ("--python", str(prefix))
 
 
-def _tool(receipt: Path, extra: str) -> Iterator[str]:
-    """The arguments that make uv's tool anew, as its ``receipt`` has it, with another extra."""
+def _tool(receipt: Path, extra: str, pip: bool) -> Iterator[str]:
+    """The arguments that make uv's tool anew, as its ``receipt`` has it, with another extra, and pip."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -75,6 +76,8 @@ def _tool(receipt: Path, extra: str) -> Iterator[str]:
             this = each
         else:
             yield from ("--with", _requirement(each))
+    if pip:
+        yield from ("--with", "pip")
     yield from _from_source({**this, "extras": sorted({*this.get("extras", ()), extra})})
 
 

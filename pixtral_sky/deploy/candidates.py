@@ -10,17 +10,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from pixtral_sky import memory, pixtral
-from pixtral_sky.deploy import prices, skypilot, task
-from pixtral_sky.deploy.skypilot import sky_sdk
+from pixtral_sky.deploy import prices, skypilot
+from pixtral_sky.deploy.infra import OWN, Infra
 from pixtral_sky.errors import UsageError
-from pixtral_sky.text import closest
 
 # SkyPilot goes through all candidates again whenever a zone has no machine (40: in a second), and each of its
 # messages names them all.
@@ -69,7 +66,7 @@ def choose(
         for there in per_cloud(sky, working, enabled):
             name = str(there.cloud).lower()
             try:
-                if name not in prices.OWN:
+                if name not in OWN:
                     priced += limit.within(there)
                 elif not there.ports or skypilot.opens_ports(there.cloud, there):
                     own.setdefault(name, []).append(there)
@@ -104,6 +101,22 @@ def _on_old_image(resources: Any) -> bool:
     return str(resources.cloud) == "Azure" and not resources.get_cloud_image_id()
 
 
+def check_region(sky: Any, place: Infra) -> None:
+    """Raise UsageError for a region that SkyPilot's catalogs do not have.
+
+    A zone is left to SkyPilot's server: AWS names them for each account.
+    """
+    if not place.region or not place.cloud or place.is_own:
+        return
+    try:
+        sky.CLOUD_REGISTRY.from_str(place.cloud).validate_region_zone(place.region, None)
+    except ValueError as error:
+        there = " ".join(str(error).partition("\n")[2].replace("'", "").split())
+        raise UsageError(f"SkyPilot has no region {place.region!r} of {place.cloud}.", there) from error
+    except Exception:  # noqa: S110 (a catalog that cannot be downloaded: SkyPilot's server has its own)
+        pass
+
+
 def per_cloud(sky: Any, resources: Iterable[Any], enabled: Sequence[str]) -> Iterator[Any]:
     """Each of ``resources`` on each cloud that may launch it."""
     names = dict.fromkeys(name.partition("/")[0] for name in enabled)
@@ -135,9 +148,9 @@ class _Limit:
         return list(itertools.chain(*map(self.within, parts)))
 
     def price(self, machine: Any) -> float:
-        found = _cost(machine)
+        found = cost(machine)
         if self.fallback and machine.use_spot:
-            return max(found, _cost(machine.copy(use_spot=False)))
+            return max(found, cost(machine.copy(use_spot=False)))
         return found
 
 
@@ -160,7 +173,7 @@ def machines(candidate: Any) -> list[list[Any]]:
     return [each for each in places if each]
 
 
-def _cost(machine: Any) -> float:
+def cost(machine: Any) -> float:
     """USD an hour; infinite where the catalogs have no price, or 0."""
     try:
         found = float(machine.get_cost(3600))
@@ -181,10 +194,10 @@ def _too_dear(limit: _Limit, candidates: Iterable[Any], failed: Mapping[str, str
             "--max-price cannot be kept: no price is known of what this could run on.",
             " ".join(failed.values()) or "All there are: pixtral-sky plan",
         )
-    other = _cost(best.copy(use_spot=not best.use_spot))
+    other = cost(best.copy(use_spot=not best.use_spot))
     beside = "" if other == math.inf else f" ({'on demand' if best.use_spot else 'spot'} ${other:.2f})"
     if best.use_spot and limit.fallback:
-        beside = f" (spot ${_cost(best):.2f}, but on-demand machines stand in for those)"
+        beside = f" (spot ${cost(best):.2f}, but on-demand machines stand in for those)"
     ((gpu, count),) = best.accelerators.items()
     return UsageError(
         f"Nothing that holds it costs ${limit.most:.2f} an hour or less. The cheapest is {best.instance_type}"

@@ -76,7 +76,7 @@ def check_fit(gpus: str | None, config: Mapping[str, Any], envs: Mapping[str, An
     """
     if has_own_needs(envs):
         return
-    for each in _wanted(gpus, config):
+    for each in named(gpus, config):
         if not each.known and each.count not in pixtral.TENSOR_PARALLEL:
             raise UsageError(f"Pixtral splits over 1, 2, 4 or 8 GPUs, not {each.count}.")
         if each.known:
@@ -84,14 +84,15 @@ def check_fit(gpus: str | None, config: Mapping[str, Any], envs: Mapping[str, An
 
 
 def check_names(gpus: str | None, config: Mapping[str, Any], infra: str | None = None) -> list[str]:
-    """Warnings about GPUs that are not known here. Raises UsageError for those that SkyPilot does not know."""
+    """Warnings about GPUs that are not known here. Raises UsageError when SkyPilot knows no such GPU."""
     resources = config.get("resources")
     place = infra or (resources.get("infra") if isinstance(resources, dict) else "")
-    unknown = [each.name for each in _wanted(gpus, config) if not each.known]
+    unknown = [each.name for each in named(gpus, config) if not each.known]
     return list(dict.fromkeys(_unknown(name, str(place or "")) for name in unknown))
 
 
-def _wanted(gpus: str | None, config: Mapping[str, Any]) -> Iterator[Gpus]:
+def named(gpus: str | None, config: Mapping[str, Any]) -> Iterator[Gpus]:
+    """``gpus``, or those that the file ``config`` names."""
     for each in [gpus] if gpus else of_file(config.get("resources")):
         with contextlib.suppress(UsageError):  # SkyPilot reads more in a file, such as 80GB+
             yield parse(each)
