@@ -17,7 +17,7 @@ from pixtral_sky.errors import UsageError
 
 CENT = 0.005  # USD: tolerance, as prices are shown in cents
 MOST_PRICE = 100_000.0  # USD an hour
-YEAR = 525_600.0  # minutes
+MOST_MINUTES = 10_000_000.0  # 19 years
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Wanted:
 
 def check_minutes(option: str, value: float | None) -> None:
     """Raise UsageError when the ``value`` of an option is no number of minutes."""
-    if value is not None and not (math.isfinite(value) and 0 <= value <= YEAR):
+    if value is not None and not (math.isfinite(value) and 0 <= value <= MOST_MINUTES):
         raise UsageError(f"{option} {value:g} is no number of minutes.", f"For example: {option} 30")
 
 

@@ -74,7 +74,11 @@ def prepare(the_task: Task, wanted: Wanted, key: str, token: str) -> Plan:
         running = clusters.record(name)
         if running:
             _check_running(running, old, wanted.max_price)
-            wanted = replace(wanted, infra=wanted.infra or running.infra, gpus=wanted.gpus or running.gpus)
+            wanted = replace(
+                wanted,
+                infra=wanted.infra or running.infra or None,  # empty while SkyPilot does not know it
+                gpus=wanted.gpus or running.gpus or None,
+            )
         anywhere = made_task(sky, config, wanted, key, token, ports=None).resources
         enabled = enabled_for(anywhere)
         places = candidates.per_cloud(sky, anywhere, enabled)

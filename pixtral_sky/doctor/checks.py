@@ -17,9 +17,7 @@ from pixtral_sky.doctor.check import Check, Facts, Step, run
 
 HERE = (
     Step("pixtral-sky", machine.versions),
-    Step("state", machine.state),
-    Step("cache", machine.cache),
-    Step("config", machine.settings),
+    Step("files", machine.files),
 )
 FILE = Step("task file", machine.task_file)
 SERVER = (

@@ -22,28 +22,16 @@ def versions(_: Facts) -> str:
     return f"{__version__}, on Python {platform.python_version()}"
 
 
-def state(_: Facts) -> str:
-    """Where deployments and their keys are remembered."""
-    return f"{store.home()}, {counted(len(store.known()), 'deployment')}"
-
-
-def cache(_: Facts) -> str:
-    """Where the engine of a rehearsal is, if it was made."""
+def files(_: Facts) -> str:
+    """Where things are kept: what is remembered, with its keys; the rehearsal's engine; the configuration."""
     import platformdirs
 
-    folder = platformdirs.user_cache_path("pixtral-sky")
-    if not folder.is_dir():
-        raise Absent(f"{folder}: a rehearsal makes its engine there.")
-    return str(folder)
-
-
-def settings(_: Facts) -> str:
-    """The configuration files that are there; the one in the working directory wins."""
-    config.defaults()  # raises what is wrong with them
-    found = [path.absolute() for path in reversed(config.paths()) if path.is_file()]
-    if not found:
-        raise Absent(f"No {config.NAME} here, nor {config.paths()[0]}.")
-    return ", ".join(map(str, found))
+    there = [str(path.absolute()) for path in config.paths() if path.is_file()]
+    return (
+        f"state in {store.home()} ({counted(len(store.known()), 'deployment')}),"
+        f" cache in {platformdirs.user_cache_path('pixtral-sky')},"
+        f" config: {' and '.join(there) or f'none, nor {config.paths()[0]}'}"
+    )
 
 
 def task_file(facts: Facts) -> str:
