@@ -168,13 +168,10 @@ def own_gpus(place: Infra) -> dict[str, tuple[int, int, int]]:
             )
         found: dict[str, tuple[int, int, int]] = {}
         for _, gpus, *_ in sky.get(request):
-            for each in gpus:
-                most, all_, free = found.get(each.gpu, (0, 0, 0))
-                found[each.gpu] = (
-                    max(most, *each.counts),
-                    all_ + each.capacity,
-                    free + max(each.available, 0),  # -1: it is not told
-                )
+            for gpu, counts, capacity, available in gpus:
+                most, all_, free = found.get(gpu, (0, 0, 0))
+                # -1 are available where SkyPilot is not told.
+                found[gpu] = (max(most, *counts), all_ + capacity, free + max(available, 0))
         return found
 
 

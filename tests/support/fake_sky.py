@@ -454,7 +454,10 @@ class FakeSky:
         quantity_filter: int | None = None,
         slurm_cluster_name: str | None = None,
     ) -> Any:
-        return self._request("slurm_gpus", slurm_cluster_name, lambda _: self._gpus())
+        def body(_: object) -> list[Any]:
+            return [("there", self._gpus(), None), ("broken", [], "sinfo has failed")]
+
+        return self._request("realtime_slurm_gpu_availability", slurm_cluster_name, body)
 
     def realtime_kubernetes_gpu_availability(
         self,
@@ -463,12 +466,14 @@ class FakeSky:
         quantity_filter: int | None = None,
         is_ssh: bool | None = None,
     ) -> Any:
-        return self._request("kubernetes_gpus", (context, is_ssh), lambda _: self._gpus())
+        return self._request(
+            "realtime_kubernetes_gpu_availability", (context, is_ssh), lambda _: [("there", self._gpus())]
+        )
 
-    def _gpus(self) -> list[tuple[str, list[Any]]]:
+    def _gpus(self) -> list[Any]:
         from sky.models import RealtimeGpuAvailability
 
-        return [("there", [RealtimeGpuAvailability(*each) for each in self.own_gpus])]
+        return [RealtimeGpuAvailability(*each) for each in self.own_gpus]
 
     def api_info(self) -> Any:
         from sky.schemas.api.responses import APIHealthResponse
