@@ -1,27 +1,42 @@
-"""The commands that install optional packages.
+"""The commands that install optional packages, into this very installation.
 
-They name the packages themselves, as this package is on no index from which "pixtral-sky[heic]" could come.
+This package is on no index from which "pixtral-sky[heic]" could come. So pip is told the packages
+themselves, and uv's tools, which it makes anew each time, where this package came from.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+NAME = "pixtral-sky"
+CLOUDS = "(or [gcp], [azure], [kubernetes], [slurm]: your cloud)"
 
 
 def install(extra: str) -> str:
     """The command that installs the packages of an ``extra`` in pyproject.toml."""
-    wanted = " ".join(map(shlex.quote, _required(extra)))
-    return f"pip install {wanted}" if wanted else f'pip install -e ".[{extra}]"'
+    if not (wanted := _required(extra)):  # no metadata: run from a folder that was not installed
+        return f'pip install -e ".[{extra}]"'
+    prefix = Path(sys.prefix)
+    if any(each.startswith("skypilot") for each in wanted) and not find_spec("pip"):
+        wanted.append("pip")  # SkyPilot makes a wheel of itself with it; uv's environments have none
+    if (receipt := prefix / "uv-receipt.toml").is_file():
+        return _command("uv", "tool", "install", *_tool(receipt, extra, "pip" in wanted))
+    if (prefix / "pipx_metadata.json").is_file():
+        return _command("pipx", "inject", prefix.name, *wanted)
+    return _command(*_pip(prefix), "install", *wanted)
 
 
-def install_skypilot() -> str:
-    """The command that installs SkyPilot with the SDK of a cloud."""
-    version = f"=={skypilot()}" if skypilot() else ""
-    in_clone = (Path(__file__).parent.parent / "pyproject.toml").is_file()
-    wanted = '-e ".[aws]"' if in_clone else f"'skypilot[aws]{version}'"
-    return f"pip install {wanted} (or [gcp], [azure], [kubernetes], [slurm]: your cloud)"
+def install_skypilot(cloud: str = "") -> str:
+    """The command that installs SkyPilot with the SDK of ``cloud``, an extra's name; empty: the user's."""
+    return install(cloud) if cloud else f"{install('aws')} {CLOUDS}"
 
 
 def skypilot() -> str:
@@ -29,12 +44,93 @@ def skypilot() -> str:
     return next((each.removeprefix("skypilot==") for each in _required("sky")), "")
 
 
+def _command(*words: str) -> str:
+    return " ".join(map(shlex.quote, words))
+
+
+def _pip(prefix: Path) -> Iterator[str]:
+    """The words of the pip that installs into ``prefix``."""
+    if find_spec("pip"):
+        of_the_shell = shutil.which("pip")
+        here = of_the_shell and Path(of_the_shell).parent == Path(sys.executable).parent
+        yield from ["pip"] if here else [sys.executable, "-m", "pip"]
+    else:
+        yield from ("uv", "pip")
+        if os.environ.get("VIRTUAL_ENV") != str(prefix):
+            yield from ("--python", str(prefix))
+
+
+def _tool(receipt: Path, extra: str, pip: bool) -> Iterator[str]:
+    """The arguments that make uv's tool anew, as its ``receipt`` has it, with another extra, and pip."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    tool = tomllib.loads(receipt.read_text())["tool"]
+    if python := tool.get("python"):
+        yield from ("--python", python)
+    this = {}
+    for each in tool["requirements"]:
+        if each["name"] == NAME:
+            this = each
+        else:
+            yield from ("--with", _requirement(each))
+    if pip:
+        yield from ("--with", "pip")
+    yield from _from_source({**this, "extras": sorted({*this.get("extras", ()), extra})})
+
+
+def _from_source(given: dict[str, Any]) -> Iterator[str]:
+    """The arguments for a requirement of a receipt that is this package."""
+    extras = ",".join(given["extras"])
+    if editable := given.get("editable"):
+        yield from ("--editable", f"{editable}[{extras}]")
+    else:
+        yield _requirement(given)
+
+
+def _requirement(given: dict[str, Any]) -> str:
+    """A requirement of a receipt, as on the command line."""
+    extras = given.get("extras")
+    name = f"{given['name']}[{','.join(extras)}]" if extras else str(given["name"])
+    if git := given.get("git"):
+        # The branch, tag or commit is in the query: https://host/repository?rev=v1
+        address, _, revision = git.partition("?rev=")
+        return f"{name} @ git+{address}{f'@{revision}' if revision else ''}"
+    if path := given.get("path") or given.get("directory") or given.get("editable"):
+        return f"{name} @ {Path(path).as_uri()}"
+    if url := given.get("url"):
+        return f"{name} @ {url}"
+    return f"{name}{given.get('specifier', '')}"
+
+
 def _required(extra: str) -> list[str]:
+    """The requirements of an extra, one a package: with those of this package's extras that it names."""
     import importlib.metadata  # slow to import, and needed for errors only
 
     try:
-        lines = importlib.metadata.requires("pixtral-sky") or []
+        lines = importlib.metadata.requires(NAME) or []
     except importlib.metadata.PackageNotFoundError:
         return []
-    found = (re.fullmatch(rf"(.+?)\s*;\s*extra == ['\"]{extra}['\"]", line) for line in lines)
-    return [match[1] for match in found if match]
+    found: dict[str, tuple[set[str], list[str]]] = {}
+    for line in _lines(lines, extra):
+        if match := re.fullmatch(r"([\w.-]+)(?:\[([\w.,-]+)\])?(.*)", line):
+            extras, specifiers = found.setdefault(match[1], (set(), []))
+            extras.update((match[2] or "").split(",") if match[2] else ())
+            specifiers += [match[3].strip()] if match[3].strip() else []
+    return [
+        name + (f"[{','.join(sorted(extras))}]" if extras else "") + ",".join(specifiers)
+        for name, (extras, specifiers) in found.items()
+    ]
+
+
+def _lines(lines: Iterable[str], extra: str) -> Iterator[str]:
+    for line in lines:
+        if not (match := re.fullmatch(rf"(.+?)\s*;\s*extra == ['\"]{extra}['\"]", line)):
+            continue
+        if own := re.fullmatch(rf"{NAME}\[([\w,-]+)\]", match[1]):
+            for each in own[1].split(","):
+                yield from _lines(lines, each)
+        else:
+            yield match[1]

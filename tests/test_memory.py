@@ -16,7 +16,7 @@ import yaml
 
 from benchmarks import gpu
 from pixtral_sky import memory
-from pixtral_sky.deploy import candidates, task
+from pixtral_sky.deploy import gpus, task
 from pixtral_sky.errors import UsageError
 from pixtral_sky.memory import (
     BLOCK,
@@ -217,17 +217,17 @@ def test_a_file_with_gpus_that_are_too_small_is_refused(monkeypatch, capsys, tmp
     ],
 )
 def test_files_that_are_left_to_others(resources, envs):
-    candidates.check_gpus(None, {"resources": resources}, {**task.load().envs, **envs})
+    gpus.check_fit(None, {"resources": resources}, {**task.load().envs, **envs})
 
 
 def test_the_context_of_the_file_counts():
     envs = {**task.load().envs, "MAX_MODEL_LEN": "100000"}
     with pytest.raises(UsageError, match=r"a context of about [\d,]+ tokens, not 100,000\."):
-        candidates.check_gpus("L4:2", {}, envs)
+        gpus.check_fit("L4:2", {}, envs)
     with pytest.raises(
         UsageError, match=r"^MAX_IMAGES=0, MAX_MODEL_LEN=100000: a prompt has 1 picture or more"
     ):
-        candidates.check_gpus("L4:2", {}, {**envs, "MAX_IMAGES": "0"})
+        gpus.check_fit("L4:2", {}, {**envs, "MAX_IMAGES": "0"})
 
 
 @pytest.mark.parametrize(("gpu", "count", "says"), [

@@ -19,6 +19,10 @@ def doctor(
             autocompletion=options.deployments,
         ),
     ] = None,
+    infra: Annotated[
+        str | None,
+        typer.Option(help="What a launch there needs: aws, gcp/us-central1, k8s, slurm/NAME."),
+    ] = None,
     file: options.TaskFile = None,
     answers: Annotated[
         bool,
@@ -28,7 +32,8 @@ def doctor(
 ) -> None:
     """Check what a launch needs, and what runs.
 
-    What runs has to answer, and only to those with the key.
+    What runs has to answer, and only to those with the key. With --infra, SkyPilot checks its access to that
+    place anew, and its quota and machines are looked up.
 
     Exit code 0 when nothing failed. With --answers: when seven or more of the ten are right.
 
@@ -37,6 +42,11 @@ def doctor(
     FAIL  it is not; what mends it is said
     ?     it could not be checked
     -     it is not there yet
+
+    \b
+    Examples:
+      pixtral-sky doctor
+      pixtral-sky doctor --infra aws/us-east-1
     """
     from dataclasses import asdict
 
@@ -45,14 +55,14 @@ def doctor(
     from pixtral_sky.errors import UsageError
 
     if answers:
-        if file:
-            raise UsageError("--answers asks what is running: leave out --file.")
+        if file or infra:
+            raise UsageError(f"--answers asks what is running: leave out {'--file' if file else '--infra'}.")
         _check_answers(name, as_json)
         return
     if name is not None:
         store.check_name(name)
     found = []
-    for check in checks.examine(name, file):
+    for check in checks.examine(name, file, infra):
         found.append(check)
         if not as_json:
             output.data(str(check))

@@ -74,12 +74,15 @@ def launch(
     """
     from pixtral_sky.deploy import launch as launching
     from pixtral_sky.deploy import task
-    from pixtral_sky.deploy.bring_up import Wanted
+    from pixtral_sky.deploy.bring_up import Wanted, check_minutes
 
     started = time.monotonic()
+    wanted = Wanted(name, infra, gpus, spot, private, max_price)
+    check_minutes("--idle", idle)
+    check_minutes("--retry-minutes", retry_minutes)
     the_task = common.load(file, env, precision, idle)
     end = task.end(the_task.envs)
-    plan = launching.plan(the_task, Wanted(name, infra, gpus, spot, private, max_price))
+    plan = launching.plan(the_task, wanted)
     _show(plan, candidates=dry_run or not yes)  # else the launch shows them
     if dry_run:
         output.say("Nothing was launched. Without --dry-run, it is.")

@@ -53,6 +53,7 @@ def rehearse(
         signal.signal(number, signal.default_int_handler)
 
     # Everything is checked before the engine is made, which takes minutes.
+    store.check_name(name)
     the_task = task.load(file)
     the_task.check({})
     end = task.end(the_task.envs)

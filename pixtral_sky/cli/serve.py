@@ -66,9 +66,9 @@ def up(
     from pixtral_sky.deploy.bring_up import Wanted
 
     started = time.monotonic()
-    wanted = Wanted(name, infra, gpus, spot, max_price=max_price)
+    wanted = Wanted(name, infra, gpus, spot, False, max_price, replicas, target_qps)
     the_task = common.load(file or task.shipped("service.yaml"), env, precision)
-    plan = serve.plan(the_task, wanted, replicas, target_qps)
+    plan = serve.plan(the_task, wanted)
     serve.check_new(plan)
     _show_new(plan)
     if dry_run:
@@ -110,9 +110,9 @@ def update(
     from pixtral_sky.deploy import serve, task
     from pixtral_sky.deploy.bring_up import Wanted
 
-    wanted = Wanted(name, infra, gpus, spot, max_price=max_price)
+    wanted = Wanted(name, infra, gpus, spot, False, max_price, replicas, target_qps)
     the_task = common.load(file or task.shipped("service.yaml"), env, precision)
-    plan = serve.plan(the_task, wanted, replicas, target_qps)
+    plan = serve.plan(the_task, wanted)
     serve.check_update(plan)
     common.say_choice(plan)
     for line in serve.changes(plan, blue_green):

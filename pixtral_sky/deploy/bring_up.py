@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pixtral_sky import output
-from pixtral_sky.deploy import candidates, huggingface, skypilot
+from pixtral_sky.deploy import candidates, huggingface, infra, replica_policy, skypilot, store
+from pixtral_sky.deploy import gpus as gpus_syntax
 from pixtral_sky.deploy.resolve import key_for
 from pixtral_sky.deploy.task import Task
 from pixtral_sky.errors import UsageError
 
 CENT = 0.005  # USD: tolerance, as prices are shown in cents
+MOST_PRICE = 100_000.0  # USD an hour
+MOST_MINUTES = 10_000_000.0  # 19 years
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The options of a launch, which replace values of its file; None or False: as in the file."""
+    """The options of a launch, which replace values of its file; None or False: as in the file.
+
+    Raises UsageError for what no file and no cloud could make right.
+    """
 
     name: str
     infra: str | None = None  # in the syntax of --infra: aws/us-east-1
@@ -26,6 +33,27 @@ class Wanted:
     spot: bool = False
     private: bool = False  # opens no port
     max_price: float | None = None  # USD an hour, for one machine
+    replicas: str | None = None  # of a service, in the syntax of --replicas: 2..8
+    target_qps: float | None = None  # of a service: queries per second of one replica
+
+    def __post_init__(self) -> None:
+        store.check_name(self.name)
+        if self.infra is not None:
+            infra.parse(self.infra)
+        if self.gpus is not None:
+            gpus_syntax.parse(self.gpus)
+        if self.max_price is not None and not 0 < self.max_price <= MOST_PRICE:
+            raise UsageError(f"--max-price {self.max_price:g} is no price.", "For example: --max-price 2.50")
+        if self.replicas is not None:
+            replica_policy.replicas(self.replicas)
+        if self.target_qps is not None:
+            replica_policy.check_qps(self.target_qps)
+
+
+def check_minutes(option: str, value: float | None) -> None:
+    """Raise UsageError when the ``value`` of an option is no number of minutes."""
+    if value is not None and not (math.isfinite(value) and 0 <= value <= MOST_MINUTES):
+        raise UsageError(f"{option} {value:g} is no number of minutes.", f"For example: {option} 30")
 
 
 @dataclass(frozen=True)
@@ -38,20 +66,16 @@ class Checked:
     warned: tuple[str, ...]
 
 
-def checked(the_task: Task, wanted: Wanted) -> tuple[str, str, list[str]]:
-    """The key, the token and the warnings of a launch, after all checks that need no server.
+def checked_here(the_task: Task, wanted: Wanted, kind: type[store.Deployment]) -> tuple[str, str]:
+    """The key and the token of a launch, after all checks that this machine can make alone.
 
-    Raises UsageError or SkyError.
+    Raises UsageError, HubError for a token that cannot be read, and SkyError when SkyPilot is missing.
     """
-    if wanted.max_price is not None and not wanted.max_price > 0:
-        raise UsageError(f"--max-price {wanted.max_price:g} is no price.", "For example: --max-price 2.50")
-    for option, value in (("--infra", wanted.infra), ("--gpus", wanted.gpus)):
-        if value is not None and not value.strip():
-            raise UsageError(f"{option} is empty.", "Leave it out to take what the file allows.")
+    gpus_syntax.check_fit(wanted.gpus, the_task.config, the_task.envs)
+    store.check_kind(wanted.name, kind)
     key, token = key_for(wanted.name), huggingface.token()
     skypilot.check_installed()
-    candidates.check_infra(wanted.infra)
-    return key, token, candidates.check_gpus(wanted.gpus, the_task.config, the_task.envs, wanted.infra)
+    return key, token
 
 
 def licence(envs: Mapping[str, str], token: str) -> list[str]:
@@ -79,12 +103,13 @@ def made_task(
     from sky.utils.infra_utils import InfraInfo
 
     if wanted.infra:
+        candidates.check_region(sky, infra.parse(wanted.infra))
         # In parts: SkyPilot refuses a second `infra` beside the one in the file.
         place = InfraInfo.from_str(wanted.infra)
         resources["cloud"] = sky.CLOUD_REGISTRY.from_str(place.cloud)
         resources |= {"region": place.region, "zone": place.zone}
     if wanted.gpus:
-        resources["accelerators"] = wanted.gpus
+        resources["accelerators"] = str(gpus_syntax.parse(wanted.gpus))
     if wanted.spot:
         resources["use_spot"] = True
     secrets = [("PIXTRAL_API_KEY", key), *([("HF_TOKEN", token)] if token else [])]

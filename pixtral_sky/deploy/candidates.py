@@ -1,4 +1,4 @@
-"""Decides what a launch may run on: GPUs that hold the model, clouds where it works, within a price.
+"""Decides where a launch may run: clouds where it works, within a price.
 
 SkyPilot's own limit, `max_hourly_cost`, leaves out machine types that are dearer in every region, and
 launches the others in any region (0.14.1: catalog/common.py, and `make_launchables_for_valid_region_zones`).
@@ -10,17 +10,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from pixtral_sky import memory, pixtral
-from pixtral_sky.deploy import prices, skypilot, task
-from pixtral_sky.deploy.skypilot import sky_sdk
+from pixtral_sky.deploy import prices, skypilot
+from pixtral_sky.deploy.infra import OWN, Infra
 from pixtral_sky.errors import UsageError
-from pixtral_sky.text import closest
 
 # SkyPilot goes through all candidates again whenever a zone has no machine (40: in a second), and each of its
 # messages names them all.
@@ -33,122 +30,6 @@ OLD_IMAGE = (
 )
 # Microsoft's own, for A100 and newer, has 580 since February 2026 (Azure/azhpc-images#488). Not tried.
 NEW_IMAGE = "microsoft-dsvm:ubuntu-hpc:2204:latest"
-# Arguments of vLLM that change the memory or the GPUs that it needs.
-MEMORY_ARGS = re.compile(
-    r"(?:^|\s)(?:-q|-tp|-pp|--(?:quantization|max-model-len|gpu-memory-utilization|kv-cache|cpu-offload|load-format"
-    r"|tensor-parallel-size|pipeline-parallel-size|max-num-|hf-overrides|dtype|config))"
-)
-
-
-# GPUs ------------------------------------------------------------------------------------------------------
-
-
-def check_gpus(
-    gpus: str | None, config: Mapping[str, Any], envs: Mapping[str, Any], infra: str | None = None
-) -> list[str]:
-    """Warnings about ``gpus``, or about the GPUs that the file ``config`` may get.
-
-    Raises UsageError when one of them does not exist or does not hold Pixtral. Unknown ones are left to
-    SkyPilot and vLLM.
-    """
-    resources = config.get("resources")
-    said = []
-    for name in [gpus] if gpus else accelerators(resources):
-        given, _, count = name.partition(":")
-        gpu = next((each for each in memory.GPUS if each.lower() == given.lower()), "")
-        if not gpu:
-            place = infra or (resources.get("infra") if isinstance(resources, dict) else "")
-            said.append(_unknown(given, str(place or "")))
-        if has_own_needs(envs) or not (count or "1").isdecimal():
-            continue
-        if gpu:
-            _check_fit(gpu, int(count or 1), envs)
-        elif int(count or 1) not in pixtral.TENSOR_PARALLEL:
-            raise UsageError(f"Pixtral splits over 1, 2, 4 or 8 GPUs, not {count}.")
-    return list(dict.fromkeys(said))
-
-
-def has_own_needs(envs: Mapping[str, Any]) -> bool:
-    """Whether MODEL is another model, or EXTRA_ARGS change the memory that it needs."""
-    # vLLM takes --max_model_len as well.
-    words = str(envs.get("EXTRA_ARGS") or "").replace("_", "-")
-    return envs.get("MODEL") != pixtral.MODEL or bool(MEMORY_ARGS.search(words))
-
-
-def _check_fit(gpu: str, count: int, envs: Mapping[str, Any]) -> None:
-    most, images = task.limits(envs)
-    length = most if most > 0 else None  # None: the script's own choice
-    precision = str(envs.get("PRECISION") or memory.PRECISIONS[0])
-    try:
-        why = memory.fits(gpu, count, length, images, precision=precision).why_not
-    except ValueError as error:
-        raise UsageError(f"MAX_IMAGES={images}, MAX_MODEL_LEN={length or ''}: {error}.") from error
-    if why:
-        raise UsageError(why, "What holds it: pixtral-sky plan --no-prices")
-
-
-def _unknown(gpu: str, infra: str) -> str:
-    """The warning about a GPU that is not known here. Raises UsageError when SkyPilot does not know it."""
-    own = infra.partition("/")[0].lower() in (*prices.OWN, "k8s")  # nodes there may name GPUs freely
-    theirs = [] if own else _skypilots_gpus()
-    unknown = f"{gpu} is not known here: whether it holds the model shows when it starts."
-    if gpu.lower() in [each.lower() for each in theirs] or own:
-        return unknown
-    close = _did_you_mean(gpu, (*theirs, *memory.GPUS))
-    if theirs:
-        raise UsageError(
-            f"There is no GPU {gpu!r} in SkyPilot's catalogs.", f"{close}All there are: sky gpus list"
-        )
-    return f"{unknown} {close}".rstrip()
-
-
-def _did_you_mean(word: str, names: Iterable[str]) -> str:
-    """A question and a space; empty where no name is like the word."""
-    close = closest(word, names)
-    return f"Did you mean {close}? " if close else ""
-
-
-def _skypilots_gpus() -> list[str]:
-    """The GPUs in SkyPilot's catalogs; none where the catalogs cannot be read."""
-    with contextlib.suppress(Exception), sky_sdk(silent=True) as sky:
-        catalog = sky.catalog.common.read_catalog("common/accelerators.csv")
-        return [str(name) for name in catalog["AcceleratorName"]]
-    return []
-
-
-def check_infra(infra: str | None) -> None:
-    """Raise UsageError when its first part is no cloud of SkyPilot's."""
-    cloud = (infra or "").strip("/ ").partition("/")[0].strip()
-    if cloud in ("", "*"):
-        return
-    with sky_sdk(silent=True):
-        from sky.skylet import constants
-
-        names = sorted({*constants.ALL_CLOUDS, "k8s"})
-    if cloud.lower() not in names:
-        close = _did_you_mean(cloud, names)
-        raise UsageError(f"There is no cloud {cloud!r}.", close.rstrip() or f"There are: {', '.join(names)}")
-
-
-def alternatives(resources: Any) -> Iterator[dict[str, Any]]:
-    """Each of the resources that a file's ``resources:`` allow. SkyPilot refuses malformed ones."""
-    common = resources if isinstance(resources, dict) else {}
-    for each in common.get("any_of") or common.get("ordered") or [{}]:
-        yield {**common, **(each if isinstance(each, dict) else {})}
-
-
-def accelerators(resources: Any) -> Iterator[str]:
-    """Each GPU[:COUNT] that a file's ``resources:`` name."""
-    for each in alternatives(resources):
-        given = each.get("accelerators")
-        # A name, several, or counts by name; YAML's set is a mapping to nothing.
-        if isinstance(given, dict):
-            given = [name if count is None else f"{name}:{count}" for name, count in given.items()]
-        given = [given] if isinstance(given, str) else given
-        yield from map(str, given if isinstance(given, list) else [])
-
-
-# Places ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -185,7 +66,7 @@ def choose(
         for there in per_cloud(sky, working, enabled):
             name = str(there.cloud).lower()
             try:
-                if name not in prices.OWN:
+                if name not in OWN:
                     priced += limit.within(there)
                 elif not there.ports or skypilot.opens_ports(there.cloud, there):
                     own.setdefault(name, []).append(there)
@@ -220,6 +101,22 @@ def _on_old_image(resources: Any) -> bool:
     return str(resources.cloud) == "Azure" and not resources.get_cloud_image_id()
 
 
+def check_region(sky: Any, place: Infra) -> None:
+    """Raise UsageError for a region that SkyPilot's catalogs do not have.
+
+    A zone is left to SkyPilot's server: AWS names them for each account.
+    """
+    if not place.region or not place.cloud or place.is_own:
+        return
+    try:
+        sky.CLOUD_REGISTRY.from_str(place.cloud).validate_region_zone(place.region, None)
+    except ValueError as error:
+        there = " ".join(str(error).partition("\n")[2].replace("'", "").split())
+        raise UsageError(f"SkyPilot has no region {place.region!r} of {place.cloud}.", there) from error
+    except Exception:  # noqa: S110 (a catalog that cannot be downloaded: SkyPilot's server has its own)
+        pass
+
+
 def per_cloud(sky: Any, resources: Iterable[Any], enabled: Sequence[str]) -> Iterator[Any]:
     """Each of ``resources`` on each cloud that may launch it."""
     names = dict.fromkeys(name.partition("/")[0] for name in enabled)
@@ -251,9 +148,9 @@ class _Limit:
         return list(itertools.chain(*map(self.within, parts)))
 
     def price(self, machine: Any) -> float:
-        found = _cost(machine)
+        found = cost(machine)
         if self.fallback and machine.use_spot:
-            return max(found, _cost(machine.copy(use_spot=False)))
+            return max(found, cost(machine.copy(use_spot=False)))
         return found
 
 
@@ -276,7 +173,7 @@ def machines(candidate: Any) -> list[list[Any]]:
     return [each for each in places if each]
 
 
-def _cost(machine: Any) -> float:
+def cost(machine: Any) -> float:
     """USD an hour; infinite where the catalogs have no price, or 0."""
     try:
         found = float(machine.get_cost(3600))
@@ -297,10 +194,10 @@ def _too_dear(limit: _Limit, candidates: Iterable[Any], failed: Mapping[str, str
             "--max-price cannot be kept: no price is known of what this could run on.",
             " ".join(failed.values()) or "All there are: pixtral-sky plan",
         )
-    other = _cost(best.copy(use_spot=not best.use_spot))
+    other = cost(best.copy(use_spot=not best.use_spot))
     beside = "" if other == math.inf else f" ({'on demand' if best.use_spot else 'spot'} ${other:.2f})"
     if best.use_spot and limit.fallback:
-        beside = f" (spot ${_cost(best):.2f}, but on-demand machines stand in for those)"
+        beside = f" (spot ${cost(best):.2f}, but on-demand machines stand in for those)"
     ((gpu, count),) = best.accelerators.items()
     return UsageError(
         f"Nothing that holds it costs ${limit.most:.2f} an hour or less. The cheapest is {best.instance_type}"

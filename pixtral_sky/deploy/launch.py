@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pixtral_sky import output
-from pixtral_sky.deploy import candidates, clusters, prices, services, skypilot, store, task
-from pixtral_sky.deploy.bring_up import CENT, Checked, Wanted, checked, enabled_for, licence, made_task
+from pixtral_sky.deploy import candidates, clusters, gpus, infra, prices, services, skypilot, store, task
+from pixtral_sky.deploy.bring_up import CENT, Checked, Wanted, checked_here, enabled_for, licence, made_task
 from pixtral_sky.deploy.clusters import Record
 from pixtral_sky.deploy.skypilot import NoMachine, hide, plain, shown, sky_output, sky_sdk
 from pixtral_sky.deploy.status import problem
@@ -39,24 +39,33 @@ class StoppedWaiting(KeyboardInterrupt):
 
 
 def plan(the_task: Task, wanted: Wanted) -> Plan:
-    """Plan the launch of a task file, after all checks: here, at SkyPilot, at the Hub.
+    """Plan the launch of a task file, after all checks: here, at the Hub, at SkyPilot.
 
     Raises UsageError, SkyError, and HubError for the licence of the weights.
     """
-    key, token, warned = checked(the_task, wanted)
+    key, token = checked_here(the_task, wanted, Cluster)
+    if wanted.private:
+        _check_ssh()
+    warned = licence(the_task.envs, token)
     with output.phase("SkyPilot's view"):
+        warned += gpus.check_names(wanted.gpus, the_task.config, wanted.infra)
         with contextlib.suppress(SkyError):  # a cluster needs no controller that answers
             if any(each.ours for each in services.records([wanted.name])):
                 raise store.is_a(Service.kind, wanted.name)
         made = prepare(the_task, wanted, key, token)
-    return replace(made, warned=(*made.warned, *warned, *licence(the_task.envs, token)))
+    return replace(made, warned=(*made.warned, *warned))
+
+
+def _check_ssh() -> None:
+    if not shutil.which("ssh"):
+        raise UsageError("It is reached through ssh, which is not here.", "Install OpenSSH's client.")
 
 
 def prepare(the_task: Task, wanted: Wanted, key: str, token: str) -> Plan:
     """Plan the launch at SkyPilot. A cluster that runs under this name is updated, and keeps its machine."""
     name, envs = wanted.name, dict(the_task.config.get("envs") or {})
     config = {**the_task.config, "envs": envs}
-    old = store.check_kind(name, Cluster)
+    old = store.recall_as(name, Cluster)
     hide(key, token)
     port = task.number(envs, "PORT", 8081)
     if "PORT" in envs:  # an empty one too, for the script has no default
@@ -65,15 +74,18 @@ def prepare(the_task: Task, wanted: Wanted, key: str, token: str) -> Plan:
         running = clusters.record(name)
         if running:
             _check_running(running, old, wanted.max_price)
-            wanted = replace(wanted, infra=wanted.infra or running.infra, gpus=wanted.gpus or running.gpus)
+            wanted = replace(
+                wanted,
+                infra=wanted.infra or running.infra or None,  # empty while SkyPilot does not know it
+                gpus=wanted.gpus or running.gpus or None,
+            )
         anywhere = made_task(sky, config, wanted, key, token, ports=None).resources
         enabled = enabled_for(anywhere)
         places = candidates.per_cloud(sky, anywhere, enabled)
         private = wanted.private or bool(old and old.private)
         private = private or not any(skypilot.opens_ports(each.cloud, each) for each in places)
         if private:
-            if not shutil.which("ssh"):
-                raise UsageError("It is reached through ssh, which is not here.", "Install OpenSSH's client.")
+            _check_ssh()
             envs["LISTEN"] = "127.0.0.1"
             if envs.get("IMAGE_URLS") == "public" and the_task.is_default("IMAGE_URLS"):
                 envs["IMAGE_URLS"] = "none"  # who opens no port wants no other way out either
@@ -179,7 +191,7 @@ def _keep_to_price(name: str, handle: Any, max_price: float) -> None:
     machine, hourly = handle.launched_resources, _hourly(name, handle)
     cloud = str(machine.cloud).lower()
     what = f"{machine.instance_type or 'a machine'} in {cloud}/{machine.region}"
-    if hourly is None and cloud not in prices.OWN:
+    if hourly is None and cloud not in infra.OWN:
         output.warn(
             f"SkyPilot has made {what}, and no price of it is known: it may be more than"
             f" ${max_price:.2f} an hour. Look: pixtral-sky status {name}, pixtral-sky plan --clouds {cloud}"

@@ -17,26 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_sky import extras
+from pixtral_sky.deploy import infra
 from pixtral_sky.deploy.skypilot import opens_ports, shown, sky_sdk
 from pixtral_sky.errors import NoPrices, SkyError, UsageError
 
-OWN = ("kubernetes", "slurm", "ssh", "vsphere")  # SkyPilot's clouds of a user's own machines: no prices
-# SkyPilot's clouds with a catalog: the others of ALL_CLOUDS in sky/skylet/constants.py
-CLOUDS = (
-    *("aws", "azure", "cudo", "do", "fluidstack", "gcp", "hyperbolic", "ibm", "lambda", "mithril", "nebius"),
-    *(
-        "oci",
-        "paperspace",
-        "primeintellect",
-        "runpod",
-        "scp",
-        "seeweb",
-        "shadeform",
-        "vast",
-        "verda",
-        "yotta",
-    ),
-)
+CLOUDS = tuple(each for each in infra.CLOUDS if each not in infra.OWN)  # those with a catalog
 
 # The disk that SkyPilot 0.14.1 orders for a task without disk_tier ("medium"): list prices in USD a month, in
 # the cloud's first region in the US, as of:

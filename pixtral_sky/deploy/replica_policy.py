@@ -7,7 +7,6 @@ SkyPilot 0.14.1 accepts the policies that are refused here, and then does someth
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from pixtral_sky.errors import UsageError
 
 KEY = "PIXTRAL_API_KEY"
 START_SECONDS = 600  # of a replica: docs/autoscaling.md
+MOST_QPS = 100_000.0  # of one replica: more than any server takes
 ON_DEMAND = 1  # replicas of a spot service that are on demand, so that no cloud takes them away
 
 
@@ -129,10 +129,7 @@ def _check_policy(policy: Mapping[str, Any]) -> None:
     for qps in target.values() if isinstance(target, dict) else [target]:
         if qps is None:
             continue
-        number = isinstance(qps, (int, float)) and not isinstance(qps, bool)
-        if not number or not math.isfinite(qps) or qps <= 0:
-            # The autoscaler divides by it: at 0 it fails at each decision, and launches nothing.
-            raise UsageError(f"The queries per second of a replica are a number above 0, not {qps}.")
+        check_qps(qps)
     if isinstance(target, dict):
         if hyphened := [gpu for gpu in target if "-" in str(gpu)]:
             raise UsageError(
@@ -181,6 +178,14 @@ def _warnings(policy: Mapping[str, Any]) -> list[str]:
             f" {2 * maximum - base} machines at once, not {maximum}."
         )
     return said
+
+
+def check_qps(value: Any) -> None:
+    """Raise UsageError when ``value`` is no number of queries per second."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value <= MOST_QPS:
+        # The autoscaler divides by it: at 0 it fails at each decision, and launches nothing.
+        raise UsageError(f"The queries per second of a replica are a number above 0, not {value}.")
 
 
 def _whole(policy: Mapping[str, Any], name: str, otherwise: int) -> int:

@@ -11,7 +11,8 @@ from pixtral_sky import output
 from pixtral_sky.deploy import (
     candidates,
     clusters,
-    prices,
+    gpus,
+    infra,
     replica_policy,
     services,
     skypilot,
@@ -19,7 +20,7 @@ from pixtral_sky.deploy import (
     store,
     task,
 )
-from pixtral_sky.deploy.bring_up import CENT, Checked, Wanted, checked, enabled_for, licence, made_task
+from pixtral_sky.deploy.bring_up import CENT, Checked, Wanted, checked_here, enabled_for, licence, made_task
 from pixtral_sky.deploy.resolve import endpoint_of, key_of_environment
 from pixtral_sky.deploy.services import Replica, ServiceRecord
 from pixtral_sky.deploy.skypilot import hide, sky_output, sky_sdk
@@ -57,23 +58,24 @@ class Plan(Checked):
         return int(self.task.service.max_replicas or self.fewest)
 
 
-def plan(the_task: Task, wanted: Wanted, replicas: str | None, target_qps: float | None) -> Plan:
-    """Plan the service of a file, after all checks: here, at SkyPilot, at the Hub.
+def plan(the_task: Task, wanted: Wanted) -> Plan:
+    """Plan the service of a file, after all checks: here, at the Hub, at SkyPilot.
 
-    ``replicas``: in the syntax of --replicas. Raises UsageError, SkyError, and HubError for the licence.
+    Raises UsageError, SkyError, and HubError for the licence.
     """
-    config = replica_policy.with_replicas(the_task.config, replicas, target_qps, wanted.spot)
-    key, token, warned = checked(the_task, wanted)
-    warned = [*replica_policy.check(config, key, the_task.path), *warned]
+    config = replica_policy.with_replicas(the_task.config, wanted.replicas, wanted.target_qps, wanted.spot)
+    key, token = checked_here(the_task, wanted, Service)
+    warned = [*replica_policy.check(config, key, the_task.path), *licence(the_task.envs, token)]
     with output.phase("SkyPilot's view"):
+        warned += gpus.check_names(wanted.gpus, the_task.config, wanted.infra)
         made = prepare(config, wanted, key, token)
-    return replace(made, warned=(*made.warned, *warned, *licence(the_task.envs, token)))
+    return replace(made, warned=(*made.warned, *warned))
 
 
 def prepare(config: Mapping[str, Any], wanted: Wanted, key: str, token: str) -> Plan:
     """Plan the service of ``config``, a service file as data, at SkyPilot. Raises UsageError."""
     name = wanted.name
-    before = store.check_kind(name, Service)
+    before = store.recall_as(name, Service)
     if any(each.ours for each in clusters.records([name])):
         raise store.is_a(Cluster.kind, name)
     hide(key, token)
@@ -241,7 +243,7 @@ def check_costs(plan: Plan) -> None:
     (record,) = services.priced(services.records([name]))
     live = [each for each in record.replicas if each.live]
     unknown = [each.infra for each in live if each.launched and each.hourly is None]
-    if where := dict.fromkeys(each for each in unknown if each.partition("/")[0] not in prices.OWN):
+    if where := dict.fromkeys(each for each in unknown if each.partition("/")[0] not in infra.OWN):
         output.warn(
             f"No price is known of replicas in {', '.join(where)}: they may be more than"
             f" ${plan.max_price:.2f} an hour. Look: pixtral-sky serve status {name}"

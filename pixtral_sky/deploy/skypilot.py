@@ -57,6 +57,41 @@ class SkyOutput(io.TextIOBase):
         return self.stream.isatty() if self.stream else output.at_terminal()
 
 
+LOOK = "Its own view: sky status; sky api status"
+# What helps with each kind of error: names of classes in sky/exceptions.py.
+HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("CloudUserIdentityError", "InvalidCloudCredentials", "InvalidCloudConfigs"), "Run: sky check"),
+    (("ClusterOwnerIdentityMismatchError",), "Log in as its owner, or take another --name. Run: sky check"),
+    (("KubernetesValidationError",), "Run: sky check kubernetes"),
+    (("AWSAzFetchingError",), "Run: sky check aws"),
+    (("APIVersionMismatchError", "APINotSupportedError"), "Start it anew: sky api stop; sky api start"),
+    (("InvalidSkyPilotConfigError",), "Look at ~/.sky/config.yaml"),
+    (("NotSupportedError", "ProvisionUnsupportedError"), "Go elsewhere: --infra; other GPUs: --gpus"),
+    (
+        (
+            "UserRequestRejectedByPolicy",
+            "RestfulPolicyError",
+            "PermissionDeniedError",
+            "WorkspaceAmbiguousError",
+        ),
+        "Ask whoever runs SkyPilot's API server: sky api info",
+    ),
+    (
+        ("ServerTemporarilyUnavailableError", "ConcurrentWorkerExhaustedError", "ExecutionRetryableError"),
+        "Try again in a minute; what it does: sky api status",
+    ),
+    (
+        ("ExecutionPoolFullError", "RequestInterruptedError", "RequestCancelled"),
+        "Give the command again; what it does: sky api status",
+    ),
+    (
+        ("NetworkError", "FetchClusterInfoError", "ClusterStatusFetchingError"),
+        "Look again: pixtral-sky status",
+    ),
+    (("ClusterNotUpError", "ClusterDoesNotExist", "CachedClusterUnavailable"), "Look: pixtral-sky status"),
+    (("ClusterSetUpError",), "All it said: pixtral-sky logs"),
+)
+
 sky_output = SkyOutput()  # stderr: stdout is for data
 _secrets: set[str] = set()  # to be removed from SkyPilot's output, which may quote them
 
@@ -143,7 +178,14 @@ def _explained(error: Exception) -> SkyError:
     if isinstance(error, exceptions.ResourcesMismatchError):
         return SkyError(f"The running machine is another one: {what}.", "Take it down first, or use --name")
     what = f"SkyPilot: {what}" if what.endswith(("?", "!")) else f"SkyPilot: {what}."
-    return SkyError(what, "Its own view: sky status; sky api status")
+    kinds = {each.__name__ for each in type(error).__mro__}
+    hint = next((hint for names, hint in HINTS if kinds & {*names}), LOOK)
+    if "SKYPILOT_DISABLE_LOCAL_API_SERVER" in what:
+        return SkyError(
+            "SkyPilot may start no API server here (SKYPILOT_DISABLE_LOCAL_API_SERVER).",
+            "Name yours: sky api login -e URL",
+        )
+    return SkyError(what, hint)
 
 
 def _no_machine(error: Any, what: str) -> NoMachine:

@@ -14,6 +14,7 @@ from pixtral_sky.text import closest, os_reason
 
 # A check of the script: [[ $MAX_IMAGES =~ ^[1-9][0-9]*$ ]] || fail "MAX_IMAGES=$MAX_IMAGES is no number."
 REFUSES = r'\[\[ \$(\w+) =~ (\S+) \]\]\s*\|\|\s*fail "([^"]*)"'
+MOST = 1_000_000_000  # of any number that an env takes
 OLD = "ALLOWED_MEDIA_HOSTS"  # before the gateway fetched
 # The variables of the programs that the script starts: uv, pip, the Hub's client, vLLM and its libraries.
 THEIRS = (
@@ -142,9 +143,12 @@ def is_ours(config: Mapping[str, Any]) -> bool:
 def number(envs: Mapping[str, Any], name: str, otherwise: int) -> int:
     """The env ``name``, a whole number, or ``otherwise`` if it is missing or empty. Raises UsageError."""
     try:
-        return int(envs.get(name) or otherwise)
+        found = int(envs.get(name) or otherwise)
     except (TypeError, ValueError):
-        raise UsageError(f"{name}={envs.get(name)} is not a whole number.") from None
+        raise UsageError(f"{name}={str(envs.get(name))[:100]} is not a whole number.") from None
+    if abs(found) > MOST:
+        raise UsageError(f"{name} is more than {MOST:,}.")
+    return found
 
 
 def limits(envs: Mapping[str, Any]) -> tuple[int, int]:

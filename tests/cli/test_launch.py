@@ -44,8 +44,8 @@ def test_launch(run: Run, server: FakeSky, machine: FakeEndpoint) -> None:
     result = run("launch", "--yes", "--file", ROOT / "pixtral.yaml")
     assert (result.code, result.out) == (0, f"{machine.url}\n")
     assert result.phases == [
-        "SkyPilot's view",
         "licence of the weights",
+        "SkyPilot's view",
         "machine",
         "waiting for the machine",
         "installing vLLM",

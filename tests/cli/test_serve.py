@@ -100,8 +100,8 @@ def test_up(run: Run, server: FakeSky, balancer: FakeEndpoint) -> None:
     result = run("serve", "up", "--yes", "--file", ROOT / "service.yaml")
     assert (result.code, result.out) == (0, f"{balancer.url}\n")
     assert result.phases == [
-        "SkyPilot's view",
         "licence of the weights",
+        "SkyPilot's view",
         "controller and balancer",
         "the controller plans",
         "a machine for a replica",

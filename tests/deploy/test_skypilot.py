@@ -112,6 +112,49 @@ def test_an_error_is_one_line(server: FakeSky, error: Exception, says: str) -> N
     assert raised.value.hint == "Its own view: sky status; sky api status"
 
 
+@pytest.mark.parametrize(
+    ("name", "helps"),
+    [
+        ("CloudUserIdentityError", "sky check"),
+        ("InvalidCloudConfigs", "sky check"),
+        ("ClusterOwnerIdentityMismatchError", "--name"),
+        ("APIVersionMismatchError", "sky api stop; sky api start"),
+        ("InvalidSkyPilotConfigError", "~/.sky/config.yaml"),
+        ("NotSupportedError", "--infra"),
+        ("UserRequestRejectedByPolicy", "sky api info"),
+        ("NoWorkspaceAccessError", "sky api info"),
+        ("ExecutionPoolFullError", "sky api status"),
+        ("RequestCancelled", "sky api status"),
+        ("NetworkError", "pixtral-sky status"),
+        ("ClusterNotUpError", "pixtral-sky status"),
+        ("ClusterSetUpError", "pixtral-sky logs"),
+    ],
+)
+def test_what_helps(server: FakeSky, name: str, helps: str) -> None:
+    """By the class of the error, as it is when it has come through SkyPilot's server."""
+    server.errors["status"] = getattr(server.sky.exceptions, name)("Its words.\nAnd more.")
+    with pytest.raises(SkyError) as raised:
+        clusters.records()
+    assert raised.value.what == "SkyPilot: Its words."
+    assert helps in raised.value.hint
+
+
+def test_every_kind_is_one_of_skypilots(server: FakeSky) -> None:
+    for names, _ in skypilot.HINTS:
+        for name in names:
+            assert issubclass(getattr(server.sky.exceptions, name), Exception)
+
+
+def test_no_server_may_be_started(server: FakeSky) -> None:
+    """SkyPilot's own text is long, and names no place to go."""
+    server.errors["status"] = RuntimeError(
+        "No SkyPilot API server endpoint is configured, and starting a local API server on this machine is "
+        "disabled (SKYPILOT_DISABLE_LOCAL_API_SERVER=1)."
+    )
+    with pytest.raises(SkyError, match=r"^SkyPilot may start no API server here \(SKYPILOT_DISABLE_LOCAL"):
+        clusters.records()
+
+
 def test_an_error_of_a_command(server: FakeSky) -> None:
     """Its text begins with the command, which has the key on Slurm."""
     skypilot.hide(KEY)

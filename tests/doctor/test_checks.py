@@ -19,8 +19,9 @@ import uvicorn
 import yaml
 
 from pixtral_sky import __version__
-from pixtral_sky.deploy import candidates, skypilot, store, task, tunnel
+from pixtral_sky.deploy import gpus, skypilot, store, task, tunnel
 from pixtral_sky.doctor import checks as doctor
+from pixtral_sky.doctor import endpoint
 from pixtral_sky.errors import SkyError, Unreachable, UsageError
 from pixtral_sky.pictures import prepare
 from pixtral_sky.pixtral import MODEL
@@ -43,8 +44,8 @@ CHART_TOKENS = 2795
 PREPARED = functools.cache(prepare.prepare)  # its picture is the same each time
 ANSWERS = says("A chart.", usage={"prompt_tokens": 2803, "completion_tokens": 8, "total_tokens": 2811})
 SUBJECTS = [
-    *("pixtral-sky", "task file", "SkyPilot", "SkyPilot server", "SkyPilot infra", "SkyPilot task"),
-    *("GPUs", "ssh", "Hugging Face", "key", "endpoint", "models", "gateway", "picture"),
+    *("pixtral-sky", "files", "task file", "SkyPilot", "SkyPilot server", "SkyPilot infra", "SkyPilot task"),
+    *("GPUs", "Hugging Face", "ssh", "key", "endpoint", "models", "gateway", "picture"),
 ]
 
 
@@ -175,7 +176,7 @@ def test_all_is_well(examine: Examine, served: Callable[..., Served]) -> None:
         texts["picture"],
     )
     question = fake.asked[-1].json
-    assert question["max_tokens"] == doctor.ANSWER_TOKENS
+    assert question["max_tokens"] == endpoint.ANSWER_TOKENS
     assert [part["type"] for part in question["messages"][0]["content"]] == ["text", "image_url"]
 
 
@@ -195,6 +196,7 @@ def test_each_line_is_there_as_soon_as_it_is_known(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(skypilot, "installed", lambda: asked.append("SkyPilot") or "0.14.1")
     checks = doctor.examine()
     assert next(checks).subject == "pixtral-sky"
+    assert next(checks).subject == "files"
     assert next(checks).subject == "task file"
     assert not asked
     assert next(checks).subject == "SkyPilot"
@@ -444,7 +446,7 @@ def test_gpus(
     mark: str,
     why: str,
 ) -> None:
-    monkeypatch.setattr(candidates, "_skypilots_gpus", lambda: ["L4", "T4", "H100"])
+    monkeypatch.setattr(gpus, "_skypilots_gpus", lambda: ["L4", "T4", "H100"])
     result = on({"accelerators": accelerators} if accelerators else {}, **envs)
     assert result.marks["GPUs"] == mark
     assert why in result.texts["GPUs"]

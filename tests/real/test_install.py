@@ -153,22 +153,83 @@ def test_one_pin() -> None:
     assert f"SkyPilot {extras.skypilot()} with the SDK of your cloud" in README
 
 
-def test_hints_name_what_is_on_an_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert extras.install("sky") == f"pip install skypilot=={extras.skypilot()}"
-    assert extras.install("heic") == "pip install 'pillow-heif<2,>=1.0'"
-    assert len(extras.install("fast").split()) == 4
-    assert extras.install_skypilot().startswith('pip install -e ".[aws]" (or ')
-    monkeypatch.setattr(extras, "__file__", str(tmp_path / "site-packages/pixtral_sky/extras.py"))
-    assert extras.install_skypilot().startswith(f"pip install 'skypilot[aws]=={extras.skypilot()}'")
+# A copy, in each way to install one: how, from a wheel or a clone, and where its command is then.
+WAYS = {
+    "pip": "python3 -m venv own && own/bin/pip install -q {wheel}",
+    "clone": "python3 -m venv own && own/bin/pip install -q -e {clone}",
+    "uv": "uv venv -q own && uv pip install -q --python own {wheel}",
+    "uv tool": "uv tool install -q 'pixtral-sky[pdf] @ file://{wheel}' --with simplejpeg",
+    "uv tool, clone": "uv tool install -q -e {clone}",
+    "uv tool, git": "uv tool install -q 'pixtral-sky @ git+file://{clone}'",
+    "pipx": "pipx install {wheel}",
+}
 
 
-def test_without_an_installation(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: str) -> None:
-        raise importlib.metadata.PackageNotFoundError
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with uv and pipx, a clone, and a wheel of it."""
+    folder = tmp_path_factory.mktemp("copy")
+    subprocess.run(["git", "clone", "-q", ROOT, folder / "clone"], check=True)
+    for words in (
+        [sys.executable, "-m", "venv", folder / "tools"],
+        [folder / "tools/bin/pip", "install", "-q", "uv", "pipx"],
+        [folder / "tools/bin/pip", "wheel", "-q", "--no-deps", "-w", folder, folder / "clone"],
+    ):
+        subprocess.run(words, check=True, timeout=300)
+    return folder
 
-    monkeypatch.setattr(importlib.metadata, "requires", missing)
-    assert extras.install("heic") == 'pip install -e ".[heic]"'
-    assert extras.skypilot() == ""
+
+@pytest.mark.install
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_hint_works(environment: dict[str, str], copy: Path, tmp_path: Path, way: str) -> None:
+    """The command that a copy says installs what that copy lacks, and takes nothing of it away."""
+    (wheel,) = copy.glob("*.whl")
+    environment |= {
+        "PATH": f"{tmp_path}/bin:{environment['PATH']}:{copy}/tools/bin",
+        "UV_TOOL_DIR": str(tmp_path / "tools"),
+        "UV_TOOL_BIN_DIR": str(tmp_path / "bin"),
+        "UV_PYTHON_DOWNLOADS": "never",
+        "PIPX_HOME": str(tmp_path / "pipx"),
+        "PIPX_BIN_DIR": str(tmp_path / "bin"),
+        **uvs_index(environment),
+    }
+
+    def does(line: str) -> str:
+        run = subprocess.run(
+            ["bash", "-ec", line], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
+        )
+        assert run.returncode == 0, f"{line}\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
+        return run.stdout
+
+    does(WAYS[way].format(wheel=wheel, clone=copy / "clone"))
+    command = tmp_path / ("own/bin" if (tmp_path / "own").exists() else "bin") / "pixtral-sky"
+    python = command.read_text().splitlines()[0].removeprefix("#!")
+    before = does(f"{python} -c 'import PIL, importlib.util as u; print(u.find_spec(\"pillow_heif\"))'")
+    assert before == "None\n"
+    hint = does(f"{python} -c 'from pixtral_sky import extras; print(extras.install(\"heic\"))'")
+    does(hint)
+    does(f"{python} -c 'import pillow_heif, pixtral_sky'")
+    if way == "uv tool":
+        does(f"{python} -c 'import pypdfium2, simplejpeg'")
+    assert does(f"{command} --version").startswith("pixtral-sky ")
+
+
+def uvs_index(environment: dict[str, str]) -> dict[str, str]:
+    """pip's indexes, for uv, which does not read pip's configuration."""
+
+    def configured(name: str) -> str:
+        run = subprocess.run(
+            [sys.executable, "-m", "pip", "config", "get", f"global.{name}"], capture_output=True, text=True
+        )
+        return os.environ.get(f"PIP_{name.replace('-', '_').upper()}") or " ".join(run.stdout.split())
+
+    given = {
+        "UV_DEFAULT_INDEX": configured("index-url"),
+        "UV_INDEX": configured("extra-index-url"),
+        "UV_FIND_LINKS": configured("find-links").replace(" ", ","),
+    }
+    return {name: value for name, value in given.items() if value}
 
 
 def test_the_page_about_answers_has_the_questions() -> None:

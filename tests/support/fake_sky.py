@@ -116,6 +116,8 @@ class FakeSky:
         self.down_with: Exception | None = None
         self.errors: dict[str, Any] = {}
         self.clouds = ["AWS"]
+        self.check_says = ""  # the text of `check`, which enables nothing
+        self.own_gpus: list[tuple[str, list[int], int, int]] = []  # name, counts, all, free
         self.script: list[Any] = [*SETUP, STARTING]
         self.endpoints: dict[int, str] = {}  # of the machines that are launched
         self.provision_log = ["Launching on AWS us-east-1.\n", "Waiting for ssh.\n"]
@@ -439,7 +441,39 @@ class FakeSky:
         return self._request("enabled_clouds", expand, lambda _: [*self.clouds])
 
     def check(self, infra_list: Any, verbose: bool, workspace: str | None = None) -> Any:
-        return self._request("check", infra_list, lambda _: {})
+        def body(out: io.TextIOBase) -> dict[str, Any]:
+            out.write("Checking credentials to enable infra for SkyPilot.\n")
+            out.write(self.check_says)
+            return {}
+
+        return self._request("check", infra_list, body)
+
+    def realtime_slurm_gpu_availability(
+        self,
+        name_filter: str | None = None,
+        quantity_filter: int | None = None,
+        slurm_cluster_name: str | None = None,
+    ) -> Any:
+        def body(_: object) -> list[Any]:
+            return [("there", self._gpus(), None), ("broken", [], "sinfo has failed")]
+
+        return self._request("realtime_slurm_gpu_availability", slurm_cluster_name, body)
+
+    def realtime_kubernetes_gpu_availability(
+        self,
+        context: str | None = None,
+        name_filter: str | None = None,
+        quantity_filter: int | None = None,
+        is_ssh: bool | None = None,
+    ) -> Any:
+        return self._request(
+            "realtime_kubernetes_gpu_availability", (context, is_ssh), lambda _: [("there", self._gpus())]
+        )
+
+    def _gpus(self) -> list[Any]:
+        from sky.models import RealtimeGpuAvailability
+
+        return [RealtimeGpuAvailability(*each) for each in self.own_gpus]
 
     def api_info(self) -> Any:
         from sky.schemas.api.responses import APIHealthResponse
@@ -1016,6 +1050,7 @@ def _install(server: FakeSky, patch: pytest.MonkeyPatch) -> None:
         *("launch", "down", "status", "endpoints", "cost_report", "optimize", "enabled_clouds", "check"),
         *("queue", "cancel", "job_status", "tail_logs", "tail_provision_logs"),
         *("get", "stream_and_get", "api_info", "api_status", "api_cancel"),
+        *("realtime_slurm_gpu_availability", "realtime_kubernetes_gpu_availability"),
     ):
         ours = server.endpoints_of if name == "endpoints" else getattr(server, name)
         server.real[name] = getattr(sdk, name)
