@@ -26,7 +26,10 @@ CLOSING_SECONDS = 5.0  # for requests in flight to notice that they were given u
 
 @dataclass(frozen=True)
 class Length:
-    """A step sends for ``seconds``, or so many ``requests``; what is in flight then is waited for."""
+    """A step sends for ``seconds``, or so many ``requests``, or until the first of both.
+
+    What is in flight then is waited for.
+    """
 
     seconds: float | None = None
     requests: int | None = None
@@ -152,9 +155,10 @@ class _Run:
                     self._ended = time.monotonic()
 
     def _is_one_left(self) -> bool:
-        if self._length.requests is not None:
-            return next(self._left) < self._length.requests
-        return time.monotonic() - self._begun < (self._length.seconds or 0)
+        seconds, requests = self._length.seconds, self._length.requests
+        if seconds is not None and time.monotonic() - self._begun >= seconds:
+            return False
+        return requests is None or next(self._left) < requests
 
     def _failed(self, error: PixtralSkyError) -> None:
         if self._over.is_set():  # it was given up

@@ -80,7 +80,10 @@ def pictures(workload: Workload) -> str:
 
 def times(seconds: Sequence[float]) -> str:
     """The percentiles, in seconds."""
-    return "/".join(f"{percentile(seconds, share):.2g}" for share in PERCENTILES) if seconds else "-"
+    values = [percentile(seconds, share) for share in PERCENTILES]
+    return (
+        "/".join(f"{value:.2g}" if value < 99.5 else f"{value:.0f}" for value in values) if seconds else "-"
+    )
 
 
 def line(step: Step) -> str:
@@ -91,16 +94,20 @@ def line(step: Step) -> str:
     )
 
 
-def verdict(done: Sequence[Step], chosen: Step) -> str:
-    """The knee, in a line."""
+def verdict(done: Sequence[Step], chosen: Step, subject: Subject) -> str:
+    """What a sweep has found, a line each."""
     if len(done) < 2:
         return ""
+    said = "No knee was found: throughput still gains at the most that was measured."
     if found := knee(done):
-        return (
+        said = (
             f"The knee is at {found.concurrency} at once, {found.requests:.2f} requests/s: more at once takes"
             f" longer, and brings less than {GAIN:.0%} of what would be in proportion."
         )
-    return f"No knee was found: the most requests a second are at {chosen.concurrency} at once."
+    if subject.slo:
+        good = chosen.goodput(subject.slo)
+        said += f"\nThe most that meets --slo is at {chosen.concurrency} at once: {good:.2f} requests/s."
+    return said
 
 
 def warnings(done: Sequence[Step], subject: Subject) -> list[str]:

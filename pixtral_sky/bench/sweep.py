@@ -8,7 +8,7 @@ less than 30% more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pixtral_sky.batch.concurrency import MOST
 from pixtral_sky.bench.figures import Step, percentile
@@ -81,11 +81,14 @@ def _is_past(step: Step, larger: Step) -> bool:
     )
 
 
-def best(done: Sequence[Step]) -> Step | None:
+def best(done: Sequence[Step], slo: Mapping[str, float]) -> Step | None:
     """The step that stands for the endpoint: the knee; without one, that with the most requests a second.
 
-    Of steps without failures, if there are any; None where nothing was answered.
+    With an ``slo``, that with the most requests a second that meet it. Steps that had failures or were
+    stopped stand for it only where there is no other. None where nothing was answered.
     """
     answered = [each for each in done if each.samples]
     whole = [each for each in answered if not (each.failed or each.stopped)] or answered
+    if slo:
+        return max(whole, key=lambda each: each.goodput(slo), default=None)
     return knee(done) or max(whole, key=lambda each: each.requests, default=None)

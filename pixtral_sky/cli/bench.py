@@ -277,7 +277,7 @@ def _end(
     from pixtral_sky.bench import report, sweep
     from pixtral_sky.errors import PixtralSkyError
 
-    chosen = sweep.best(done)
+    chosen = sweep.best(done, subject.slo)
     interrupted = any(step.stopped == "interrupted" for step in done)
     if chosen:
         document = report.document(done, chosen, subject)
@@ -286,7 +286,7 @@ def _end(
         else:
             output.say()
             common.table(report.HEAD, report.rows(done, subject))
-            output.say(report.verdict(done, chosen))
+            output.say(report.verdict(done, chosen, subject))
         if out:
             out.write_text(json.dumps(document, indent=1) + "\n")
             output.say(f"Written: {out}")
