@@ -54,21 +54,21 @@ def test_what_is_sent():
 def test_times():
     with FakeEndpoint([timed(first=0.06, per_token=0.02)]) as fake:
         step = measure(fake, 4, Length(requests=12))
-    assert 0.06 <= percentile(step.first, 50) < 0.09
-    assert 0.02 <= percentile(step.per_token, 50) < 0.03
-    assert 0.14 <= percentile(step.whole, 50) < 0.19
-    assert 3 * 0.14 <= step.seconds < 0.7
+    assert 0.06 <= percentile(step.first, 50) < 0.15
+    assert 0.02 <= percentile(step.per_token, 50) < 0.05
+    assert 0.14 <= percentile(step.whole, 50) < 0.3
+    assert 3 * 0.14 <= step.seconds < 1.5
     assert {(each.prompt_tokens, each.answer_tokens) for each in step.samples} == {(100, 5)}
     assert not step.is_own_limit
 
 
 def test_seconds_begin_after_the_warm_up_and_last_until_the_last_answer():
-    with FakeEndpoint([timed(0.3), timed(0.1)]) as fake:
-        step = measure(fake, 1, Length(seconds=0.15))
-    # At 0 and at 0.1; the one before took 0.3.
+    with FakeEndpoint([timed(0.4), timed(0.15)]) as fake:
+        step = measure(fake, 1, Length(seconds=0.25))
+    # At 0 and at 0.15; the one before took 0.4.
     assert len(step.samples) == 2
-    assert 0.2 <= step.seconds < 0.28
-    assert max(step.whole) < 0.2
+    assert 0.3 <= step.seconds < 0.4
+    assert max(step.whole) < 0.25
 
 
 def test_seconds_and_requests():

@@ -14,13 +14,16 @@ import pytest
 import yaml
 
 from pixtral_sky.bench import load
+from pixtral_sky.bench.figures import Sample, Step
+from pixtral_sky.bench.load import Bench
 from pixtral_sky.bench.questions import Questions
 from pixtral_sky.client.client import Client
 from pixtral_sky.deploy import machines, store
 from pixtral_sky.errors import SkyError, UsageError
 from pixtral_sky.planning import measured
+from tests.support import golden
 from tests.support.command_line import KEY, Run, imports, run_main
-from tests.support.deployments import cluster, running, service
+from tests.support.deployments import running, service
 from tests.support.fake_endpoint import FakeEndpoint, stalls, status, timed
 
 SMALL = ("--images", 1, "--size", "32x32", "--prompt-tokens", 8, "--answer-tokens", 5)
@@ -63,10 +66,12 @@ def test_the_table(run):
         "$/1,000 PICTURES",
     ]
     assert (one[0], four[0]) == ("1", "4")
-    assert 2.5 * float(one[1]) < float(four[1])
+    assert 1.5 * float(one[1]) < float(four[1])
     assert float(one[1]) == float(one[2])
     assert float(one[-1]) == pytest.approx(1 / float(one[2]), rel=0.2), "a tenth of a cent a second"
-    assert [float(each) for each in one[4].split("/")] == pytest.approx([0.042] * 3, abs=0.02)
+    middle, most, slowest = map(float, one[4].split("/"))
+    assert 0.04 <= middle <= most <= slowest
+    assert middle < 0.1
     assert result.code == 0
     found = re.match(SAID.replace("URL", re.escape(fake.url)), result.err)
     assert found, result.err
@@ -77,36 +82,21 @@ def test_the_table(run):
 
 
 def test_until_the_knee(run, monkeypatch):
-    """An endpoint that answers two at once."""
-    places = threading.Semaphore(2)
+    """An endpoint that answers two at once, 20 ms each."""
 
-    def behave(exchange):
-        with places:
-            timed(0.02)(exchange)
+    def measure(self, at_once, length):
+        rate = min(at_once, 2) * 50
+        whole = at_once / rate
+        return Step(at_once, [Sample(whole / 5, whole, 14, 5)] * 5 * rate, 5.0, images=1)
 
-    with FakeEndpoint([behave]) as fake:
-        result = run(
-            *SMALL, "--seconds", 0.2, "--endpoint", fake.url, "--plot", "knee.svg", "--slo", "ttft=0.03"
-        )
+    monkeypatch.setattr(Bench, "measure", measure)
+    with FakeEndpoint([timed()]) as fake:
+        given = ("--endpoint", fake.url, "--slo", "ttft=0.005", "--price-per-hour", 2)
+        result = run(*SMALL, *given, "--plot", "knee.svg", "-o", "knee.json")
     assert result.code == 0
-    rows = [cells(line) for line in result.out.splitlines()]
-    assert rows[0][2:4] == ["GOOD/S", "PICTURES/S"]
-    assert [(row[0], "the knee" in row) for row in rows[1:]] == [
-        ("1", False),
-        ("2", True),
-        ("4", False),
-        ("8", False),
-    ]
-    assert float(rows[3][2]) < float(rows[2][2])
-    said = re.search(
-        r"The knee is at 2 at once, (.*) requests/s: more at once takes longer, and brings less than 10% ",
-        result.err,
-    )
-    assert said, result.err
-    assert said[1] == rows[2][1]
-    assert "\nThe most that meets --slo is at 2 at once: " in result.err
+    golden.check("bench", re.sub(r"\d+\.\d s$", "0.0 s", result.out + result.err, flags=re.M), url=fake.url)
+    assert json.loads(Path("knee.json").read_text())["knee"] == 2
     assert "2 at once, the knee" in Path("knee.svg").read_text()
-    assert "Drawn: knee.svg\n" in result.err
 
 
 def test_the_file_is_one_that_plan_takes(run):
@@ -266,13 +256,12 @@ def test_without_gpus_no_service_file(run):
     )
 
 
-def test_the_price_of_a_cluster(run, server, fake):
-    fake._steps = [timed(0.01)]
-    server.cluster(endpoints={8081: f"127.0.0.1:{fake.port}"}, ports=["8081"], hourly=1.4)
-    cluster(url=fake.url)
-    result = run(*SMALL, "-c", 1, "--requests", 5, "--json")
+def test_the_price_of_a_cluster(run, monkeypatch):
+    behind(monkeypatch, kind="cluster", gpus="L4:2", precision="bf16", hourly=1.4)
+    with FakeEndpoint([timed(0.01)]) as fake:
+        result = run(*SMALL, "-c", 1, "--requests", 5, "--json", "--endpoint", fake.url)
     found = json.loads(result.out)
-    assert (found["gpus"], found["usd_per_hour"]) == ("L4:2", pytest.approx(1.4))
+    assert (found["gpus"], found["precision"], found["usd_per_hour"]) == ("L4:2", "bf16", 1.4)
     assert found["usd_per_1000_images"] == pytest.approx(1400 / 3600 / found["image_throughput"])
 
 

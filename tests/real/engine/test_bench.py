@@ -95,9 +95,9 @@ class Theirs:
 @pytest.fixture(scope="module")
 def theirs(venv: Path) -> Iterator[Theirs]:
     one = Theirs(venv)
-    yield one
-    one.process.kill()
-    one.process.wait()
+    with one.process:
+        yield one
+        one.process.kill()
 
 
 @contextmanager
@@ -136,6 +136,7 @@ def together(theirs: Theirs, endpoint: Endpoint, concurrency: int, requests: int
 
 def agree(rounds: list[dict[str, float]], names: tuple[str, ...], within: float) -> None:
     middle = {name: statistics.median(each[name] for each in rounds) for name in names}
+    print({name: round(ratio, 3) for name, ratio in middle.items()})  # seen with -s
     assert middle == pytest.approx(dict.fromkeys(names, 1.0), rel=within)
 
 
@@ -154,6 +155,7 @@ def test_the_ceiling(theirs):
         other = theirs.run(endpoint, 64, 1_000, Workload(1, 640, 640, **work))
         own = ours(endpoint, 64, 2_000, Workload(1, 1024, 1024, **work))
     assert (own["failed"], other["failed"]) == (0, 0)
+    print(own["request_throughput"], other["request_throughput"])
     assert own["request_throughput"] > 1.5 * other["request_throughput"]
     assert own["client_limited"]
 
