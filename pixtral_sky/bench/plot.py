@@ -31,9 +31,8 @@ def draw(path: Path, done: Sequence[Step], subject: Subject) -> None:
     for step, seconds in zip(shown, middle, strict=True):
         marked = step is found
         words = f"{step.concurrency} at once" + ", the knee" * marked + ", with failures" * bool(step.failed)
-        look: dict[str, Any] = (
-            {"color": GOLD, "weight": "bold"} if marked else {"color": DARK, "weight": "normal"}
-        )
+        look: dict[str, Any] = {"color": GOLD, "weight": "bold"} if marked else {"color": DARK}
+        look["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
         # To the left and above: the line to the p99 is on the right.
         axes.annotate(
             words, (seconds, step.requests), (-6, 6), textcoords="offset points", ha="right", size=8, **look
