@@ -175,18 +175,15 @@ def _named(gpus: str | None, precision: str | None) -> tuple[str, str]:
 
 
 def _check_files(plot: Path | None, write: Path | None, out: Path | None) -> None:
-    from pixtral_sky.errors import UsageError
+    from pixtral_sky import files
     from pixtral_sky.planning import charts
 
+    if write:
+        files.check_new(write, "--write")
+    if out:
+        files.check_writable(out, "--out")
     if plot:
         charts.check(plot)
-    for option, path in (("--write", write), ("--out", out)):
-        if path and path.is_dir():
-            raise UsageError(f"{option} takes a file, and {path} is a directory.")
-        if path and not path.parent.is_dir():
-            raise UsageError(f"There is no directory {path.parent}.", f"Run: mkdir -p {path.parent}")
-    if write and write.exists():
-        raise UsageError(f"{write} is there already.", "Name a new file.")
 
 
 def _check_write(subject: Subject, write: Path) -> None:

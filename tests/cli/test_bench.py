@@ -291,8 +291,8 @@ def test_where_skypilot_cannot_be_asked(run, fake, monkeypatch):
     (["--price-per-hour", "nan"], "--price-per-hour is a number of dollars, not nan."),
     (["--plot", "x.gif"], "x.gif is no name of a picture that can be drawn. For example: --plot plan.png"),
     (["-o", "no/x.json"], "There is no directory no. Run: mkdir -p no"),
-    (["-o", "."], "--out takes a file, and . is a directory."),
-    (["--write", "there.yaml"], "there.yaml is there already. Name a new file."),
+    (["-o", "."], ". is a directory. Give --out the name of a file."),
+    (["--write", "there.yaml"], "there.yaml is there already. Give --write another name."),
     ([], "No deployment named 'pixtral' is remembered here. Start one: pixtral-sky launch, or pixtral-sky rehearse --keep. Or PIXTRAL_ENDPOINT=URL"),
 ])  # fmt: skip
 def test_what_is_refused_before_anything_is_sent(run, monkeypatch, given, says):
