@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -25,17 +26,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from benchmarks import speed
-from benchmarks.speed import Figures, Load
 from pixtral_sky import memory
+from pixtral_sky.bench.figures import Step, percentile
+from pixtral_sky.bench.load import Bench, Length
+from pixtral_sky.bench.questions import Questions
 from pixtral_sky.client.client import Client
 from pixtral_sky.client.endpoint import Endpoint
 from pixtral_sky.deploy import rehearsals, store, task
 from pixtral_sky.deploy.resolve import endpoint_of
 from pixtral_sky.errors import PixtralSkyError
+from pixtral_sky.memory import Workload
 from pixtral_sky.pictures.prepare import prepare
 from pixtral_sky.pixtral import TENSOR_PARALLEL
 from pixtral_sky.planning.speed import Range
@@ -44,6 +48,10 @@ from pixtral_sky.rehearsal import checkpoint, engine, process
 
 START_SECONDS = 600
 ANSWER_SECONDS = 120
+LOAD_SECONDS = 60
+# Random weights write bytes that are no text; with "a" as the only allowed token, each token is text. Of the
+# ids, 1,000 are special tokens; then comes one for each byte.
+LETTER = 1_000 + ord("a")
 
 # Lines of vLLM 0.32's log: gpu/model_runner.py, kv_cache_utils.py, platforms/cuda.py, monitor.py.
 SAYS = {
@@ -84,6 +92,38 @@ def parse(text: str) -> Case:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no case. It looks like fp8, bf16+nvcc or bf16@16640")
     return Case(found[1], bool(found[2]), int(found[3] or 0))
+
+
+@dataclass(frozen=True)
+class Load:
+    """``requests`` with ``pictures`` each, ``concurrency`` at a time; none is begun after LOAD_SECONDS."""
+
+    pictures: int
+    concurrency: int
+    requests: int
+    answer: int = 128  # tokens
+
+    @property
+    def workload(self) -> Workload:
+        """Full pictures of 4,160 tokens."""
+        return Workload(images=self.pictures, text=8, answer=self.answer)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of a load. Seconds and tokens/s of one request are medians over the requests."""
+
+    pictures: int
+    concurrency: int
+    answer: int  # tokens of each
+    answered: int
+    failed: int
+    seconds: float  # of all
+    first_token: float  # seconds
+    alone: float  # tokens/s of one request after its first token
+    requests: float  # a second, of all together
+    tokens: float  # of answers, a second, of all together
+    error: str = ""
 
 
 # The most important first, for a run that is cut short. A step has room for a full picture and some more, for
@@ -215,10 +255,10 @@ def measured(case: Case, server: Server, machine: Mapping[str, str], until: floa
         ask_about_a_picture(endpoint, row)
         for load in server.loads["steps" if case.step_tokens else "nvcc" if case.nvcc else "plain"]:
             if time.monotonic() < until:
-                row.speeds.append(speed.measure(endpoint, load, time.monotonic_ns()))
+                row.speeds.append(put(load, endpoint))
                 print(f"  {row.speeds[-1]}", file=sys.stderr, flush=True)
         if not case.nvcc and time.monotonic() < until:
-            row.stall = speed.longest_stall(endpoint, 4, time.monotonic_ns())
+            row.stall = longest_stall(endpoint, 4)
     except PixtralSkyError as error:
         row.failure = error.what
     finally:
@@ -232,6 +272,48 @@ def measured(case: Case, server: Server, machine: Mapping[str, str], until: floa
         if found := re.findall(pattern, log):
             row.said[name] = found[-1]
     return row
+
+
+def put(load: Load, endpoint: Endpoint) -> Figures:
+    """Put the load on the endpoint."""
+    step = Bench(endpoint, load.workload).measure(load.concurrency, Length(LOAD_SECONDS, load.requests))
+    return figures(load, step)
+
+
+def figures(load: Load, step: Step) -> Figures:
+    each = percentile(step.per_token, 50)
+    return Figures(
+        pictures=load.pictures,
+        concurrency=load.concurrency,
+        answer=load.answer,
+        answered=len(step.samples),
+        failed=step.failed,
+        seconds=step.seconds,
+        first_token=percentile(step.first, 50),
+        alone=1 / each if each else 0,
+        requests=step.requests,
+        tokens=step.tokens,
+        error=next((failure.first for failure in step.failures.values()), ""),
+    )
+
+
+def longest_stall(endpoint: Endpoint, pictures: int) -> tuple[float, float]:
+    """The longest pause of an answer in seconds: alone, and while a request with ``pictures`` comes."""
+    other = Questions(Workload(images=pictures), time.monotonic_ns())[0]
+    with Client(endpoint, budget=0, read_timeout=ANSWER_SECONDS, connections=2) as client:
+        quiet = _longest_gap(client, 128)
+        with ThreadPoolExecutor() as pool:
+            watched = pool.submit(_longest_gap, client, 512)
+            time.sleep(1)  # until its answer runs
+            client.complete(other, max_tokens=16)
+            return quiet, watched.result()
+
+
+def _longest_gap(client: Client, tokens: int) -> float:
+    """The longest time between two parts of an answer, each of which is one token with text."""
+    answer = client.ask(["Describe it."], max_tokens=tokens, ignore_eos=True, allowed_token_ids=[LETTER])
+    times = [time.monotonic() for _ in answer]
+    return max((after - before for before, after in itertools.pairwise(times)), default=0)
 
 
 def ask_about_a_picture(endpoint: Endpoint, row: Row) -> None:
@@ -312,7 +394,7 @@ def cells(row: Row, gpus: Gpus | None) -> tuple[str, ...]:
 
 def speed_cells(row: Row, figures: Figures, gpus: Gpus | None) -> tuple[str, ...]:
     first = alone = requests = "-"
-    work = memory.Workload(images=figures.pictures, text=8, answer=figures.answer)
+    work = Load(figures.pictures, figures.concurrency, 0, figures.answer).workload
     fit = (
         memory.fits(gpus.known, gpus.count, workload=work, precision=row.precision)
         if gpus and gpus.known

@@ -1,12 +1,17 @@
 """A server that answers every question at once, so that a benchmark measures the client.
 
 It prints its port. `GET /last` is the time.monotonic() at which the last question began to arrive.
+
+    python benchmarks/stub.py FIRST EACH TOKENS
+
+answers in TOKENS chunks instead, the first after FIRST seconds and then one every EACH.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from typing import cast
 
@@ -35,14 +40,12 @@ def plain(document: object) -> bytes:
 WHOLE = plain(
     {**HEAD, "object": "chat.completion", "choices": [{**CHOICE, "message": MESSAGE}], "usage": USAGE}
 )
-STREAMED = (
+STREAM = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
-    + chunk(
-        {**HEAD, "object": "chat.completion.chunk", "choices": [{**CHOICE, "delta": MESSAGE}], "usage": USAGE}
-    )
-    + chunk(b"[DONE]")
-    + b"0\r\n\r\n"
 )
+PART = {**HEAD, "object": "chat.completion.chunk", "choices": [{**CHOICE, "delta": MESSAGE}]}
+END = chunk(b"[DONE]") + b"0\r\n\r\n"
+STREAMED = STREAM + chunk({**PART, "usage": USAGE}) + END
 last = 0.0
 
 
@@ -83,11 +86,37 @@ class Answers(asyncio.BufferedProtocol):
         return STREAMED if b'"stream":true' in ends.replace(b" ", b"") else WHOLE
 
 
-async def main() -> None:
-    server = await asyncio.get_running_loop().create_server(Answers, "127.0.0.1", 0, backlog=512)
+class Timed(Answers):
+    """One connection, on which a streamed answer takes its time."""
+
+    def __init__(self, first: float, each: float, tokens: int) -> None:
+        self.first, self.each, self.tokens = first, each, tokens
+        self.part = chunk(PART)
+        usage = {**USAGE, "completion_tokens": tokens}
+        self.last = chunk({**PART, "choices": [], "usage": usage}) + END
+
+    def answer(self) -> bytes:
+        found = super().answer()
+        if found is not STREAMED:
+            return found
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        for number in range(self.tokens):
+            part = self.part + self.last if number == self.tokens - 1 else self.part
+            loop.call_at(begun + self.first + number * self.each, self.transport.write, part)
+        return STREAM
+
+
+async def main(first: float = 0, each: float = 0, tokens: float = 0) -> None:
+    def connection() -> Answers:
+        return Timed(first, each, int(tokens)) if tokens else Answers()
+
+    server = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", 0, backlog=512)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    times = [float(word) for word in sys.argv[1:]]
+    # uvloop is the faster one, and its timers the less exact ones.
+    (asyncio if times else uvloop).run(main(*times))

@@ -18,7 +18,7 @@ NAME = "pixtral-sky.toml"
 KEYS = {
     "name": (
         "launch", "rehearse", "logs", "down", "tunnel", "endpoint", "doctor", "ask", "batch",
-        "serve up", "serve update", "serve logs", "serve down",
+        "bench", "serve up", "serve update", "serve logs", "serve down",
     ),
     "infra": ("launch", "serve up"),
     "gpus": ("launch", "serve up"),
@@ -28,7 +28,7 @@ KEYS = {
     "system": ("ask", "batch"),
 }  # fmt: skip
 # PIXTRAL_ENDPOINT says which endpoint these are about.
-FOLLOW_THE_ENVIRONMENT = ("endpoint", "doctor", "ask", "batch")
+FOLLOW_THE_ENVIRONMENT = ("endpoint", "doctor", "ask", "batch", "bench")
 
 
 def paths() -> tuple[Path, Path]:

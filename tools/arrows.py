@@ -15,12 +15,13 @@ BELOW = {
     "client": ("pictures", "base"),
     "deploy": ("client", "pictures", "base"),
     "batch": ("client", "pictures", "base"),
+    "bench": ("batch", "client", "pictures", "base"),
     "planning": ("deploy", "client", "pictures", "base"),
     "rehearsal": ("deploy", "client", "pictures", "base"),
     "doctor": ("deploy", "client", "pictures", "base"),
     "server": (),  # it runs on the GPU machine, alone
     "api": ("client", "pictures", "base"),
-    "cli": ("doctor", "rehearsal", "planning", "batch", "deploy", "client", "pictures", "base"),
+    "cli": ("doctor", "rehearsal", "planning", "bench", "batch", "deploy", "client", "pictures", "base"),
 }
 
 

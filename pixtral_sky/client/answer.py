@@ -18,7 +18,8 @@ class Answer:
     """A streamed answer. Iterate it, once, for its text as it arrives, or take it ``whole``.
 
     ``text`` is what has arrived so far; ``usage`` (the API's counts of tokens) and ``finish_reason`` are
-    known at the end. ``seconds`` count from ``asked``, a ``time.monotonic()``.
+    known at the end. ``seconds`` count from ``asked``, a ``time.monotonic()``: until its end, its first text,
+    and its first chunk, which vLLM sends with the first token, be that text or not.
 
     ``events`` are the stream's, and raise ConnectionError when it is cut, and ValueError when it is no stream
     of events; ``reason`` makes one line of an error in it. There are up to ``choices``. An answer that fails
@@ -41,6 +42,7 @@ class Answer:
         self._again = again
         self._choices = choices
         self._is_seen = False  # some of its text has been given away
+        self.seconds_to_chunk = 0.0
         self.seconds_to_first = 0.0
         self.seconds = 0.0
         self._begin(events)
@@ -126,6 +128,7 @@ class Answer:
                 raise self._given_up(error)
             text = ""
             for choice in chunk["choices"] or []:  # none in the last chunk, which has the usage
+                self.seconds_to_chunk = self.seconds_to_chunk or time.monotonic() - self._asked
                 choice["index"] = int(choice.get("index") or 0)
                 if not 0 <= choice["index"] < self._choices:
                     raise ValueError("a choice that was not asked for")

@@ -1,4 +1,4 @@
-"""Reads results of `vllm bench serve`, which replace an estimate."""
+"""Reads results of `pixtral-sky bench` and `vllm bench serve`, which replace an estimate."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Measurement:
     answer: float | None  # tokens of an answer, on average
     failed: int = 0  # of `requests`
     requests: int = 0
-    at_once: int | None = None  # requests, at most; None: as many as come
+    at_once: int | None = None  # requests, at most; None: as many as come, or as many as are of use
 
 
 def read(files: Sequence[Path], workload: Workload) -> tuple[Rates, list[str]]:
@@ -67,7 +67,8 @@ def read(files: Sequence[Path], workload: Workload) -> tuple[Rates, list[str]]:
 def measurement(text: str, name: str, images: int) -> Measurement:
     """The measurement in the file ``name``, for requests with this number of ``images``.
 
-    The keys are those of ``vllm bench serve --save-result`` (vLLM 0.32, ``vllm/benchmarks/serve.py``).
+    The keys are those of ``vllm bench serve --save-result`` (vLLM 0.32, ``vllm/benchmarks/serve.py``), and
+    `bench` has some more.
     Raises UsageError with what to add to its command.
     """
     again = f"Run vllm bench serve with: --save-result --metadata gpus=L4:2 images={images} precision=bf16"
@@ -77,17 +78,21 @@ def measurement(text: str, name: str, images: int) -> Measurement:
         found = None
     if not isinstance(found, dict):
         raise UsageError(f"{name} is not one JSON object.", again)
+    _check_source(found, name)
     rate, done, failed = _results(found, name, again)
     named = _setting(found, name, images, again)
     tokens, at_once = found.get("total_output_tokens"), found.get("max_concurrency")
+    replicas = found.get("replicas", 1)
+    if not isinstance(replicas, int) or replicas < 1:
+        raise UsageError(f"{name} was measured on {shown(str(replicas))} replicas.", again)
     return Measurement(
         named,
         found.get("precision"),
-        rate,
+        rate / replicas,
         tokens / done if _number(tokens) and tokens else None,
         failed,
         done + failed,
-        at_once if isinstance(at_once, int) else None,
+        at_once if isinstance(at_once, int) and not found.get("knee") else None,
     )
 
 
@@ -141,3 +146,17 @@ def _setting(found: Mapping[str, Any], name: str, images: int, again: str) -> st
 
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_source(found: Mapping[str, Any], name: str) -> None:
+    """Raise UsageError for a file in which `bench` says that its figures are not those of GPUs."""
+    if found.get("rehearsal"):
+        raise UsageError(
+            f"{name} was measured on a rehearsal: a tiny model with random weights, on a CPU.",
+            "Measure on GPUs: pixtral-sky bench --gpus L4:2",
+        )
+    if found.get("client_limited"):
+        raise UsageError(
+            f"{name} was measured where bench itself was the limit, and not the server.",
+            "Run bench with fewer requests at once, or on a faster machine.",
+        )

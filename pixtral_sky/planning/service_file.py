@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import yaml
 
 from pixtral_sky.deploy import replica_policy, task
+from pixtral_sky.errors import UsageError
 from pixtral_sky.planning.plan import Ask, Option, Plan, replicas, target
 
 STAND_IN = 2  # the most that a stand-in costs an hour, as a multiple of the best machine's price
@@ -59,12 +60,8 @@ def service_file(plan: Plan, name: str, command: str) -> str:
             text = _with(text, key, json.dumps(value), reasons[key], after)
         after = key
     kinds = accelerators(plan.options)
-    # The comment above them is about the file's own.
-    text = re.sub(r"(?m)(?:^ *#.*\n)+(?=^ *accelerators:)", "", text)
     order = "in this order, by the cost of the work: the first that can be had is taken"
-    text = _with(
-        text, "accelerators", json.dumps(kinds), order if len(kinds) > 1 else "the least cost of the work"
-    )
+    text = _on(text, kinds, order if len(kinds) > 1 else "the least cost of the work")
     if spot:
         text = _with(
             text, "use_spot", "true", "the on-demand ones come from the policy above", "accelerators"
@@ -75,6 +72,29 @@ def service_file(plan: Plan, name: str, command: str) -> str:
             if wanted == "fp8":
                 why += "; to compare it with bf16, ask both with: pixtral-sky doctor --answers"
             text = _with(text, env, str(wanted), why)
+    return text
+
+
+def measured_file(
+    gpus: str, precision: str, images: int, rate: float, why: str, name: str, command: str
+) -> str:
+    """The text of service.yaml for replicas that carry a measured ``rate`` of requests a second.
+
+    ``gpus`` (L4:2), ``precision`` (empty: unknown) and ``images`` in a request are those of the measurement,
+    for which alone it holds; ``why`` says where the rate is from. ``name`` is the name of the new file, and
+    ``command`` the command that writes it. Raises UsageError for a rate that is no target.
+    """
+    if not target(rate):
+        raise UsageError("No request was answered as it should be: there is no rate to write.")
+    shipped = task.shipped("service.yaml")
+    envs = task.read(shipped)["envs"]
+    text = _headed(shipped.read_text(), name, command)
+    text = _with(text, "target_qps_per_replica", json.dumps(target(rate)), why)
+    text = _on(text, [gpus], "on which the target was measured")
+    wanted = {"PRECISION": precision or envs["PRECISION"], "MAX_IMAGES": max(images, envs["MAX_IMAGES"])}
+    for env, value in wanted.items():
+        if envs[env] != value:
+            text = _with(text, env, str(value), "as measured")
     return text
 
 
@@ -106,6 +126,13 @@ def _headed(text: str, name: str, command: str) -> str:
     assert head.count(f"{up}service.yaml") == 1
     head = head.replace(f"{up}service.yaml", up + shlex.quote(name))
     return f"{head}# Written by: {command}\n" + rest.partition("\n")[2]
+
+
+def _on(text: str, kinds: Sequence[str], why: str) -> str:
+    """The ``text`` with these accelerators, in their order."""
+    # The comment above them is about the file's own.
+    text = re.sub(r"(?m)(?:^ *#.*\n)+(?=^ *accelerators:)", "", text)
+    return _with(text, "accelerators", json.dumps(kinds), why)
 
 
 def _with(text: str, name: str, value: str, why: str, after: str = "") -> str:

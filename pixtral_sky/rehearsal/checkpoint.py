@@ -102,9 +102,12 @@ save_file(tensors, sys.argv[2])
 """
 
 
+TINY_NAME = "tiny-pixtral"
+
+
 def tiny(venv: Path) -> Path:
     """The directory of a tiny Pixtral with random weights, which the engine in ``venv`` makes."""
-    directory = _directory("tiny-pixtral", TINY, venv)
+    directory = _directory(TINY_NAME, TINY, venv)
     target = directory / "consolidated.safetensors"
     if not target.is_file():
         partial = directory / f".weights.{os.getpid()}"
@@ -114,6 +117,11 @@ def tiny(venv: Path) -> Path:
         partial.chmod(0o644)  # safetensors writes 0600, and another user may run the server
         partial.replace(target)
     return directory
+
+
+def is_tiny(root: str) -> bool:
+    """Whether the ``root`` of a served model, in `GET /v1/models`, is such a directory."""
+    return Path(root).name == TINY_NAME
 
 
 def full(venv: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu
-from benchmarks.speed import Figures
+from benchmarks.gpu import Figures
 from pixtral_sky import memory
 from pixtral_sky.planning.speed import speed
 from tests.conftest import ROOT

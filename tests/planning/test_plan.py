@@ -344,6 +344,10 @@ def test_a_measurement():
     assert measured.measurement(json.dumps(RESULT | more), "b.json", 2) == measured.Measurement(
         "L4:2", "fp8", 0.5, 60_000 / 198, failed=2, requests=200, at_once=16
     )
+    two = json.dumps({**RESULT, "replicas": 2, "rehearsal": False, "max_concurrency": 16, "knee": 16})
+    assert measured.measurement(two, "b.json", 2) == measured.Measurement(
+        "L4:2", None, 0.25, 300, failed=0, requests=200
+    )
 
 
 @pytest.mark.parametrize(("change", "says"), [
@@ -353,6 +357,9 @@ def test_a_measurement():
     ({"precision": "int4"}, f"b.json was measured in 'int4', which is neither bf16 nor fp8. {AGAIN}"),
     ({"images": None}, f"b.json does not say how many pictures a request had. {AGAIN}"),
     ({"images": "1"}, "b.json was measured with 1 to a request, and this plan has 2 pictures. Give --images 1, or another measurement."),
+    ({"rehearsal": True}, "b.json was measured on a rehearsal: a tiny model with random weights, on a CPU. Measure on GPUs: pixtral-sky bench --gpus L4:2"),
+    ({"client_limited": True}, "b.json was measured where bench itself was the limit, and not the server. Run bench with fewer requests at once, or on a faster machine."),
+    ({"replicas": 0}, f"b.json was measured on 0 replicas. {AGAIN}"),
     ({"request_rate": 2.0}, "b.json sent 2.0 requests a second: whether more could be answered is not known. Run vllm bench serve with: --request-rate inf"),
     ({"ramp_up_strategy": "linear"}, "b.json sent a rising number of requests a second: whether more could be answered is not known. Run vllm bench serve with: --request-rate inf"),
     ({"model_id": "llama"}, f"b.json was measured on the model 'llama', not on Pixtral 12B. {AGAIN}"),

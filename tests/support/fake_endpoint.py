@@ -126,6 +126,30 @@ def says(*pieces: str, finish_reason: str = "stop", usage: dict[str, int] = USAG
     return behave
 
 
+def timed(first: float = 0.0, per_token: float = 0.0, prompt: int = 100) -> Behaviour:
+    """As many tokens as are asked for: the first after ``first`` seconds, then one each ``per_token``.
+
+    ``prompt``: the number of its tokens that is reported.
+    """
+
+    def behave(exchange: Exchange) -> None:
+        request = exchange.request
+        tokens = request.json["max_tokens"]
+        exchange.begin()
+        exchange.wait(first)
+        exchange.event(_chunk(request, {"role": "assistant", "content": ""}))
+        for number in range(tokens):
+            exchange.event(_chunk(request, {"content": "word "}, "length" if number == tokens - 1 else None))
+            if number < tokens - 1:
+                exchange.wait(per_token)
+        usage = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+        exchange.event({**_chunk(request, {}), "choices": [], "usage": usage})
+        exchange.event(b"[DONE]")
+        exchange.end()
+
+    return behave
+
+
 def status(code: int, body: Any = None, **headers: str) -> Behaviour:
     """That status. ``body`` is bytes, or an object that is sent as JSON; ``retry_after="5"`` is a header."""
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
