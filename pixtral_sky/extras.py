@@ -31,7 +31,7 @@ def install(extra: str) -> str:
         return _command("uv", "tool", "install", *_tool(receipt, extra, "pip" in wanted))
     if (prefix / "pipx_metadata.json").is_file():
         return _command("pipx", "inject", prefix.name, *wanted)
-    return _command(*_pip(prefix), "install", *wanted)
+    return _command(*_pip(prefix), *wanted)
 
 
 def install_skypilot(cloud: str = "") -> str:
@@ -49,13 +49,14 @@ def _command(*words: str) -> str:
 
 
 def _pip(prefix: Path) -> Iterator[str]:
-    """The words of the pip that installs into ``prefix``."""
+    """The words that install into ``prefix``."""
     if find_spec("pip"):
         of_the_shell = shutil.which("pip")
         here = of_the_shell and Path(of_the_shell).parent == Path(sys.executable).parent
         yield from ["pip"] if here else [sys.executable, "-m", "pip"]
+        yield "install"
     else:
-        yield from ("uv", "pip")
+        yield from ("uv", "pip", "install")
         if os.environ.get("VIRTUAL_ENV") != str(prefix):
             yield from ("--python", str(prefix))
 

@@ -60,6 +60,20 @@ def check(model: str, token: str, revision: str = "main") -> str:
     """
     if is_directory(model):
         return ""
+    hub = _checked(model, token, revision)
+    unknown = f"Whether {model} opens {'to this token' if token else 'without a token'} could not be checked"
+    if _is_true(os.environ.get("HF_HUB_OFFLINE", "")):
+        return f"{unknown}: HF_HUB_OFFLINE is set."
+    status, why = _head(f"{hub}/{model}/resolve/{quote(revision, safe='')}/params.json", token)
+    if not status:
+        return f"{unknown}: {hub} cannot be reached ({why})."
+    if refused := _refused(status, hub, model, token, revision):
+        raise refused
+    return "" if status == 200 else f"{unknown}: {hub} answers {status}."
+
+
+def _checked(model: str, token: str, revision: str) -> str:
+    """The hub's address. Raises HubError for what no hub could make right."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", model, re.ASCII):
         raise HubError(f"{model[:100]!r} is neither a model on the Hub nor a directory.", "Check MODEL.")
     if not re.fullmatch(r"[A-Za-z0-9][\w./-]*", revision, re.ASCII):
@@ -73,36 +87,34 @@ def check(model: str, token: str, revision: str = "main") -> str:
     hub = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
     if not _is_address(hub):
         raise HubError("HF_ENDPOINT is not the address of a hub.", f"It looks like {HUB}")
-    unknown = f"Whether {model} opens {'to this token' if token else 'without a token'} could not be checked"
-    if _is_true(os.environ.get("HF_HUB_OFFLINE", "")):
-        return f"{unknown}: HF_HUB_OFFLINE is set."
-    status, why = _head(f"{hub}/{model}/resolve/{quote(revision, safe='')}/params.json", token)
-    if not status:
-        return f"{unknown}: {hub} cannot be reached ({why})."
+    return hub
 
+
+def _refused(status: int, hub: str, model: str, token: str, revision: str) -> HubError | None:
+    """What the Hub's ``status`` means, when it does not give the model."""
     page, settings = f"{hub}/{model}", f"{hub}/settings/tokens"
     if status == 401 and token:
-        raise HubError(
+        return HubError(
             f"{hub} does not take this Hugging Face token: it is wrong, or has expired.",
             f"Make one at {settings}, then: export HF_TOKEN=...",
         )
     if status == 401:
-        raise HubError(
+        return HubError(
             f"{model} opens only to a Hugging Face token, and there is none here.",
             f"Accept the licence at {page}, make a token at {settings}, then: export HF_TOKEN=...",
         )
     if status == 403:
-        raise HubError(
+        return HubError(
             f"This Hugging Face token does not open {model}.",
             f"Accept the licence at {page} with the account of the token; a fine-grained token also needs "
             f"read access to gated repositories ({settings}).",
         )
     if status == 404:
         at, check = ("", "") if revision == "main" else (f" at revision {revision}", " and MODEL_REVISION")
-        raise HubError(
+        return HubError(
             f"There is no {model} in Mistral's format (no params.json{at}) at {hub}.", f"Check MODEL{check}."
         )
-    return "" if status == 200 else f"{unknown}: {hub} answers {status}."
+    return None
 
 
 def _is_address(url: str) -> bool:

@@ -165,43 +165,22 @@ def follow(service: Service, version: int = 0) -> Iterator[str]:
     In an update, until no older replica is ready. A service that is asleep has no replica to wait for.
     Raises GivenUp when every such replica has failed, and SkyError when the service has ended.
     """
-    name, last, failures, ready_since = service.name, "", 0, 0.0
+    last, ready_since = "", 0.0
     while True:
-        try:
-            record = services.record(name)
-            failures = 0
-        except SkyError:
-            failures += 1
-            if failures == PATIENCE:
-                raise
-            time.sleep(POLL_SECONDS)
-            continue
-        if record is None:
-            raise SkyError(f"The service {name!r} is gone.", "What there is: pixtral-sky serve status")
-        if record.status in ENDED:
-            raise SkyError(f"The service {name!r} is {record.status}.", f"Why: pixtral-sky serve logs {name}")
+        record = _patient_record(service.name)
         new = [each for each in record.replicas if each.version >= version]
         older = [each for each in record.replicas if each.version < version and each.status == "READY"]
-        if new and all(each.failed for each in new):
-            raise GivenUp(
-                f"Every {'new ' if version else ''}replica of {name!r} has failed ({new[0].status}).",
-                f"Why: pixtral-sky serve logs {name} --replica {new[0].number}",
-            )
+        _check_alive(record, new, version)
         if record.state == "asleep":
             return
         if any(each.status == "READY" for each in new) and not older:
-            try:
-                status.reach(endpoint_of(services.remembered(record)))
+            if not (problem := _problem(record)):
                 return
-            except Untrusted as error:  # waiting does not change a certificate
-                raise SkyError(f"{name!r} is up, but {error.what}", error.hint) from error
-            except (EndpointError, NoEndpoint) as error:
-                problem = error.what.rstrip(".")
             ready_since = ready_since or time.monotonic()
             if time.monotonic() - ready_since > BALANCER_SECONDS:
                 raise SkyError(
-                    f"A replica of {name!r} is ready, but not its balancer: {problem}.",
-                    f"Why: pixtral-sky serve logs {name} --balancer",
+                    f"A replica of {record.name!r} is ready, but not its balancer: {problem}.",
+                    f"Why: pixtral-sky serve logs {record.name} --balancer",
                 )
         else:
             ready_since = 0.0
@@ -210,6 +189,47 @@ def follow(service: Service, version: int = 0) -> Iterator[str]:
             last = phase
             yield phase
         time.sleep(POLL_SECONDS)
+
+
+def _patient_record(name: str) -> ServiceRecord:
+    """The record of a service, after a few tries. Raises SkyError when it is gone."""
+    for left in reversed(range(PATIENCE)):
+        try:
+            record = services.record(name)
+            break
+        except SkyError:
+            if not left:
+                raise
+            time.sleep(POLL_SECONDS)
+    if record is None:
+        raise SkyError(f"The service {name!r} is gone.", "What there is: pixtral-sky serve status")
+    return record
+
+
+def _check_alive(record: ServiceRecord, new: list[Replica], version: int) -> None:
+    """Raise SkyError when the service has ended, and GivenUp when each of the ``new`` replicas has failed."""
+    name = record.name
+    if record.status in ENDED:
+        raise SkyError(f"The service {name!r} is {record.status}.", f"Why: pixtral-sky serve logs {name}")
+    if new and all(each.failed for each in new):
+        raise GivenUp(
+            f"Every {'new ' if version else ''}replica of {name!r} has failed ({new[0].status}).",
+            f"Why: pixtral-sky serve logs {name} --replica {new[0].number}",
+        )
+
+
+def _problem(record: ServiceRecord) -> str:
+    """Why the endpoint of a service does not answer; empty if it does.
+
+    Raises SkyError where waiting does not help.
+    """
+    try:
+        status.reach(endpoint_of(services.remembered(record)))
+    except Untrusted as error:  # waiting does not change a certificate
+        raise SkyError(f"{record.name!r} is up, but {error.what}", error.hint) from error
+    except (EndpointError, NoEndpoint) as error:
+        return error.what.rstrip(".")
+    return ""
 
 
 def follow_update(plan: Plan, service: Service, version: int) -> Iterator[str]:

@@ -59,7 +59,25 @@ def start(
     with files.whole(script) as file:
         file.write(task.run)
     key = new_key()
-    environ = {
+    log = store.home() / f"{name}.log"
+    environ = _environ(task, venv, checkpoint, key, port, args, machine)
+    process = _spawned(script, environ, log)
+    rehearsals.started.append(process)
+    try:
+        url, born = f"http://127.0.0.1:{port}", store.born(psutil.Process(process.pid))
+        deployment = Rehearsal(name, url, key, *of_a_request, time.time(), process.pid, born, str(log))
+        store.remember(deployment)
+    except BaseException:  # a server that is not remembered could not be stopped later
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return deployment
+
+
+def _environ(
+    task: Task, venv: Path, checkpoint: Path, key: str, port: int, args: str, machine: Mapping[str, str]
+) -> dict[str, str]:
+    """The environment of the script, as SkyPilot makes it, but for the model and where it listens."""
+    return {
         **_outside(),
         **task.envs,
         "PIXTRAL_API_KEY": key,
@@ -72,28 +90,21 @@ def start(
         "HF_HUB_OFFLINE": "1",
         **machine,
     }
-    log = store.home() / f"{name}.log"
+
+
+def _spawned(script: Path, environ: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """The script, in its own session, so that a Ctrl-C reaches only this process, which then stops it."""
     log.unlink(missing_ok=True)
     with open(log, "xb", opener=functools.partial(os.open, mode=0o600)) as out:
-        # In its own session, so that a Ctrl-C reaches only this process, which then stops the session.
-        process = subprocess.Popen(
+        return subprocess.Popen(
             ["bash", str(script)],  # noqa: S607 (as SkyPilot does)
             env=environ,
-            cwd=store.home(),
+            cwd=script.parent,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    rehearsals.started.append(process)
-    try:
-        url, born = f"http://127.0.0.1:{port}", store.born(psutil.Process(process.pid))
-        deployment = Rehearsal(name, url, key, *of_a_request, time.time(), process.pid, born, str(log))
-        store.remember(deployment)
-    except BaseException:  # a server that is not remembered could not be stopped later
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return deployment
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from pixtral_sky.deploy import gpus, skypilot, store, task, tunnel
 from pixtral_sky.doctor import checks as doctor
 from pixtral_sky.doctor import endpoint
 from pixtral_sky.errors import SkyError, Unreachable, UsageError
+from pixtral_sky.extras import install_skypilot
 from pixtral_sky.pictures import prepare
 from pixtral_sky.pixtral import MODEL
 from pixtral_sky.server.gateway import Gateway
@@ -152,8 +153,18 @@ def remember(url: str, name: str = "pixtral", key: str = KEY, pid_born: float | 
 # All is well -----------------------------------------------------------------------------------------------
 
 
-def test_all_is_well(examine: Examine, served: Callable[..., Served]) -> None:
+def test_all_is_well(
+    examine: Examine,
+    served: Callable[..., Served],
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     fake = served()
+    config = tmp_path / "pixtral-sky" / "pixtral-sky.toml"
+    config.parent.mkdir()
+    config.write_text("idle = 30")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     result = examine()
     assert result.code == 0
     assert list(result.marks) == SUBJECTS
@@ -161,6 +172,8 @@ def test_all_is_well(examine: Examine, served: Callable[..., Served]) -> None:
     texts = result.texts
     assert re.fullmatch(rf"{__version__}, on Python 3\.\d+\.\d+\S*", texts["pixtral-sky"])
     assert texts["task file"] == f"{task.shipped('pixtral.yaml')}, with vLLM {task.load().vllm_version}"
+    assert texts["files"].startswith(f"state in {home} (1 deployment), cache in ")
+    assert texts["files"].endswith(f" config: {config}")
     assert texts["SkyPilot"] == "0.14.1"
     assert texts["SkyPilot server"] == "0.14.1, on this machine"
     assert texts["SkyPilot infra"] == "aws, slurm/e2e"
@@ -349,10 +362,7 @@ def test_no_skypilot(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(skypilot, "installed", lambda: "")
     result = examine()
     assert result.code == 1
-    assert result.texts["SkyPilot"] == (
-        "It is not installed; a launch needs it. "
-        'Run: pip install -e ".[aws]" (or [gcp], [azure], [kubernetes], [slurm]: your cloud)'
-    )
+    assert result.texts["SkyPilot"] == (f"It is not installed; a launch needs it. Run: {install_skypilot()}")
     assert {subject: mark for subject, mark in result.not_ok.items() if "Sky" in subject} == {
         "SkyPilot": "FAIL",
         "SkyPilot server": "?",

@@ -234,7 +234,7 @@ def test_ones_own_gpus(server: FakeSky, where: str) -> None:
     cloud = where.partition("/")[0].replace("k8s", "kubernetes")
     server.clouds = [f"{cloud}/lab"]
     server.own_gpus = [("a100", [1, 2, 4], 8, 3), ("T4", [1], 2, 2)]
-    assert examine(where)["machines"].text == "a100: 3 of 8 free"
+    assert examine(where)["machines"].text == "A100: 3 of 8 free"
     server.own_gpus = [("T4", [1, 2], 2, 2)]
     check = examine(where)["machines"]
     assert check.text == f"{cloud}/lab has none of the file's GPUs, but T4:2."
