@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import _thread
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -18,6 +16,7 @@ from pixtral_sky.errors import Unauthorized
 from pixtral_sky.memory import Workload
 from tests.conftest import ROOT
 from tests.support.command_line import KEY
+from tests.support.ctrl_c import ctrl_c
 from tests.support.fake_endpoint import FakeEndpoint, drops, stalls, status, timed
 
 SMALL = Workload(images=1, width=32, height=32, text=8, answer=5)
@@ -100,8 +99,7 @@ def test_an_endpoint_that_only_fails_ends_the_step():
 
 
 def test_ctrl_c_keeps_what_was_measured():
-    with FakeEndpoint([timed()] * 6 + [stalls(20)]) as fake:
-        threading.Thread(target=interrupt, args=(lambda: len(fake.asked) > 6,)).start()
+    with FakeEndpoint([timed()] * 6 + [stalls(20)]) as fake, ctrl_c(lambda: len(fake.asked) > 6):
         begin = time.monotonic()
         step = measure(fake, 1, Length(requests=9))
     assert time.monotonic() - begin < 3
@@ -110,17 +108,9 @@ def test_ctrl_c_keeps_what_was_measured():
 
 
 def test_ctrl_c_in_the_warm_up():
-    with FakeEndpoint([stalls(20)]) as fake:
-        threading.Thread(target=interrupt, args=(lambda: len(fake.asked) == 3,)).start()
+    with FakeEndpoint([stalls(20)]) as fake, ctrl_c(lambda: len(fake.asked) == 3):
         step = measure(fake, 3, Length(seconds=9))
     assert (step.stopped, step.samples, step.seconds) == ("interrupted", (), 0.0)
-
-
-def interrupt(when):
-    while not when():
-        time.sleep(0.005)
-    time.sleep(0.02)
-    _thread.interrupt_main()
 
 
 def test_the_first_request_says_what_is_wrong():

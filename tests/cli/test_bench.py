@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import _thread
 import json
 import re
-import threading
-import time
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from pixtral_sky.errors import SkyError, UsageError
 from pixtral_sky.planning import measured
 from tests.support import golden
 from tests.support.command_line import KEY, Run, imports, run_main
+from tests.support.ctrl_c import ctrl_c
 from tests.support.deployments import running, service
 from tests.support.fake_endpoint import FakeEndpoint, stalls, status, timed
 
@@ -182,15 +180,8 @@ def test_an_endpoint_that_takes_no_such_request(run):
 
 
 def test_ctrl_c_shows_what_was_measured(run):
-    with FakeEndpoint([timed(0.002)] * 22 + [stalls(20)]) as fake:
-
-        def interrupt():
-            while len(fake.asked) < 23:
-                time.sleep(0.005)
-            time.sleep(0.05)
-            _thread.interrupt_main()
-
-        threading.Thread(target=interrupt).start()
+    script = [timed(0.002)] * 22 + [stalls(20)]
+    with FakeEndpoint(script) as fake, ctrl_c(lambda: len(fake.asked) > 22):
         result = run(*SMALL, "-c", "1,2,4", "--requests", 10, "--endpoint", fake.url, "-o", "part.json")
     assert result.code == 130
     rows = [cells(line) for line in result.out.splitlines()]
