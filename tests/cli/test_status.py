@@ -183,7 +183,7 @@ def test_status_without_skypilot(
     assert result.code == 1
     assert row(result)["state"] == "unknown"
     told = "SkyPilot was used here and is not installed in this environment: what it runs is not known."
-    assert f"Warning: What SkyPilot runs is not known: {told} Run: pip " in result.err
+    assert f"Warning: What SkyPilot runs is not known: {told} Run: " in result.err
     store.forget("pixtral")
     result = run("status")
     assert (result.code, result.out) == (1, "")
