@@ -275,9 +275,9 @@ def measured(case: Case, server: Server, machine: Mapping[str, str], until: floa
 
 
 def put(load: Load, endpoint: Endpoint) -> Figures:
-    """Put the load on the endpoint."""
-    step = Bench(endpoint, load.workload).measure(load.concurrency, Length(LOAD_SECONDS, load.requests))
-    return figures(load, step)
+    """Put the load on the endpoint, which the first question has warmed up."""
+    length = Length(LOAD_SECONDS, load.requests)
+    return figures(load, Bench(endpoint, load.workload).measure(load.concurrency, length, warm_up=False))
 
 
 def figures(load: Load, step: Step) -> Figures:

@@ -62,10 +62,10 @@ class Bench:
         with Client(self._endpoint) as client:
             return self._ask(client)
 
-    def measure(self, concurrency: int, length: Length) -> Step:
+    def measure(self, concurrency: int, length: Length, *, warm_up: bool = True) -> Step:
         """Measure a step. For the main thread, which gets the Ctrl-C."""
         with Client(self._endpoint, budget=0, connections=concurrency) as client:
-            return _Run(self, client, concurrency, length).step()
+            return _Run(self, client, concurrency, length, warm_up).step()
 
     def _ask(self, client: Client) -> Sample:
         answer = client.ask(self._questions[next(self._numbers)], **self._fields)
@@ -82,9 +82,9 @@ class Bench:
 class _Run:
     """One step."""
 
-    def __init__(self, bench: Bench, client: Client, concurrency: int, length: Length) -> None:
+    def __init__(self, bench: Bench, client: Client, concurrency: int, length: Length, warm_up: bool) -> None:
         self._bench, self._client = bench, client
-        self._concurrency, self._length = concurrency, length
+        self._concurrency, self._length, self._warms_up = concurrency, length, warm_up
         self._left = itertools.count()  # the numbers of requests that were begun
         self._samples: list[Sample] = []
         self._failures: dict[str, Failure] = {}
@@ -136,8 +136,9 @@ class _Run:
 
     def _work(self) -> None:
         """One place: warm up, then ask until the step is over."""
-        with contextlib.suppress(PixtralSkyError):  # what fails here fails again
-            self._bench._ask(self._client)
+        if self._warms_up:
+            with contextlib.suppress(PixtralSkyError):  # what fails here fails again
+                self._bench._ask(self._client)
         try:
             self._warm.wait()
         except threading.BrokenBarrierError:

@@ -70,6 +70,12 @@ def test_seconds_begin_after_the_warm_up_and_last_until_the_last_answer():
     assert max(step.whole) < 0.25
 
 
+def test_without_a_warm_up():
+    with FakeEndpoint([timed()]) as fake:
+        step = Bench(fake.endpoint(), SMALL).measure(2, Length(requests=4), warm_up=False)
+        assert len(step.samples) == len(fake.asked) == 4
+
+
 def test_seconds_and_requests():
     with FakeEndpoint([timed()]) as fake:
         assert len(measure(fake, 1, Length(5.0, 3)).samples) == 3
