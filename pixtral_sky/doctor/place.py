@@ -13,8 +13,10 @@ from pixtral_sky.doctor.check import Absent, Facts, Unchecked
 from pixtral_sky.errors import PixtralSkyError
 
 PAGE = "https://docs.skypilot.co/en/latest/getting-started/installation.html"
-# Where SkyPilot 0.14.1's own hints lead (sky/clouds/*.py).
+# Where SkyPilot 0.14.1's own hints lead (sky/clouds/*.py), and the headings of that page.
 ANCHORS = {
+    "aws": "#aws-installation",
+    "kubernetes": "#kubernetes-installation",
     "gcp": "#google-cloud-platform-gcp",
     "nebius": "#nebius",
     "oci": "#oracle-cloud-infrastructure-oci",
