@@ -43,7 +43,6 @@ ELSEWHERE = {
     r"pixtral-sky tunnel": "tests/deploy/test_tunnel.py",
     r"pixtral-sky capacity --pattern": "make check: tools/autoscaling.py",
     r"pixtral-sky launch --infra slurm/": "make e2e",
-    r"pixtral-sky bench": "tests/bench, tests/real/engine/test_bench.py: it takes a while",
     r"pixtral-sky plan --measured": "tests/cli/test_plan.py, with a file that is there",
     r"pixtral-sky bench": "it measures for minutes: tests/cli/test_bench.py, tests/real/engine/test_bench.py",
     r".* --plot ": "tests/cli/test_plan.py: it takes a while",
