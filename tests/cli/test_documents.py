@@ -44,7 +44,6 @@ ELSEWHERE = {
     r"pixtral-sky capacity --pattern": "make check: tools/autoscaling.py",
     r"pixtral-sky launch --infra slurm/": "make e2e",
     r"pixtral-sky plan --measured": "tests/cli/test_plan.py, with a file that is there",
-    r"pixtral-sky bench": "it measures for minutes: tests/cli/test_bench.py, tests/real/engine/test_bench.py",
     r".* --plot ": "tests/cli/test_plan.py: it takes a while",
     r".*\| (vault|gcloud) ": "programs with an account",
     r"curl --no-buffer \"\$PIXTRAL_ENDPOINT\" ": "make truss",
