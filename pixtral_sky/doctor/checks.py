@@ -20,17 +20,17 @@ HERE = (
     Step("files", machine.files),
 )
 FILE = Step("task file", machine.task_file)
-SERVER = (
-    Step("SkyPilot", place.package),
-    Step("SkyPilot server", place.server, ("SkyPilot",)),
-)
-ANYWHERE = (Step("SkyPilot infra", place.enabled, ("SkyPilot server",)),)
+SKYPILOT = Step("SkyPilot", place.package)
+SERVER = Step("SkyPilot server", place.server, ("SkyPilot",))
+ANYWHERE = Step("SkyPilot infra", place.enabled, ("SkyPilot server",))
 # Of a place that is named.
+PACKAGES = Step("packages", place.packages, ("SkyPilot",))
 THERE = (
-    Step("credentials", place.credentials, ("SkyPilot server",)),
+    Step("credentials", place.credentials, ("packages", "SkyPilot server")),
     Step("quota", place.quota, ("credentials", "task file")),
 )
-MACHINES = Step("machines", place.machines, ("SkyPilot server", "task file"))
+MACHINES = Step("machines", place.machines, ("SkyPilot", "task file"))  # by catalogs
+OWN_MACHINES = Step("machines", place.machines, ("credentials", "task file"))
 TASK = (
     Step("Azure", place.image),
     Step("SkyPilot task", place.sky_task, ("SkyPilot", "task file")),
@@ -65,5 +65,6 @@ def _steps(facts: Facts) -> tuple[Step, ...]:
     if asks and not skypilot.installed():
         return (*HERE, Step("SkyPilot", place.without), *ENDPOINT)
     if facts.place:
-        return (*HERE, FILE, *SERVER, *THERE, *TASK, MACHINES, *USER, *ENDPOINT)
-    return (*HERE, FILE, *SERVER, *ANYWHERE, *TASK, *USER, *ENDPOINT)
+        machines = OWN_MACHINES if facts.place.is_own else MACHINES
+        return (*HERE, FILE, SKYPILOT, PACKAGES, SERVER, *THERE, *TASK, machines, *USER, *ENDPOINT)
+    return (*HERE, FILE, SKYPILOT, SERVER, ANYWHERE, *TASK, *USER, *ENDPOINT)

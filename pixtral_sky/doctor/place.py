@@ -36,25 +36,29 @@ def page(cloud: str) -> str:
 
 
 def package(facts: Facts) -> str:
-    """SkyPilot, with what it needs for the place."""
+    """SkyPilot itself."""
     cloud = facts.place.cloud if facts.place else ""
     version, made_for = skypilot.installed(), extras.skypilot()
     if not version:
         raise PixtralSkyError(
             "It is not installed; a launch needs it.", f"Run: {extras.install_skypilot(cloud)}"
         )
-    if cloud and not places.is_elsewhere():
-        if missing := places.missing_packages(cloud):
-            raise PixtralSkyError(
-                f"{version}, without the packages for {cloud}: {', '.join(missing)}.",
-                f"Run: {extras.install_skypilot(cloud)}",
-            )
-        if not importlib.util.find_spec("pip"):  # SkyPilot makes a wheel of itself for the machine
-            raise PixtralSkyError(
-                f"{version}, without pip beside it, which it needs to launch.",
-                f"Run: {extras.install_skypilot(cloud)}",
-            )
     return version if made_for in ("", version) else f"{version}; {made_for} is what was tested"
+
+
+def packages(facts: Facts) -> str:
+    """What SkyPilot needs beside itself for the place."""
+    cloud = _place(facts).cloud
+    if places.is_elsewhere():
+        return "they are beside SkyPilot's server"
+    missing = places.missing_packages(cloud)
+    if not importlib.util.find_spec("pip"):
+        missing.append("pip")  # SkyPilot makes a wheel of itself for the machine
+    if missing:
+        raise PixtralSkyError(
+            f"SkyPilot needs for {cloud}: {', '.join(missing)}.", f"Run: {extras.install_skypilot(cloud)}"
+        )
+    return f"all that SkyPilot needs for {cloud}"
 
 
 def without(_: Facts) -> str:

@@ -56,6 +56,7 @@ LAMBDA = """\
 """
 THERE = [
     "SkyPilot",
+    "packages",
     "SkyPilot server",
     "credentials",
     "quota",
@@ -117,6 +118,8 @@ def test_no_credentials(server: FakeSky, where: str, says: str, text: str, hint:
     assert found["GPUs"].state == "ok", "it needs no cloud"
     assert found["Hugging Face"].state == "ok"
     assert found["key"].state == "absent"
+    if where == "slurm/lab":
+        assert found["machines"].state == "unchecked"
 
 
 def test_another_slurm(server: FakeSky) -> None:
@@ -132,25 +135,27 @@ def test_no_skypilot(server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     found = examine("gcp")
     assert found["SkyPilot"].hint == f"Run: {install_skypilot('gcp')}"
     assert "skypilot[gcp]" in found["SkyPilot"].hint
-    assert found["credentials"].text == "not checked: 'SkyPilot server' comes first."
+    assert found["credentials"].text == "not checked: 'packages' comes first."
     assert (found["Hugging Face"].state, found["GPUs"].state) == ("ok", "ok")
 
 
 def test_packages_of_the_cloud(server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "missing_packages", lambda cloud: ["boto3"] if cloud == "aws" else [])
-    check = examine("aws")["SkyPilot"]
-    assert (check.state, check.text) == ("failed", "0.14.1, without the packages for aws: boto3.")
+    found = examine("aws")
+    check = found["packages"]
+    assert (check.state, check.text) == ("failed", "SkyPilot needs for aws: boto3.")
     assert check.hint == f"Run: {install_skypilot('aws')}"
-    assert examine("gcp")["SkyPilot"].state == "ok"
+    assert found["credentials"].text == "not checked: 'packages' comes first."
+    assert (found["SkyPilot task"].state, found["machines"].state) == ("ok", "ok")
+    assert examine("gcp")["packages"].state == "ok"
     monkeypatch.setenv("SKYPILOT_API_SERVER_ENDPOINT", "https://sky.example")
-    assert examine("aws")["SkyPilot"].state == "ok", "they are beside SkyPilot's server"
+    assert examine("aws")["packages"].text == "they are beside SkyPilot's server"
 
 
 def test_skypilot_needs_pip(server: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else find(name))
-    check = examine("aws")["SkyPilot"]
-    assert check.text == "0.14.1, without pip beside it, which it needs to launch."
+    assert examine("aws")["packages"].text == "SkyPilot needs for aws: pip."
 
 
 def test_what_a_cloud_needs(monkeypatch: pytest.MonkeyPatch) -> None:
