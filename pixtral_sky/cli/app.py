@@ -17,7 +17,7 @@ import typer
 from pixtral_sky import __version__, config, output
 from pixtral_sky.cli import commands
 from pixtral_sky.cli.completion import PROGRAM, VARIABLE
-from pixtral_sky.errors import PixtralSkyError
+from pixtral_sky.errors import PixtralSkyError, UsageError
 
 # In the order of the help. A command is the function in the module of its name, a group the `app` there.
 SECTIONS = {
@@ -26,6 +26,7 @@ SECTIONS = {
     "Use": ("ask", "batch", "bench", "tokens", "endpoint", "tunnel"),
     "Operate": ("doctor", "status", "logs", "down", "completion"),
 }
+QUIET, GROUPS = ("-q", "--quiet"), ("serve",)
 COMMANDS = tuple(name for names in SECTIONS.values() for name in names)
 # The base class of Typer's errors of the command line, which Typer does not export.
 NotUnderstood: Any = typer.BadParameter.__base__
@@ -72,15 +73,29 @@ def _app(only: str) -> typer.Typer:
 
 
 def _arguments() -> list[str]:
-    """Those of this run; `help COMMAND` is `COMMAND --help`."""
+    """Those of this run; `help COMMAND` is `COMMAND --help`, and `serve help up` is `serve up --help`."""
     words = sys.argv[1:]
-    return [*words[1:], "--help"] if words[:1] == ["help"] else words
+    at = next((number for number, word in enumerate(words) if word not in (*QUIET, *GROUPS)), len(words))
+    if words[at : at + 1] == ["help"]:
+        below = [word for word in words[at + 1 :] if word != "help"]
+        return [*words[:at], *below, "--help"]
+    return words
 
 
 def _only(arguments: Sequence[str]) -> str:
     """The command in ``arguments``; empty if the first word is not one, as with --help."""
-    first = next((word for word in arguments if word not in ("-q", "--quiet")), "")
+    first = next((word for word in arguments if word not in QUIET), "")
     return first if first in COMMANDS else ""
+
+
+def _defaults(arguments: Sequence[str]) -> dict[str, Any]:
+    """Those of the configuration. A damaged one is in the way of no help, and of no new shell."""
+    try:
+        return config.defaults()
+    except UsageError:
+        if _only(arguments) in ("", "completion") or {"-h", "--help"} & {*arguments}:
+            return {}
+        raise
 
 
 def _complete() -> None:
@@ -103,11 +118,13 @@ def main() -> None:
         arguments = _arguments()
         # Not standalone: Typer would show an error in several lines.
         run = functools.partial(_app(_only(arguments)), arguments, standalone_mode=False)
-        sys.exit(run(prog_name=PROGRAM, default_map=config.defaults()) or 0)
+        sys.exit(run(prog_name=PROGRAM, default_map=_defaults(arguments)) or 0)
     except NotUnderstood as error:
         if error.message.startswith("Usage: "):  # without arguments, the message is the help
             output.tell(error.message)
         else:
+            if "such option: -n" in error.message or "such option: --name" in error.message:
+                error.message += ": the name is an argument here."
             help_of = f" Help: {error.ctx.command_path} --help" if error.ctx else ""
             what = " ".join(error.format_message().split())
             output.error(f"{what}{'' if what.endswith(('.', '?')) else '.'}{help_of}")

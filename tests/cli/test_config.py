@@ -145,3 +145,9 @@ def test_a_name_that_can_be_left_out_may_stand_in_the_file(words: tuple[str, ...
     """But for a status, which shows all."""
     if any(each.name == "name" for each in getattr(command_of(words), "params", ())):
         assert (" ".join(words) in config.KEYS["name"]) == (words[-1] != "status")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["help", "ask"], ["completion", "bash"]])
+def test_a_bad_file_is_in_the_way_of_no_help(words: list[str], run: Run, write) -> None:
+    write("name =")
+    assert run(*words).code == 0

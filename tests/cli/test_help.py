@@ -94,3 +94,21 @@ def test_quiet_on_both_sides(words: tuple[str, ...], run: Run, monkeypatch: pyte
     monkeypatch.setattr(backend, "rows", lambda _: output.say("something") or ([], None))
     monkeypatch.setattr(services, "documents", lambda _: output.say("something") or ([], None))
     assert run(*words).err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (("-q", "help", "ask"), ("-q", "ask", "--help")),
+        (("serve", "help", "up"), ("serve", "up", "--help")),
+        (("serve", "help"), ("serve", "--help")),
+        (("help", "help"), ("--help",)),
+    ],
+)
+def test_help_anywhere(words: tuple[str, ...], same: tuple[str, ...], run: Run) -> None:
+    assert run(*words) == run(*same)
+
+
+@pytest.mark.parametrize("command", ["down", "status", "logs", "tunnel"])
+def test_a_name_that_is_an_argument(command: str, run: Run) -> None:
+    assert "No such option: -n: the name is an argument here." in run(command, "-n", "x").error
