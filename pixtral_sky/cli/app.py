@@ -23,7 +23,7 @@ from pixtral_sky.errors import PixtralSkyError
 SECTIONS = {
     "Plan": ("rehearse", "plan", "capacity"),
     "Deploy": ("launch", "serve"),
-    "Use": ("ask", "batch", "bench", "tokens", "endpoint", "tunnel"),
+    "Use": ("ask", "chat", "batch", "bench", "tokens", "endpoint", "tunnel"),
     "Operate": ("doctor", "status", "logs", "down", "completion"),
 }
 COMMANDS = tuple(name for names in SECTIONS.values() for name in names)
