@@ -45,8 +45,9 @@ class Guard:
         elif scope["type"] != "http":  # the page has no websocket
             await send({"type": "websocket.close", "code": 1008})
         elif status := self._refused(scope):
-            await send({"type": "http.response.start", "status": status, "headers": [*HEADERS]})
-            await send({"type": "http.response.body"})
+            head = [(b"content-type", b"text/plain"), *HEADERS]
+            await send({"type": "http.response.start", "status": status, "headers": head})
+            await send({"type": "http.response.body", "body": b"The address is the one that was printed.\n"})
         else:
 
             async def send_with_headers(message: Any) -> None:

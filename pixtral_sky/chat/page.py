@@ -140,6 +140,7 @@ def _page(gradio: Any, chat: Chat) -> Any:
             show_progress="hidden",
         )
         asked.success(None, command, None, js=TO_CLIPBOARD)
+    page.has_launched = True  # else Gradio takes the path of any file for that of one that was dropped
     return page
 
 
