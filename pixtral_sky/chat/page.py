@@ -100,7 +100,8 @@ def _listening(port: int) -> socket.socket:
 
 
 def _page(gradio: Any, chat: Chat) -> Any:
-    title = f"Pixtral: {chat.endpoint.origin or chat.endpoint.url}"
+    named = chat.endpoint.origin not in ("", "PIXTRAL_ENDPOINT")
+    title = f"Pixtral: {chat.endpoint.origin if named else chat.endpoint.url}"
     with gradio.Blocks(title=title, analytics_enabled=False, fill_height=True) as page:
         system = gradio.Textbox(label="System prompt", render=False)
         temperature = gradio.Slider(0, 2, TEMPERATURE, step=0.1, label="Temperature", render=False)
