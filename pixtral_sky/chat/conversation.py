@@ -43,7 +43,7 @@ def read(
     found = [(str(message["role"]), list(_parts(message["content"]))) for message in _answered(said)]
     try:
         if check:  # before any picture is shrunk
-            check_pictures(endpoint, sum(isinstance(part, Source) for _, parts in found for part in parts))
+            check_pictures(endpoint, [part for _, parts in found for part in parts])
         turns = [
             (role, [_picture(p) if isinstance(p, Source) else p for p in parts]) for role, parts in found
         ]
@@ -68,7 +68,9 @@ def request(turns: Sequence[tuple[str, Parts]], system: str) -> list[dict[str, A
 def tokens(parts: Parts) -> str:
     """The pictures by their names, with what each takes of a prompt."""
     pictures = [part for part in parts if not isinstance(part, str)]
-    return ", ".join(f"{Path(one.name).name}: {one.tokens:,}" for one in pictures)
+    return ", ".join(
+        f"{Path(one.name).name}{one.part and f' ({one.part})'}: {one.tokens:,}" for one in pictures
+    )
 
 
 def _answered(said: Sequence[Message]) -> Iterator[Message]:
@@ -87,7 +89,10 @@ def _parts(content: Sequence[Message]) -> Iterator[str | Source]:
         if part["type"] == "text":
             yield part["text"]
         else:
-            yield from sources([part["file"]["path"]])
+            for _, source in sources([path := part["file"]["path"]]):
+                if isinstance(source, PictureError):
+                    raise _named(source, path)
+                yield source
 
 
 @functools.lru_cache(KEPT)
@@ -95,6 +100,10 @@ def _picture(source: Source) -> Picture:
     """Read once, as Gradio names a file by what is in it."""
     try:
         return source.read()
-    except PictureError as unfit:  # by the name that its user knows
-        unfit.what = unfit.what.replace(f"{Path(source.location).parent}/", "")
-        raise
+    except PictureError as unfit:
+        raise _named(unfit, source.location) from None
+
+
+def _named(unfit: PictureError, path: str) -> PictureError:
+    """The error by the name of the file that its user knows, without Gradio's folder."""
+    return PictureError(unfit.what.replace(f"{Path(path).parent}/", ""), unfit.hint)

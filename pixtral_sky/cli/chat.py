@@ -22,14 +22,16 @@ def chat(
     api_key: options.ApiKey = None,
     name: options.Asked = None,
 ) -> None:
-    """Chat about pictures in the browser: a page on this machine alone, until Ctrl-C.
+    """Chat about pictures on a page in your browser.
 
-    The key stays in this process, and pictures go with it. Whoever has the printed address can use the page.
+    It is on this machine alone, until Ctrl-C. The key stays in this process, and what you drop on the page
+    goes with it. Whoever has the printed address can use the page.
 
     \b
     Examples:
       pixtral-sky chat
-      pixtral-sky chat --name other --port 7860 --no-browser     # behind: ssh -L 7860:127.0.0.1:7860
+      pixtral-sky chat -n other --no-browser
+      pixtral-sky chat --port 7860 --no-browser
     """
     from pixtral_sky.chat import page
     from pixtral_sky.client.client import Client
