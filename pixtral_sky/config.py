@@ -17,7 +17,7 @@ NAME = "pixtral-sky.toml"
 # Each key, and the commands that have an option or argument of this name.
 KEYS = {
     "name": (
-        "launch", "rehearse", "logs", "down", "tunnel", "endpoint", "doctor", "ask", "batch",
+        "launch", "rehearse", "logs", "down", "tunnel", "endpoint", "doctor", "ask", "chat", "batch",
         "bench", "serve up", "serve update", "serve logs", "serve down",
     ),
     "infra": ("launch", "serve up"),
@@ -28,7 +28,7 @@ KEYS = {
     "system": ("ask", "batch"),
 }  # fmt: skip
 # PIXTRAL_ENDPOINT says which endpoint these are about.
-FOLLOW_THE_ENVIRONMENT = ("endpoint", "doctor", "ask", "batch", "bench")
+FOLLOW_THE_ENVIRONMENT = ("endpoint", "doctor", "ask", "chat", "batch", "bench")
 
 
 def paths() -> tuple[Path, Path]:

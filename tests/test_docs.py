@@ -86,7 +86,7 @@ def test_credentials_are_those_of_skypilot() -> None:
     """Each cloud that is an extra; the file or the command stands in SkyPilot's own code for that cloud."""
     found = {cloud.strip("`"): given for cloud, given, *_ in rows("guides/credentials.md", "cloud")[:25]}
     extras = set(importlib.metadata.metadata("pixtral-sky").get_all("Provides-Extra") or ())
-    assert set(found) == extras - {"rehearse", "heic", "fast", "pdf", "plot", "sky"}
+    assert set(found) == extras - {"rehearse", "heic", "fast", "chat", "pdf", "plot", "sky"}
     package = Path(importlib.util.find_spec("sky").origin or "").parent  # type: ignore[union-attr]
     for cloud, given in found.items():
         if cloud == "kubernetes":

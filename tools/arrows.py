@@ -18,10 +18,22 @@ BELOW = {
     "bench": ("batch", "client", "pictures", "base"),
     "planning": ("deploy", "client", "pictures", "base"),
     "rehearsal": ("deploy", "client", "pictures", "base"),
+    "chat": ("client", "pictures", "base"),
     "doctor": ("deploy", "client", "pictures", "base"),
     "server": (),  # it runs on the GPU machine, alone
     "api": ("client", "pictures", "base"),
-    "cli": ("doctor", "rehearsal", "planning", "bench", "batch", "deploy", "client", "pictures", "base"),
+    "cli": (
+        "doctor",
+        "rehearsal",
+        "planning",
+        "chat",
+        "bench",
+        "batch",
+        "deploy",
+        "client",
+        "pictures",
+        "base",
+    ),
 }
 
 

@@ -23,7 +23,7 @@ from pixtral_sky.errors import PixtralSkyError, UsageError
 SECTIONS = {
     "Plan": ("rehearse", "plan", "capacity"),
     "Deploy": ("launch", "serve"),
-    "Use": ("ask", "batch", "bench", "tokens", "endpoint", "tunnel"),
+    "Use": ("ask", "chat", "batch", "bench", "tokens", "endpoint", "tunnel"),
     "Operate": ("doctor", "status", "logs", "down", "completion"),
 }
 QUIET, GROUPS = ("-q", "--quiet"), ("serve",)

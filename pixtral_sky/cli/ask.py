@@ -42,9 +42,6 @@ RemoteUrls = Annotated[
         "--remote-urls", help="Let the endpoint download http(s) pictures, from where its IMAGE_URLS says."
     ),
 ]
-NoCheck = Annotated[
-    bool, typer.Option("--no-check", help="Send it even if it is more than the endpoint is known to take.")
-]
 
 
 def ask(
@@ -58,7 +55,7 @@ def ask(
     no_stream: NoStream = False,
     usage: Usage = False,
     remote_urls: RemoteUrls = False,
-    no_check: NoCheck = False,
+    no_check: options.NoCheck = False,
     url: options.Url = None,
     api_key: options.ApiKey = None,
     name: options.Asked = None,

@@ -65,22 +65,13 @@ def endpoint(
 
 
 def curl(endpoint: Endpoint) -> str:
-    """A curl command for bash. The key is not in its arguments, which other users can see."""
-    lines = []
-    if endpoint.origin != "PIXTRAL_ENDPOINT" and (endpoint.key or endpoint.tunnel):
-        # This puts the key into the environment, and opens the tunnel.
-        lines.append(f'eval "$(pixtral-sky endpoint --env --name {endpoint.origin})"')
-    header = ""
-    if endpoint.key:
-        scheme = endpoint.authorization.partition(" ")[0]
-        header = f' -H @<(echo "Authorization: {scheme} $PIXTRAL_API_KEY")'
+    """A small request to ``endpoint``."""
+    from pixtral_sky.client import curl
+
     body = {
         "model": endpoint.model,
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
         "stream": True,
         "max_tokens": 64,
     }
-    lines.append(f"curl -sS --no-buffer {shlex.quote(endpoint.chat_url)} \\")
-    lines.append(f'  -H "Content-Type: application/json"{header} \\')
-    lines.append(f"  -d {shlex.quote(json.dumps(body))}")
-    return "\n".join(lines)
+    return curl.curl(endpoint, shlex.quote(json.dumps(body)))

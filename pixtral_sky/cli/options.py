@@ -50,6 +50,9 @@ Asked = Annotated[
         autocompletion=deployments,
     ),
 ]
+NoCheck = Annotated[
+    bool, typer.Option("--no-check", help="Send it even if it is more than the endpoint is known to take.")
+]
 
 # Of those that look at one deployment
 Deployment = Annotated[str, typer.Argument(help="The deployment.", autocompletion=deployments)]

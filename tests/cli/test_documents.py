@@ -40,6 +40,7 @@ IN_BASH = r"echo \"[^$]*\" > \S+|curl .*|bash examples/.*|eval \"\$\(pixtral-sky
 ELSEWHERE = {
     r"pixtral-sky rehearse": "tests/real/engine/test_engine.py",
     r"pixtral-sky doctor --answers": "tests/real/engine/test_answers.py",
+    r"pixtral-sky chat": "make clients: tests/real/clients/test_chat.py",
     r"pixtral-sky tunnel": "tests/deploy/test_tunnel.py",
     r"pixtral-sky capacity --pattern": "make check: tools/autoscaling.py",
     r"pixtral-sky launch --infra slurm/": "make e2e",

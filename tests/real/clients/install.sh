@@ -1,6 +1,6 @@
 #!/bin/bash
-# What the proof of docs/guides/clients.md needs: each client of its table in an environment of its own (with ALL=1 also
-# those that CI leaves out), and as root on Debian, where they are missing, Node and Chromium.
+# What the proof of docs/guides/clients.md and of `chat` needs: each client of its table in an environment of its own (with
+# ALL=1 also those that CI leaves out), the page in another, and as root on Debian, where they are missing, Node and Chromium.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 guide=docs/guides/clients.md
@@ -35,3 +35,12 @@ grep -P '^\| \[.*\]\(#.*\) \| `(pip|npm) install .*` \| `make clients'"${ALL:+( 
     fi
     echo "$made" > "$environment/complete"
   done
+
+# The page, with nothing but its extra.
+made="$day $(grep '^chat = ' pyproject.toml) $PWD"
+if [ "$(cat "$folder/chat/complete" 2>/dev/null)" != "$made" ]; then
+  rm -rf "$folder/chat"
+  .venv/bin/uv venv --quiet --no-project --python .venv/bin/python "$folder/chat"
+  .venv/bin/uv pip install --quiet --python "$folder/chat/bin/python" --compile-bytecode --exclude-newer "$day" --editable ".[chat]"
+  echo "$made" > "$folder/chat/complete"
+fi
