@@ -44,7 +44,7 @@ truss: .venv/dev  ## the real Truss and its proxy before the real vLLM, on examp
 	XDG_CACHE_HOME=$(CURDIR)/.cache bash tests/real/truss/install.sh
 	XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/pytest -m truss tests/real/truss
 
-clients: .venv/dev  ## the clients of docs/guides/clients.md and the page of `chat` before a rehearsal (all: ALL=1); as root, on Debian
+clients: .venv/dev  ## the clients of docs/guides/clients.md, the page of `chat` and Prometheus before a rehearsal (all: ALL=1); as root, on Debian
 	XDG_CACHE_HOME=$(CURDIR)/.cache ALL=$(ALL) bash tests/real/clients/install.sh
 	$(BIN)/pip install --quiet --group browser
 	XDG_CACHE_HOME=$(CURDIR)/.cache ALL=$(ALL) $(BIN)/pytest -m clients tests/real/clients

@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 
+from .counts import count
 from .refusal import Refusal
 
 AT_ONCE = 16  # on this server
@@ -131,6 +132,7 @@ class Images:
         """The kind and the bytes of the picture at a URL."""
         import aiohttp
 
+        count("pictures", "Pictures that requests name by URL")
         url = parsed(text)
         if url is None:
             raise refused(f"{text[:40]!a} is no http(s) URL of a picture")
@@ -242,4 +244,5 @@ async def picture(response, host, share):
             break
     if not kind:
         raise refused(f"What {host!r} sends is no JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture")
+    count("pictures_fetched", "Those of them that were fetched")
     return kind.lastgroup, bytes(data)

@@ -42,6 +42,7 @@ ELSEWHERE = {
     r"pixtral-sky doctor --answers": "tests/real/engine/test_answers.py",
     r"pixtral-sky chat": "make clients: tests/real/clients/test_chat.py",
     r"pixtral-sky tunnel": "tests/deploy/test_tunnel.py",
+    r"pixtral-sky serve status --json\s+\|": "make clients: tests/real/clients/test_monitoring.py",
     r"pixtral-sky capacity --pattern": "make check: tools/autoscaling.py",
     r"pixtral-sky launch --infra slurm/": "make e2e",
     r"pixtral-sky plan --measured": "tests/cli/test_plan.py, with a file that is there",

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from tests.conftest import ROOT
 
-PAGES = [
-    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/truss/README.md")
-] + sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    [*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 #!/bin/bash
-# What the proof of docs/guides/clients.md and of `chat` needs: each client of its table in an environment of its own (with
-# ALL=1 also those that CI leaves out), the page in another, and as root on Debian, where they are missing, Node and Chromium.
+# What the proof of docs/guides/clients.md, of `chat` and of docs/guides/monitoring.md needs: each client of its table in an
+# environment of its own (with ALL=1 also those that CI leaves out), the page in another, and as root on Debian, where they are
+# missing, Node and Chromium; and Prometheus.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 guide=docs/guides/clients.md
@@ -11,10 +12,22 @@ missing=()
 command -v node >/dev/null || missing+=(nodejs)
 command -v npm >/dev/null || missing+=(npm)
 command -v chromium >/dev/null || missing+=(chromium)
+command -v jq >/dev/null || missing+=(jq)
 if [ ${#missing[@]} -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -qq
   apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+# Unpacked, as the package installed would start a service.
+if [ ! -e "$folder/prometheus" ]; then
+  unpacked=$(mktemp -d)
+  chmod 755 "$unpacked" # for apt's own user
+  apt-get update -qq
+  (cd "$unpacked" && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb prometheus)
+  mkdir -p "$folder"
+  mv "$unpacked/prometheus" "$folder/"
+  rm -r "$unpacked"
 fi
 
 # | [NAME](#section) | `pip install PACKAGES` | `make clients` | ...

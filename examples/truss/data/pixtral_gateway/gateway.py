@@ -20,6 +20,7 @@ import os
 
 from . import answers, heads, judge, responses, turned
 from . import body as bodies
+from .counts import count
 from .idle import IdleClock
 from .images import Images
 from .readiness import Readiness
@@ -66,10 +67,18 @@ class Gateway:
         await self.entrance(scope, receive, send)
 
     async def answer(self, scope, receive, send):
+        route = scope["path"] if scope["path"] in {path for _, path in ROUTES} else "other"
+
+        async def counted_send(message):
+            if message["type"] == "http.response.start":
+                count("requests", "Requests answered", route=route, status=f"{message['status'] // 100}xx")
+            await send(message)
+
         try:
-            await self.route(scope, receive, send)
+            await self.route(scope, receive, counted_send)
         except Refusal as refusal:
-            await refusal.answer(send)
+            count("refusals", "Requests that the gateway refused, by the error's code", code=refusal.code)
+            await refusal.answer(counted_send)
 
     async def route(self, scope, receive, send):
         method, path = scope["method"], scope["path"]
