@@ -18,6 +18,7 @@ from pixtral_sky.chat.page import Chat
 from pixtral_sky.client.messages import MAX_TOKENS
 from pixtral_sky.pictures.arguments import DEFAULT_QUESTION
 from tests.support import fake_endpoint as fake
+from tests.support import pdfs
 from tests.support.command_line import KEY, Run
 from tests.support.fake_endpoint import Exchange, FakeEndpoint, says
 
@@ -97,6 +98,14 @@ def test_a_picture_alone(files: dict[str, str]) -> None:
     with FakeEndpoint() as endpoint:
         reply(Chat(endpoint.endpoint(), True), "  ", files["red.png"])
     assert sent(endpoint)[0][1][1:] == [DEFAULT_QUESTION]
+
+
+def test_the_pages_of_a_pdf(tmp_path: Path) -> None:
+    (tmp_path / "two.pdf").write_bytes(pdfs.made(b"", b""))
+    with FakeEndpoint() as endpoint:
+        (*_, (_, line)) = reply(Chat(endpoint.endpoint(), True), "Read", str(tmp_path / "two.pdf"))
+    assert re.search(r"\(two.pdf#page=1: [\d,]+, two.pdf#page=2: [\d,]+\)", line)
+    assert len(sent(endpoint)[0][1]) == 3
 
 
 def test_further_turns(files: dict[str, str]) -> None:

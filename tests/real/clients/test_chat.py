@@ -224,8 +224,10 @@ def test_pictures_answers_and_what_leaves_the_process(tab, page, endpoint):
     assert [message["role"] for message in second] == ["user", "assistant", "user"]
 
     tab.get_by_role("button", name="Copy as curl").click()
-    tab.wait_for_function("navigator.clipboard.readText().then(text => text.includes('Sure?'))")
-    command = tab.evaluate("navigator.clipboard.readText()")
+    deadline, command = time.monotonic() + 10, ""
+    while "Sure?" not in command and time.monotonic() < deadline:
+        tab.wait_for_timeout(50)
+        command = tab.evaluate("navigator.clipboard.readText()")
     environ = {"PIXTRAL_API_KEY": KEY, "PATH": "/usr/bin:/bin"}
     said = subprocess.check_output(["bash", "-e"], input=command, env=environ, text=True)
     assert '"content": "Yes."' in said
