@@ -147,7 +147,9 @@ def find(name: str | None) -> Endpoint:
                     f"What it does: pixtral-sky status {name}",
                 ) from None
         except SkyError as trouble:
-            raise NoEndpoint(nothing.what, f"{nothing.hint} SkyPilot could not be asked: {trouble}") from None
+            raise NoEndpoint(
+                nothing.what, f"{nothing.hint.rstrip('.')}. SkyPilot could not be asked: {trouble}"
+            ) from None
     return resolve.find(name=name)
 
 

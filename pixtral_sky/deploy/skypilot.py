@@ -58,6 +58,7 @@ class SkyOutput(io.TextIOBase):
 
 
 LOOK = "Its own view: sky status; sky api status"
+SERVER_LOG = "~/.sky/api_server/server.log"  # sky/server/constants.py: API_SERVER_LOGS
 # What helps with each kind of error: names of classes in sky/exceptions.py.
 HINTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("CloudUserIdentityError", "InvalidCloudCredentials", "InvalidCloudConfigs"), "Run: sky check"),
@@ -172,12 +173,17 @@ def _explained(error: Exception) -> SkyError:
     if isinstance(error, exceptions.ApiServerAuthenticationError):
         return SkyError("SkyPilot's API server asks who you are.", "Run: sky api login")
     if isinstance(error, exceptions.NoCloudAccessError):
-        return SkyError("SkyPilot has no cloud, Kubernetes or Slurm to launch on.", "Run: sky check")
+        return SkyError(
+            "SkyPilot has no cloud, Kubernetes or Slurm to launch on.",
+            "What is missing: pixtral-sky doctor --infra aws, or where it shall be",
+        )
     if isinstance(error, exceptions.ResourcesUnavailableError):
         return _no_machine(error, what)
     if isinstance(error, exceptions.ResourcesMismatchError):
         return SkyError(f"The running machine is another one: {what}.", "Take it down first, or use --name")
     what = f"SkyPilot: {what}" if what.endswith(("?", "!")) else f"SkyPilot: {what}."
+    if "API server process exited" in what:
+        return SkyError("SkyPilot's API server ended as it started.", f"Its log says why: tail {SERVER_LOG}")
     kinds = {each.__name__ for each in type(error).__mro__}
     hint = next((hint for names, hint in HINTS if kinds & {*names}), LOOK)
     if "SKYPILOT_DISABLE_LOCAL_API_SERVER" in what:
