@@ -137,6 +137,7 @@ def _run(
 ) -> None:
     from pixtral_sky.batch.concurrency import MOST
     from pixtral_sky.batch.csv_export import write_csv
+    from pixtral_sky.batch.inputs import origin
     from pixtral_sky.batch.journal import Ledger
     from pixtral_sky.batch.runner import PATIENCE_SECONDS, Batch
     from pixtral_sky.batch.setup import record
@@ -147,7 +148,8 @@ def _run(
         endpoint = client.learn()
     job = replace(job, max_model_len=endpoint.max_model_len)
     stopped = None
-    with Ledger(paths, record(job, per_request, endpoint.model), **mode) as ledger:
+    inputs = map(origin, job.walked.arguments)
+    with Ledger(paths, record(job, per_request, endpoint.model), inputs=inputs, **mode) as ledger:
         _say_what_was(ledger)
         run = Batch(job, ledger)
         progress = Progress(run.tally, price)

@@ -448,6 +448,23 @@ def test_other_options_are_noticed(run: Run) -> None:
         )
 
 
+def test_other_inputs_are_noticed(run: Run, tmp_path: Path) -> None:
+    """An id is the same picture in all lines of a file."""
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        Path(folder, "1.png").write_bytes(Path("red.png").read_bytes())
+    with FakeEndpoint([echo]) as endpoint:
+        assert run(endpoint, "a/1.png", "-o", "out.jsonl").code == 0
+        for others in (["b/1.png"], ["a"], ["a/*.png"], ["a/1.png", "b/1.png"]):
+            result = run(endpoint, *others, "-o", "out.jsonl")
+            assert result.code == 2
+            assert f"the inputs were {tmp_path}/a/1.png and are {tmp_path}/" in result.error
+        assert run(endpoint, f"file://{tmp_path}/b/../a/1.png", "-o", "out.jsonl").code == 0  # the same
+        assert len(endpoint.asked) == 1
+        assert run(endpoint, "b", "-o", "out.jsonl", "--resume").code == 0
+        assert [line["id"] for line in lines("out.jsonl")] == ["1.png", "b/1.png"]
+
+
 def test_shares_are_together_all(run: Run) -> None:
     """Each by a process of its own, all at once, against one endpoint."""
     manifest(60)
