@@ -184,7 +184,9 @@ class Journal:
             ) from error
         except OSError as error:
             hint = {
-                "opened": "Write to a disk of this machine: -o FILE",
+                "opened": "Write elsewhere: -o FILE"
+                if isinstance(error, PermissionError)
+                else "Write to a disk of this machine: -o FILE",
                 "written": "Nothing in it is torn. When that is mended, the same command goes on.",
             }.get(what, "")
             raise PixtralSkyError(f"{self.path} cannot be {what}: {os_reason(error)}.", hint) from error

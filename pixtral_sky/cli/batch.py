@@ -119,6 +119,7 @@ def batch(
     defaults = Defaults(prompt or DEFAULT_QUESTION, system, max_tokens, temperature, response_format)
     csv = setup.table(out, inputs, wanted) if as_csv else None
     items = partial(walk, inputs, per_request=per_request, walked=(walked := Walked(inputs)))
+    setup.check_targets(paths, inputs)
     setup.check_inputs(items(), walked)
     job = runner.Job(items, defaults, wanted, limit, share, at_once, walked=walked)
     mode = {"resume": resume is True, "fresh": resume is False, "retry_errors": retry_errors}

@@ -430,15 +430,15 @@ def test_fresh_begins_anew_and_deletes_nothing(paths: Paths) -> None:
 
 @pytest.mark.parametrize("record", [None, "", "[]", "{}", '{"options": 5}'])
 def test_a_file_that_nobody_knows_is_not_touched(paths: Paths, record: str | None) -> None:
-    paths.out.write_text("my notes")
+    paths.out.write_text('{"id": "to')
     if record is not None:
         paths.record.write_text(record)
     with pytest.raises(UsageError, match=r"the record of how it was made, .*run\.json, is not\. .*--fresh"):
         Ledger(paths, OPTIONS)
-    assert paths.out.read_text() == "my notes"
+    assert paths.out.read_text() == '{"id": "to'
     # What somebody insists on cuts it, and keeps it.
     Ledger(paths, OPTIONS, resume=True).close()
-    assert Path(f"{paths.out}.torn").read_text() == "my notes\n"
+    assert Path(f"{paths.out}.torn").read_text() == '{"id": "to\n'
 
 
 def test_a_record_that_cannot_be_written(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
