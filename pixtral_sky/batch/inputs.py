@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pixtral_sky.errors import PictureError, UsageError
-from pixtral_sky.pictures import pdf
+from pixtral_sky.pictures import kinds, pdf
 from pixtral_sky.pictures.names import bare, check_scheme, is_data_url, is_url, local, spellings
 from pixtral_sky.pictures.picture import EXTENSIONS
 from pixtral_sky.pictures.source import Source
@@ -76,10 +76,29 @@ def parse(argument: str) -> list[Input]:
         named = _is_named(path)
         return [Input("folder", path.rstrip("/") or "/", parent if named else absolute, named)]
     if not is_manifest(path):
+        if stat.S_ISREG(mode) and not is_wanted(path):
+            _check_content(path)
         return [Input("file", path, parent)]
     if not stat.S_ISREG(mode):  # it cannot be read twice
         raise UsageError(f"{shown(argument)} is not a regular file.", "Pipe it in, and give '-'.")
     return [Input("manifest", path, parent)]
+
+
+def _check_content(path: str) -> None:
+    """Raise PictureError for a file that is neither called as a picture is, nor begins as one."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(kinds.HEAD)
+    except OSError as error:
+        raise PictureError(f"{shown(path)} cannot be read: {os_reason(error)}.") from error
+    if found := kinds.of(head, path):
+        raise kinds.error(found, path)
+    if not kinds.is_picture(head):
+        raise PictureError(
+            f"{shown(path)} is not a picture.",
+            "Give pictures, PDFs, or JSON lines in a file that ends in .jsonl. "
+            "A folder, or a glob in quotes, skips all else.",
+        )
 
 
 def origin(argument: str) -> str:

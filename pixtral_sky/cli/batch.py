@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Inputs = Annotated[
     list[str],
     typer.Argument(
-        help="Folders, pictures, globs, PDFs, or JSON lines (our own, or OpenAI's batch format).",
+        help="Folders, pictures, globs, PDFs, or JSON lines (our own, or OpenAI's batch format; '-': stdin).",
         metavar="INPUT...",
         show_default=False,
     ),
@@ -196,6 +196,10 @@ def _end(
     if tally.stopped_by:
         output.say(f"Stopped: {counts} {resume}")
         raise typer.Exit(128 + tally.stopped_by)
+    if failed == tally.failed == 1:
+        raise PixtralSkyError(
+            f"1 failed: {tally.failure}", f"When that is mended: --retry-errors. The reason is in {errors}, too."
+        )
     if failed:
         raise PixtralSkyError(
             f"{failed:,} failed: {errors} says why.",

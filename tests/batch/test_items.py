@@ -353,6 +353,28 @@ def test_an_argument_that_leads_to_nothing_ends_it_at_once(inputs, says):
     assert caught.type is (UsageError if is_misused else PictureError)
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("note.txt", b"Buy milk.", "note.txt is not a picture. Give pictures, PDFs, or JSON lines in a file that"),
+        ("list.json", b'{"images": ["a.jpg"]}\n', "JSON lines in a file that ends in .jsonl. A folder, or"),
+        ("empty", b"", "empty is not a picture."),
+        ("v.mp4", b"", "v.mp4 is a video. Take pictures from it: ffmpeg -i v.mp4"),
+        ("list.jsonl", PNG, "list.jsonl is no text, and a batch takes JSON lines there. Give it its own ext"),
+    ],
+)
+def test_a_file_that_is_no_picture_ends_it_at_once(name, data, says):
+    make(name, data=data)
+    make("a.png")
+    with pytest.raises((UsageError, PictureError), match=re.escape(says)):
+        walk(["a.png", name])
+
+
+def test_a_picture_of_an_odd_name():
+    make("photo", "photo.mp4", "photo.bak")
+    assert ids("photo", "photo.mp4", "photo.bak") == ["photo", "photo.mp4", "photo.bak"]
+
+
 def test_standard_input_that_is_closed(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UsageError, match="Standard input is closed"):

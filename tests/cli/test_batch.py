@@ -158,6 +158,17 @@ def test_some_fail(run: Run) -> None:
     assert len(lines("out.errors.jsonl.1")) == 2
 
 
+def test_the_only_failure_is_said(run: Run) -> None:
+    Path("cut.png").write_bytes(Path("red.png").read_bytes()[:60])
+    with FakeEndpoint([echo]) as endpoint:
+        result = run(endpoint, "red.png", "cut.png", "-o", "out.jsonl")
+    assert result.code == 1
+    assert result.err.endswith(
+        "\nError: 1 failed: cut.png is cut off. Copy or download it again. When that is mended: "
+        "--retry-errors. The reason is in out.errors.jsonl, too.\n"
+    )
+
+
 def test_a_missing_file_has_the_exit_code_of_the_other_commands(run: Run) -> None:
     with FakeEndpoint() as endpoint:
         result = run(endpoint, "red.png", "none.png", "-o", "out.jsonl")
@@ -737,6 +748,7 @@ def test_its_files_are_the_users_alone(run: Run) -> None:
         ),
         (["empty", "blank.jsonl"], b"", "There is nothing to ask about in empty, blank.jsonl. Give"),
         (["-"], b"", "There is nothing to ask about in standard input. Give"),
+        (["-"], b"\xff\xd8\xff\xe0\0\x10JFIF", "JSON lines there. About one picture: pixtral-sky ask -"),
         (["-"], b"\n\n", "There is nothing to ask about in standard input. Give"),
     ],
 )
