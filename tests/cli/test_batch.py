@@ -271,7 +271,11 @@ def test_a_schema_and_a_table(run: Run) -> None:
     with FakeEndpoint([says('{"total": "much"}'), says("{}")]) as endpoint:
         result = run(endpoint, manifest(1), "-o", "bad.jsonl", "--schema", "s.json", "--concurrency", "1")
     assert result.code == 1
-    assert lines("bad.errors.jsonl")[0]["error"]["type"] == "SchemaError"
+    assert lines("bad.errors.jsonl")[0]["error"] == {
+        "type": "SchemaError",
+        "message": "The answer does not fit the schema: $: 'total' is a required property.",
+        "answer": "{}",
+    }
     assert len(endpoint.asked) == 2
 
 
