@@ -374,7 +374,7 @@ class Ledger:
                 hint,
             ) from None
         changed = [
-            f"{name} was {_shown(before.get(name))} and is {_shown(options.get(name))}"
+            _difference(name, before.get(name), options.get(name))
             for name in dict.fromkeys([*options, *before])
             if before.get(name) != options.get(name)
         ]
@@ -398,9 +398,18 @@ def _listed(inputs: list[str], others: list[str]) -> str:
     return ", ".join(names) + (f" and {more:,} more" if more else "")
 
 
+def _difference(name: str, before: Any, now: Any) -> str:
+    """What has become of an option. Of a schema, only that: it has many lines."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return f"{name} has another content"
+    return f"{name} was {_shown(before)} and is {_shown(now)}"
+
+
 def _shown(value: Any) -> str:
     if value in ("", None):
         return "none"
+    if isinstance(value, dict):
+        return "given"
     text = value if isinstance(value, str) else json.dumps(value)
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return repr(f"{text[:SHOWN]}..." if len(text) > SHOWN else text) if isinstance(value, str) else text

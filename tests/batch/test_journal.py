@@ -396,6 +396,15 @@ def test_other_options_are_noticed(paths: Paths) -> None:
     Ledger(paths, other).close()  # it is how it is made now
 
 
+def test_of_a_schema_only_the_change_is_said(paths: Paths) -> None:
+    schema = {"type": "object"}
+    with Ledger(paths, {"--schema": schema}) as first:
+        first.out.append({"id": "a"})
+    for other, says in (({"type": "array"}, "way: --schema has another content."), (None, "was given and is none.")):
+        with pytest.raises(UsageError, match=says):
+            Ledger(paths, {"--schema": other})
+
+
 def test_other_inputs_are_noticed(paths: Paths) -> None:
     with Ledger(paths, OPTIONS, inputs=["/b", "/a/1.jpg", "/c"]) as first:
         first.out.append({"id": "1.jpg"})

@@ -445,7 +445,7 @@ def test_other_options_are_noticed(run: Run) -> None:
             )
         Path("s.json").write_text('{"type": "object"}')
         assert (
-            "--schema was none and is {"
+            "--schema was none and is given."
             in run(endpoint, "list.jsonl", "-o", "out.jsonl", "--schema", "s.json").error
         )
         assert len(endpoint.asked) == 2
