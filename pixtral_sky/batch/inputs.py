@@ -102,9 +102,10 @@ def _check_content(path: str) -> None:
 
 
 def origin(argument: str) -> str:
-    """What an argument means, however it is spelled and wherever it is given: two with one origin give the same ids.
+    """What an argument means, however it is spelled and wherever it is given.
 
-    The absolute path, or the pattern with its fixed part absolute; "-" for standard input. Raises as ``parse``.
+    Two with one origin give the same ids. It is the absolute path (and "/." where ids begin without the
+    folder's name), or the pattern with its fixed part absolute; "-" for standard input. Raises as ``parse``.
     """
     if argument == "-":
         return "-"

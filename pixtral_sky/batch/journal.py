@@ -265,8 +265,8 @@ class Paths:
 class Ledger:
     """The answers and failures of a batch, open to append to. Closed by ``with`` or ``close()``.
 
-    ``options`` (readable, nothing secret) are those that change an answer or an id; ``inputs`` (their origins,
-    in any order) are what the ids stand for. The record keeps both. Others than those of the last run are
+    ``options`` (readable, nothing secret) are those that change an answer or an id; ``inputs`` (origins, in
+    any order) are what the ids stand for. The record keeps both. Others than those of the last run are
     refused, unless ``resume`` goes on all the same, or ``fresh`` begins anew and sets the old files aside:
     out.jsonl.1, .2 and so on.
 

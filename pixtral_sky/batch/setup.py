@@ -46,16 +46,17 @@ def _check_path(path: Path, option: str) -> None:
     if path.suffix.lower() == ".csv" or is_wanted(str(path)):
         table = ". The table beside it: --csv" if path.suffix.lower() == ".csv" else ""
         raise UsageError(
-            f"{name} would hold JSON lines.", f"{option} {shlex.quote(str(path.with_suffix('.jsonl')))}{table}"
+            f"{name} would hold JSON lines.",
+            f"{option} {shlex.quote(str(path.with_suffix('.jsonl')))}{table}",
         )
     if not _is_ours(path):
         raise UsageError(f"{name} is there, and is no file of a batch.", f"Write elsewhere: {option} FILE")
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a batch may write to the file: none is there, or it begins with a line of a batch, maybe a torn one.
+    """Whether a batch may write to the file: none is there, or it begins with a line of a batch.
 
-    A power cut may leave zeros. What cannot be read is left to the Journal.
+    That line may be torn, and a power cut may leave zeros. What cannot be read is left to the Journal.
     """
     if not path.is_file():
         return True

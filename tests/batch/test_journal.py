@@ -400,7 +400,10 @@ def test_of_a_schema_only_the_change_is_said(paths: Paths) -> None:
     schema = {"type": "object"}
     with Ledger(paths, {"--schema": schema}) as first:
         first.out.append({"id": "a"})
-    for other, says in (({"type": "array"}, "way: --schema has another content."), (None, "was given and is none.")):
+    for other, says in (
+        ({"type": "array"}, "way: --schema has another content."),
+        (None, "was given and is none."),
+    ):
         with pytest.raises(UsageError, match=says):
             Ledger(paths, {"--schema": other})
 

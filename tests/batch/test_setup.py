@@ -46,7 +46,9 @@ def test_two_files_are_not_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("new.JPG", "new.JPG would hold JSON lines. -o new.jsonl$"),
     ],
 )
-def test_where_no_answers_can_be(out: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_answers_can_be(
+    out: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my folder").mkdir()
     with pytest.raises(UsageError, match=says.replace("^.", r"^\.")):

@@ -268,6 +268,12 @@ def test_a_schema_and_a_table(run: Run) -> None:
         rows = list(csv.reader(file))
     assert rows[0] == ["id", "shop", "total"]
     assert sorted(rows[1:]) == [["i0", "A, B", "7.5"], ["i1", "A, B", "7.5"]]
+    with FakeEndpoint([says("A bill")]) as endpoint:
+        options = [manifest(3), "-o", "out.jsonl", "--fresh"]
+        assert run(endpoint, *options, "--limit", "2").code == 0
+    with FakeEndpoint([says('{"total": 7.5}')]) as endpoint:
+        result = run(endpoint, *options[:3], "--resume", "--schema", "s.json", "--csv")
+    assert "Warning: out.csv: 2 of 3 rows have an id only, as the answer is not of --schema." in result.err
     with FakeEndpoint([says('{"total": "much"}'), says("{}")]) as endpoint:
         result = run(endpoint, manifest(1), "-o", "bad.jsonl", "--schema", "s.json", "--concurrency", "1")
     assert result.code == 1
@@ -290,6 +296,7 @@ def test_a_schema_and_a_table(run: Run) -> None:
         (["list.jsonl", "-o", "out.jsonl", "--errors", "./out.jsonl"], "cannot go to one file"),
         (["red.png", "-o", "red.png", "--fresh"], "red.png would hold JSON lines."),
         (["red.png", "-o", "any.json", "--resume"], "any.json is there, and is no file of a batch."),
+        (["list.jsonl", "-o", "out.jsonl", "--resume", "--fresh"], "--fresh begins anew. Give one of them."),
         (["list.jsonl", "-o", "out.jsonl", "--csv"], "--csv makes columns of the properties in --schema"),
         (["list.jsonl", "-o", "out.jsonl", "--csv", "--schema", "none.json"], "none.json"),
         (["list.jsonl", "-o", "out.jsonl", "--csv", "--schema", "any.json"], "no properties"),
