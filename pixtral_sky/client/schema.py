@@ -66,8 +66,9 @@ class Schema:
                 "The schema refers to something that is not in it, or to itself without end."
             ) from bad
         if wrong and finish_reason == "length":
-            cut_off = f"The answer was cut off: --max-tokens {max_tokens} is too small."
-            raise SchemaError(cut_off, "Raise it.", text)
+            raise SchemaError(
+                f"The answer was cut off: --max-tokens {max_tokens} is too small.", "Raise it.", text
+            )
         if wrong:
             raise SchemaError(wrong, answer=text)
 
