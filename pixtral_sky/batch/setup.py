@@ -37,16 +37,21 @@ def paths(out: Path, errors: Path | None) -> Paths:
 def _check_path(path: Path, option: str) -> None:
     name = shown(str(path))
     if path == Path("-"):
-        raise UsageError(f"{option} takes a file, which the next run goes on with, and not '-'.", "-o FILE")
+        raise UsageError(
+            f"{option} takes a file, which the next run goes on with, and not '-'.",
+            f"Name one: {option} FILE",
+        )
     if path.is_dir():
         inner = shlex.quote(str(path / "out.jsonl"))
         raise UsageError(f"{name} is a folder.", f"Name a file in it: {option} {inner}")
     if not path.parent.is_dir():
-        raise UsageError(f"{name}: there is no such folder.", f"mkdir -p {shlex.quote(str(path.parent))}")
+        raise UsageError(
+            f"{name}: there is no such folder.", f"Make it: mkdir -p {shlex.quote(str(path.parent))}"
+        )
     if path.suffix.lower() == ".csv" or is_wanted(str(path)):
         table = ". The table beside it: --csv" if path.suffix.lower() == ".csv" else ""
         raise UsageError(
-            f"{name} would hold JSON lines.",
+            f"{name} is no name for a file of JSON lines.",
             f"{option} {shlex.quote(str(path.with_suffix('.jsonl')))}{table}",
         )
     if not _is_ours(path):

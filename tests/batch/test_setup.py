@@ -40,10 +40,10 @@ def test_two_files_are_not_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("..", "Name a file in it: -o ../out.jsonl"),
         ("/", "Name a file in it: -o /out.jsonl"),
         ("my folder", "Name a file in it: -o 'my folder/out.jsonl'"),
-        ("none/out.jsonl", "none/out.jsonl: there is no such folder. mkdir -p none$"),
+        ("none/out.jsonl", "none/out.jsonl: there is no such folder. Make it: mkdir -p none$"),
         ("-", "-o takes a file"),
-        ("o3.csv", "o3.csv would hold JSON lines. -o o3.jsonl. The table beside it: --csv"),
-        ("new.JPG", "new.JPG would hold JSON lines. -o new.jsonl$"),
+        ("o3.csv", "o3.csv is no name for a file of JSON lines. -o o3.jsonl. The table beside it: --csv"),
+        ("new.JPG", "new.JPG is no name for a file of JSON lines. -o new.jsonl$"),
     ],
 )
 def test_where_no_answers_can_be(

@@ -294,7 +294,7 @@ def test_a_schema_and_a_table(run: Run) -> None:
         (["list.jsonl", "-o", "out.jsonl", "--concurrency", "many"], "--concurrency takes auto, or a number"),
         (["list.jsonl", "-o", "out.jsonl", "--concurrency", "257"], "a number from 1 to 256"),
         (["list.jsonl", "-o", "out.jsonl", "--errors", "./out.jsonl"], "cannot go to one file"),
-        (["red.png", "-o", "red.png", "--fresh"], "red.png would hold JSON lines."),
+        (["red.png", "-o", "red.png", "--fresh"], "red.png is no name for a file of JSON lines."),
         (["red.png", "-o", "any.json", "--resume"], "any.json is there, and is no file of a batch."),
         (["list.jsonl", "-o", "out.jsonl", "--resume", "--fresh"], "--fresh begins anew. Give one of them."),
         (["list.jsonl", "-o", "out.jsonl", "--csv"], "--csv makes columns of the properties in --schema"),
