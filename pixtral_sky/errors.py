@@ -88,6 +88,10 @@ class NotAnAPI(EndpointError):
 class SchemaError(PixtralSkyError):
     """The answer does not fit the JSON Schema that was asked for."""
 
+    def __init__(self, what: str, hint: str = "", answer: str = "") -> None:
+        super().__init__(what, hint)
+        self.answer = answer
+
 
 class RehearsalError(PixtralSkyError):
     """The engine could not be made or started on this machine."""

@@ -42,17 +42,22 @@ def csv_rows(source: Path, schema: dict[str, Any]) -> Iterator[list[str]]:
             yield [_cell(line["id"]), *(_cell(answer.get(name)) for name in properties)]
 
 
-def write_csv(source: Path, schema: dict[str, Any], target: Path) -> int:
-    """Write the rows to ``target`` atomically. Returns their number, without the header; raises as above."""
-    rows = -1
+def write_csv(source: Path, schema: dict[str, Any], target: Path) -> tuple[int, int]:
+    """Write the rows to ``target`` atomically; raises as above.
+
+    Returns their number, without the header, and that of those which have an id only: their answers were made
+    without the schema, or were cut off.
+    """
+    rows, empty = -1, 0
     with files.whole(target, encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.writer(file)
         for row in csv_rows(source, schema):
             writer.writerow(row)
             rows += 1
+            empty += not any(row[1:])
         # Whoever may read the output may read the table.
         os.fchmod(file.fileno(), source.stat().st_mode & 0o666)
-    return rows
+    return rows, empty
 
 
 def _cell(value: Any) -> str:

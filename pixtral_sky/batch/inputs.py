@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pixtral_sky.errors import PictureError, UsageError
-from pixtral_sky.pictures import pdf
+from pixtral_sky.pictures import kinds, pdf
 from pixtral_sky.pictures.names import bare, check_scheme, is_data_url, is_url, local, spellings
 from pixtral_sky.pictures.picture import EXTENSIONS
 from pixtral_sky.pictures.source import Source
@@ -67,6 +67,58 @@ def parse(argument: str) -> list[Input]:
     """
     if argument == "-":
         return [Input("manifest", "-", "")]
+    path, mode = _locate(argument)
+    if mode is None:
+        return _expand(path)
+    absolute = os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
+    parent = str(Path(absolute).parent)
+    if stat.S_ISDIR(mode):
+        named = _is_named(path)
+        return [Input("folder", path.rstrip("/") or "/", parent if named else absolute, named)]
+    if not is_manifest(path):
+        if stat.S_ISREG(mode) and not is_wanted(path):
+            _check_content(path)
+        return [Input("file", path, parent)]
+    if not stat.S_ISREG(mode):  # it cannot be read twice
+        raise UsageError(f"{shown(argument)} is not a regular file.", "Pipe it in, and give '-'.")
+    return [Input("manifest", path, parent)]
+
+
+def _check_content(path: str) -> None:
+    """Raise PictureError for a file that is neither called as a picture is, nor begins as one."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(kinds.HEAD)
+    except OSError as error:
+        raise PictureError(f"{shown(path)} cannot be read: {os_reason(error)}.") from error
+    if found := kinds.of(head, path):
+        raise kinds.error(found, path)
+    if not kinds.is_picture(head):
+        raise PictureError(
+            f"{shown(path)} is not a picture.",
+            "Give pictures, PDFs, or JSON lines in a file that ends in .jsonl. "
+            "A folder, or a glob in quotes, skips all else.",
+        )
+
+
+def origin(argument: str) -> str:
+    """What an argument means, however it is spelled and wherever it is given.
+
+    Two with one origin give the same ids. It is the absolute path (and "/." where ids begin without the
+    folder's name), or the pattern with its fixed part absolute; "-" for standard input. Raises as ``parse``.
+    """
+    if argument == "-":
+        return "-"
+    path, mode = _locate(argument)
+    if mode is None:
+        fixed = _fixed(path)
+        return f"{os.path.abspath(fixed)}/{Path(path).relative_to(fixed)}"  # noqa: PTH100
+    absolute = os.path.abspath(path)  # noqa: PTH100
+    return absolute if _is_named(path) or not stat.S_ISDIR(mode) else f"{absolute}/."
+
+
+def _locate(argument: str) -> tuple[str, int | None]:
+    """The path of an argument and its mode; None for a pattern."""
     if is_url(argument) or is_data_url(argument):
         raise UsageError(
             f"{shown(argument)} is no file or folder.", 'Put it into a manifest: {"images": ["https://..."]}'
@@ -83,34 +135,30 @@ def parse(argument: str) -> list[Input]:
         # Path.expanduser fails for a user who does not exist.
         path = os.path.expanduser(local(spelling))  # noqa: PTH111
         try:
-            mode = Path(path).stat().st_mode
-            break
+            return path, Path(path).stat().st_mode
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:  # ValueError: a NUL
             raise PictureError(f"{shown(argument)}: {os_reason(error)}.") from error
-    else:
-        if glob.has_magic(path):
-            return _expand(path)
-        raise PictureError(f"{shown(argument)}: no such file or folder.")
-    absolute = os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
-    parent = str(Path(absolute).parent)
-    if stat.S_ISDIR(mode):
-        # For "." and "..", ids do not begin with the folder's name.
-        named = Path(path).name not in ("", "..")
-        return [Input("folder", path.rstrip("/") or "/", parent if named else absolute, named)]
-    if not is_manifest(path):
-        return [Input("file", path, parent)]
-    if not stat.S_ISREG(mode):  # it cannot be read twice
-        raise UsageError(f"{shown(argument)} is not a regular file.", "Pipe it in, and give '-'.")
-    return [Input("manifest", path, parent)]
+    if glob.has_magic(path):
+        return path, None
+    raise PictureError(f"{shown(argument)}: no such file or folder.")
+
+
+def _is_named(folder: str) -> bool:
+    """Whether its ids begin with its name; for "." and ".." they do not."""
+    return Path(folder).name not in ("", "..")
+
+
+def _fixed(pattern: str) -> str:
+    """The folder in which all matches are."""
+    while glob.has_magic(pattern):
+        pattern = str(Path(pattern).parent)
+    return pattern
 
 
 def _expand(pattern: str) -> list[Input]:
-    fixed = pattern
-    while glob.has_magic(fixed):
-        fixed = str(Path(fixed).parent)
-    base = os.path.abspath(fixed)  # noqa: PTH100
+    base = os.path.abspath(_fixed(pattern))  # noqa: PTH100
     found = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute path)
     found = sorted((_in_folder("", path) for path in found), key=natural)
     if is_manifest(pattern):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from pixtral_sky.batch import openai_format
 from pixtral_sky.client.messages import FRAME_TOKENS, messages
+from pixtral_sky.errors import SchemaError
 from pixtral_sky.pictures.picture import Picture
 from pixtral_sky.pictures.source import Source
 
@@ -126,9 +127,13 @@ def result(
 
 
 def failure(item: Item | BadInput, error: Exception | str) -> dict[str, Any]:
-    """The line of the errors file for an item and its error, or a BadInput and its reason."""
+    """The line of the errors file for an item and its error, or a BadInput and its reason.
+
+    An answer that does not fit its schema is kept.
+    """
     kind = type(error).__name__ if isinstance(error, Exception) else "BadInput"
     message = str(error).encode(errors="replace").decode()
     if item.openai:
         return openai_format.error(item.id, kind, message)
-    return {"id": item.id, "error": {"type": kind, "message": message}}
+    answer = {"answer": error.answer} if isinstance(error, SchemaError) else {}
+    return {"id": item.id, "error": {"type": kind, "message": message, **answer}}

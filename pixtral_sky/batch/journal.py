@@ -21,7 +21,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -31,12 +31,13 @@ import msgspec
 
 from pixtral_sky import files
 from pixtral_sky.errors import PixtralSkyError, UsageError
-from pixtral_sky.text import counted, os_reason
+from pixtral_sky.text import counted, os_reason, shown
 
 GROUP = 64  # lines
 GROUP_SECONDS = 0.2
 READ_BYTES = 2**18  # at a time
 SHOWN = 40  # characters of an option's value in a message
+NAMED = 2  # inputs in a message
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -183,7 +184,9 @@ class Journal:
             ) from error
         except OSError as error:
             hint = {
-                "opened": "Write to a disk of this machine: -o FILE",
+                "opened": "Write elsewhere: -o FILE"
+                if isinstance(error, PermissionError)
+                else "Write to a disk of this machine: -o FILE",
                 "written": "Nothing in it is torn. When that is mended, the same command goes on.",
             }.get(what, "")
             raise PixtralSkyError(f"{self.path} cannot be {what}: {os_reason(error)}.", hint) from error
@@ -255,16 +258,17 @@ class Paths:
 
     @property
     def record(self) -> Path:
-        """The file of the options that change the answers."""
+        """The file of the inputs, and of the options that change the answers."""
         return self.out.with_name(f"{self.out.name}.run.json")
 
 
 class Ledger:
     """The answers and failures of a batch, open to append to. Closed by ``with`` or ``close()``.
 
-    ``options`` (readable, nothing secret) are those that change an answer or an id; the record keeps them.
-    Other options than those of the last run are refused, unless ``resume`` goes on all the same, or ``fresh``
-    begins anew and sets the old files aside: out.jsonl.1, .2 and so on.
+    ``options`` (readable, nothing secret) are those that change an answer or an id; ``inputs`` (origins, in
+    any order) are what the ids stand for. The record keeps both. Others than those of the last run are
+    refused, unless ``resume`` goes on all the same, or ``fresh`` begins anew and sets the old files aside:
+    out.jsonl.1, .2 and so on.
 
     Failed items are not asked again, unless ``retry_errors`` sets the file of failures aside.
 
@@ -276,11 +280,13 @@ class Ledger:
         paths: Paths,
         options: Mapping[str, Any],
         *,
+        inputs: Iterable[str] = (),
         resume: bool = False,
         fresh: bool = False,
         retry_errors: bool = False,
     ) -> None:
         self.paths = paths
+        inputs = sorted(set(inputs))
         self.notices: list[str] = []  # for the user, about the files that were found
         self._seen: set[str] = set()  # ids
         self.done_before = self.failed_before = 0
@@ -292,12 +298,12 @@ class Ledger:
             stack.callback(self._tidy)
             begun = paths.out.stat().st_size or paths.errors.stat().st_size
             if begun and not (resume or fresh):
-                self._check(options)
+                self._check(options, inputs)
             if fresh or retry_errors:
                 # The failures first: a kill between the two loses nothing.
                 self.errors = stack.enter_context(self._anew(self.errors))
                 self.out = stack.enter_context(self._anew(self.out)) if fresh else self.out
-            _write_record(paths.record, options)
+            _write_record(paths.record, options, inputs)
             self.done_before = self._take_in(self.out)
             self.failed_before = self._take_in(self.errors)
             stack.pop_all()
@@ -355,38 +361,65 @@ class Ledger:
         journal.close()
         return new
 
-    def _check(self, options: Mapping[str, Any]) -> None:
-        """Raises UsageError when the answers were made with other options, or with unknown ones."""
-        hint = "Go on all the same: --resume. Begin anew, with the old file kept aside: --fresh"
+    def _check(self, options: Mapping[str, Any], inputs: list[str]) -> None:
+        """Raises UsageError when the answers are of other inputs or options, or of unknown ones."""
+        anew = "Begin anew, with the old file kept aside: --fresh"
+        hint = f"Go on all the same: --resume. {anew}"
         try:
-            before = dict(json.loads(self.paths.record.read_bytes())["options"])
+            record = json.loads(self.paths.record.read_bytes())
+            before = dict(record["options"])
         except (OSError, ValueError, LookupError, TypeError):
             raise UsageError(
                 f"{self.paths.out} is there, and the record of how it was made, {self.paths.record}, is not.",
                 hint,
             ) from None
         changed = [
-            f"{name} was {_shown(before.get(name))} and is {_shown(options.get(name))}"
+            _difference(name, before.get(name), options.get(name))
             for name in dict.fromkeys([*options, *before])
             if before.get(name) != options.get(name)
         ]
+        were = record.get("inputs", inputs)  # those of old are not known
+        if were != inputs:
+            changed.append(f"the inputs were {_listed(were, inputs)} and are {_listed(inputs, were)}")
+            hint = (
+                "Go on, where an id that is there counts as done: --resume. "
+                f"{anew}. Keep both: another -o FILE"
+            )
         if changed:
             raise UsageError(f"{self.paths.out} was made in another way: {', '.join(changed)}.", hint)
+
+
+def _listed(inputs: list[str], others: list[str]) -> str:
+    """The first inputs, those first that are not among the ``others``, and how many more there are."""
+    known = set(others)
+    ordered = [each for each in inputs if each not in known] or inputs
+    names = [shown(each) for each in ordered[:NAMED]]
+    more = len(inputs) - len(names)
+    return ", ".join(names) + (f" and {more:,} more" if more else "")
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    """What has become of an option. Of a schema, only that: it has many lines."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return f"{name} has another content"
+    return f"{name} was {_shown(before)} and is {_shown(now)}"
 
 
 def _shown(value: Any) -> str:
     if value in ("", None):
         return "none"
+    if isinstance(value, dict):
+        return "given"
     text = value if isinstance(value, str) else json.dumps(value)
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return repr(f"{text[:SHOWN]}..." if len(text) > SHOWN else text) if isinstance(value, str) else text
 
 
-def _write_record(path: Path, options: Mapping[str, Any]) -> None:
+def _write_record(path: Path, options: Mapping[str, Any], inputs: list[str]) -> None:
     """Write the record atomically, with the mode 0600, as prompts may be private."""
     try:
         with files.whole(path) as file:
-            json.dump({"options": dict(options)}, file, indent=1)
+            json.dump({"options": dict(options), "inputs": inputs}, file, indent=1)
         _sync_folder(path)
     except OSError as error:
         raise PixtralSkyError(f"{path} cannot be written: {os_reason(error)}.") from error

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from pixtral_sky.batch import jsonl, openai_format
 from pixtral_sky.batch.inputs import Input
 from pixtral_sky.errors import UsageError
-from pixtral_sky.pictures import pdf
+from pixtral_sky.pictures import kinds, pdf
 from pixtral_sky.pictures.names import is_url
 from pixtral_sky.text import is_unicode, os_reason, shown
 
@@ -62,6 +62,10 @@ def speaks_openai(given: Input) -> bool:
     finally:
         if given.path == "-":
             _read_ahead[_stdin()] = read
+    head = b"".join(read)[: kinds.HEAD]
+    if kinds.is_picture(head) or kinds.of(head, ""):
+        hint = "About one picture: pixtral-sky ask -" if given.path == "-" else "Give it its own extension."
+        raise UsageError(f"{called(given)} is no text, and a batch takes JSON lines there.", hint)
     return False
 
 

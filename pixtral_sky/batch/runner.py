@@ -105,6 +105,7 @@ class Tally:
     again: int = 0  # asked once more
     in_flight: int = 0
     to_do: int | None = None  # all items of this run; None: not known yet
+    failure: str = ""  # the reason of the last that failed
     trouble: str = ""  # the last notice of a retry, until the next answer
     stopping: bool = False  # it waits for what is in flight, GRACE_SECONDS at most
     stopped_by: int = 0  # the signal that ended it early
@@ -491,6 +492,7 @@ class Batch:
         self._ledger.errors.append(failure(item, error))
         with self._lock:
             self.tally.failed += 1
+            self.tally.failure = str(error)
 
 
 def _size(value: Any) -> int:

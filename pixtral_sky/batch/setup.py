@@ -2,30 +2,97 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pixtral_sky.batch import csv_export
 from pixtral_sky.batch.concurrency import MOST
-from pixtral_sky.batch.inputs import Walked
+from pixtral_sky.batch.inputs import Walked, is_wanted, parse
 from pixtral_sky.batch.items import BadInput, Item
-from pixtral_sky.batch.journal import Paths
+from pixtral_sky.batch.journal import READ_BYTES, Paths
 from pixtral_sky.batch.runner import Job
 from pixtral_sky.batch.walk import is_openai
 from pixtral_sky.client.schema import Schema
 from pixtral_sky.errors import UsageError
+from pixtral_sky.text import shown
 
 
 def paths(out: Path, errors: Path | None) -> Paths:
     """The files of a batch; ``errors`` is out.errors.jsonl beside out.jsonl by default.
 
-    Raises UsageError when both are the same.
+    Raises UsageError for a path at which no such file can be, or where another kind of file is, and when both
+    are the same.
     """
+    _check_path(out, "-o")
     found = Paths(out, errors or Path(f"{_stem(out)}.errors.jsonl"))
-    if found.errors.absolute() == out.absolute():
+    _check_path(found.errors, "--errors")
+    if found.errors.absolute() == out.absolute() or _is_same(found.errors, out):
         raise UsageError("The answers and the failures cannot go to one file.", "Name another: --errors FILE")
     return found
+
+
+def _check_path(path: Path, option: str) -> None:
+    name = shown(str(path))
+    if path == Path("-"):
+        raise UsageError(
+            f"{option} takes a file, which the next run goes on with, and not '-'.",
+            f"Name one: {option} FILE",
+        )
+    if path.is_dir():
+        inner = shlex.quote(str(path / "out.jsonl"))
+        raise UsageError(f"{name} is a folder.", f"Name a file in it: {option} {inner}")
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"{name}: there is no such folder.", f"Make it: mkdir -p {shlex.quote(str(path.parent))}"
+        )
+    if path.suffix.lower() == ".csv" or is_wanted(str(path)):
+        table = ". The table beside it: --csv" if path.suffix.lower() == ".csv" else ""
+        raise UsageError(
+            f"{name} is no name for a file of JSON lines.",
+            f"{option} {shlex.quote(str(path.with_suffix('.jsonl')))}{table}",
+        )
+    if not _is_ours(path):
+        raise UsageError(f"{name} is there, and is no file of a batch.", f"Write elsewhere: {option} FILE")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a batch may write to the file: none is there, or it begins with a line of a batch.
+
+    That line may be torn, and a power cut may leave zeros. What cannot be read is left to the Journal.
+    """
+    if not path.is_file():
+        return True
+    try:
+        with path.open("rb") as file:
+            head = file.read(READ_BYTES).lstrip(b"\0")
+    except OSError:
+        return True
+    first = head.partition(b"\n")[0]
+    try:
+        line = json.loads(first)
+    except (ValueError, RecursionError):
+        return not head or first.startswith(b'{"')
+    is_line = isinstance(line, dict) and ("id" in line or "custom_id" in line)
+    return is_line and not line.keys().isdisjoint(("answer", "response", "error"))
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is missing
+        return False
+
+
+def check_targets(paths: Paths, inputs: Sequence[str]) -> None:
+    """Raise UsageError if the batch would write to one of its inputs."""
+    for given in (each for argument in inputs for each in parse(argument)):
+        for path in given.matches or [given.path]:
+            for option, target in (("-o", paths.out), ("--errors", paths.errors)):
+                if _is_same(Path(path), target):
+                    raise UsageError(f"{shown(path)} is an input.", f"Write elsewhere: {option} FILE")
 
 
 def check_inputs(items: Iterator[Item | BadInput], walked: Walked) -> None:

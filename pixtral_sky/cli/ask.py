@@ -10,6 +10,7 @@ import typer
 
 from pixtral_sky import output
 from pixtral_sky.cli import options
+from pixtral_sky.errors import SchemaError
 from pixtral_sky.pictures.arguments import DEFAULT_QUESTION
 
 if TYPE_CHECKING:
@@ -108,7 +109,12 @@ def _print(answer: Answer, schema: Schema | None, max_tokens: int, as_json: bool
     else:
         _show(answer)
     if schema:
-        schema.check(answer.text, answer.finish_reason, max_tokens)
+        try:
+            schema.check(answer.text, answer.finish_reason, max_tokens)
+        except SchemaError as error:
+            if not as_json:
+                error.hint = error.hint or "The whole answer: the same with --json"
+            raise
     if as_json:
         return
     if no_stream or schema:

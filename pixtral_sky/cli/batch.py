@@ -11,7 +11,7 @@ import typer
 
 from pixtral_sky import output
 from pixtral_sky.cli import options
-from pixtral_sky.errors import PixtralSkyError
+from pixtral_sky.errors import PixtralSkyError, UsageError
 from pixtral_sky.pictures.arguments import DEFAULT_QUESTION
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Inputs = Annotated[
     list[str],
     typer.Argument(
-        help="Folders, pictures, globs, PDFs, or JSON lines (our own, or OpenAI's batch format).",
+        help="Folders, pictures, globs, PDFs, or JSON lines (our own, or OpenAI's batch format; '-': stdin).",
         metavar="INPUT...",
         show_default=False,
     ),
@@ -60,13 +60,9 @@ RetryErrors = Annotated[
     bool, typer.Option("--retry-errors", help="Ask again what failed, and set its file aside.")
 ]
 Resume = Annotated[
-    bool | None,
-    typer.Option(
-        "--resume/--fresh",
-        help="Go on with FILE although options have changed, or set FILE aside and begin anew.",
-        show_default=False,
-    ),
+    bool, typer.Option("--resume", help="Go on with FILE although options or inputs have changed.")
 ]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Set FILE aside, and begin anew.")]
 PricePerHour = Annotated[
     float | None,
     typer.Option(min=0, metavar="USD", help="Of the endpoint, to show the cost.", show_default=False),
@@ -89,7 +85,8 @@ def batch(
     concurrency: Concurrency = "auto",
     errors: Errors = None,
     retry_errors: RetryErrors = False,
-    resume: Resume = None,
+    resume: Resume = False,
+    fresh: Fresh = False,
     price_per_hour: PricePerHour = None,
     as_json: AsJson = False,
     url: options.Url = None,
@@ -112,6 +109,8 @@ def batch(
     from pixtral_sky.client.schema import Schema
     from pixtral_sky.deploy.resolve import find
 
+    if resume and fresh:
+        raise UsageError("--resume goes on with what is there, and --fresh begins anew.", "Give one of them.")
     paths = setup.paths(out, errors)
     at_once, share = setup.concurrency(concurrency), runner.shard(shard)
     wanted = Schema(schema) if schema else None
@@ -119,9 +118,10 @@ def batch(
     defaults = Defaults(prompt or DEFAULT_QUESTION, system, max_tokens, temperature, response_format)
     csv = setup.table(out, inputs, wanted) if as_csv else None
     items = partial(walk, inputs, per_request=per_request, walked=(walked := Walked(inputs)))
+    setup.check_targets(paths, inputs)
     setup.check_inputs(items(), walked)
     job = runner.Job(items, defaults, wanted, limit, share, at_once, walked=walked)
-    mode = {"resume": resume is True, "fresh": resume is False, "retry_errors": retry_errors}
+    mode = {"resume": resume, "fresh": fresh, "retry_errors": retry_errors}
     _run(job, per_request, paths, csv, mode, find(url, api_key, name), price_per_hour, as_json)
 
 
@@ -137,17 +137,20 @@ def _run(
 ) -> None:
     from pixtral_sky.batch.concurrency import MOST
     from pixtral_sky.batch.csv_export import write_csv
+    from pixtral_sky.batch.inputs import origin
     from pixtral_sky.batch.journal import Ledger
     from pixtral_sky.batch.runner import PATIENCE_SECONDS, Batch
     from pixtral_sky.batch.setup import record
     from pixtral_sky.cli.progress import Progress
     from pixtral_sky.client.client import Client
+    from pixtral_sky.text import counted
 
     with Client(endpoint, notify=output.say) as client:
         endpoint = client.learn()
     job = replace(job, max_model_len=endpoint.max_model_len)
     stopped = None
-    with Ledger(paths, record(job, per_request, endpoint.model), **mode) as ledger:
+    inputs = map(origin, job.walked.arguments)
+    with Ledger(paths, record(job, per_request, endpoint.model), inputs=inputs, **mode) as ledger:
         _say_what_was(ledger)
         run = Batch(job, ledger)
         progress = Progress(run.tally, price)
@@ -159,7 +162,12 @@ def _run(
             stopped = error
     complete = not (stopped or run.tally.stopped_by)
     if csv and job.schema and complete:
-        write_csv(paths.out, job.schema.schema, csv)
+        rows, empty = write_csv(paths.out, job.schema.schema, csv)
+        if empty:
+            output.warn(
+                f"{csv}: {empty:,} of {counted(rows, 'row')} have an id only, "
+                "as the answer is not of --schema."
+            )
     progress.say_the_end()
     if skipped := job.walked.said_skipped():
         output.say(skipped)
@@ -193,6 +201,11 @@ def _end(
     if tally.stopped_by:
         output.say(f"Stopped: {counts} {resume}")
         raise typer.Exit(128 + tally.stopped_by)
+    if failed == tally.failed == 1:
+        raise PixtralSkyError(
+            f"1 failed: {tally.failure}",
+            f"When that is mended: --retry-errors. The reason is in {errors}, too.",
+        )
     if failed:
         raise PixtralSkyError(
             f"{failed:,} failed: {errors} says why.",

@@ -66,9 +66,11 @@ class Schema:
                 "The schema refers to something that is not in it, or to itself without end."
             ) from bad
         if wrong and finish_reason == "length":
-            raise SchemaError(f"The answer was cut off: --max-tokens {max_tokens} is too small.", "Raise it.")
+            raise SchemaError(
+                f"The answer was cut off: --max-tokens {max_tokens} is too small.", "Raise it.", text
+            )
         if wrong:
-            raise SchemaError(wrong, "The whole answer: the same with --json")
+            raise SchemaError(wrong, answer=text)
 
 
 def _refs(schema: Any) -> Iterator[str]:

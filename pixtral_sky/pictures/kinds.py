@@ -85,8 +85,14 @@ def of(head: bytes, name: str) -> Kind | None:
         return found
     extension = PurePath(name).suffix.lower()
     found = next((kind for kind in KINDS if extension in kind.extensions), None)
-    picture = _PICTURE if found and found.is_tiff else _PICTURE + b"|" + _TIFF
-    return None if re.match(picture, head, re.DOTALL) else found
+    if found and found.is_tiff:
+        return None if re.match(_PICTURE, head, re.DOTALL) else found
+    return None if is_picture(head) else found
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` may be a picture that is read here."""
+    return re.match(_PICTURE + b"|" + _TIFF, head, re.DOTALL) is not None
 
 
 def error(kind: Kind, name: str) -> PictureError:

@@ -43,7 +43,7 @@ def test_a_table(out, tmp_path):
         '{"shop": "cut o',
     )
     target = tmp_path / "out.csv"
-    assert write_csv(out, SCHEMA, target) == 3
+    assert write_csv(out, SCHEMA, target) == (3, 1)
     with open(target, encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == [
             ["id", "shop", "total", "lines"],

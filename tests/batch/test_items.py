@@ -27,6 +27,7 @@ from PIL import Image
 
 from pixtral_sky import pixtral
 from pixtral_sky.batch import jsonl
+from pixtral_sky.batch.inputs import origin
 from pixtral_sky.batch.items import BadInput, Defaults, Item, failure, result
 from pixtral_sky.batch.walk import is_openai, walk
 from pixtral_sky.errors import PictureError, UsageError
@@ -351,6 +352,48 @@ def test_an_argument_that_leads_to_nothing_ends_it_at_once(inputs, says):
     # A missing file has the exit code that it has for `ask` and `tokens`.
     is_misused = inputs[0] in ("", "-", "pipe.jsonl", "https://h/a.jpg")
     assert caught.type is (UsageError if is_misused else PictureError)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        (
+            "note.txt",
+            b"Buy milk.",
+            "note.txt is not a picture. Give pictures, PDFs, or JSON lines in a file that",
+        ),
+        ("list.json", b'{"images": ["a.jpg"]}\n', "JSON lines in a file that ends in .jsonl. A folder, or"),
+        ("empty", b"", "empty is not a picture."),
+        ("v.mp4", b"", "v.mp4 is a video. Take pictures from it: ffmpeg -i v.mp4"),
+        ("list.jsonl", PNG, "list.jsonl is no text, and a batch takes JSON lines there. Give it its own ext"),
+    ],
+)
+def test_a_file_that_is_no_picture_ends_it_at_once(name, data, says):
+    make(name, data=data)
+    make("a.png")
+    with pytest.raises((UsageError, PictureError), match=re.escape(says)):
+        walk(["a.png", name])
+
+
+def test_a_picture_of_an_odd_name():
+    make("photo", "photo.mp4", "photo.bak")
+    assert ids("photo", "photo.mp4", "photo.bak") == ["photo", "photo.mp4", "photo.bak"]
+
+
+def test_the_origin_of_an_argument(here, monkeypatch):
+    make("p/a.png", "p/q/b.png")
+    same = {origin(each) for each in ("p", "p/", "./p", f"{here}/p", "p/q/..", f"file://{here}/p", " p ")}
+    # Ids begin with the folder's name but for "p/q/..".
+    assert same == {f"{here}/p", f"{here}/p/."}
+    assert origin("p/q/..") == f"{here}/p/."
+    assert origin("p/*/x[1]*.png") == origin("./p/q/../*/x[1]*.png") == f"{here}/p/*/x[1]*.png"
+    assert origin("-") == "-"
+    monkeypatch.chdir("p")
+    assert origin("a.png") == origin("../p/a.png") == f"{here}/p/a.png"
+    assert origin(".") == f"{here}/p/."
+    assert origin("*.png") == f"{here}/p/*.png"
+    with pytest.raises(PictureError, match="no such file or folder"):
+        origin("gone.png")
 
 
 def test_standard_input_that_is_closed(monkeypatch):

@@ -369,7 +369,7 @@ def test_a_torn_tail_is_said(paths: Paths) -> None:
 def test_the_record_is_for_its_owner_alone(paths: Paths) -> None:
     Ledger(paths, OPTIONS).close()
     assert stat.S_IMODE(paths.record.stat().st_mode) == 0o600
-    assert json.loads(paths.record.read_text()) == {"options": OPTIONS}
+    assert json.loads(paths.record.read_text()) == {"options": OPTIONS, "inputs": []}
     assert sorted(path.name for path in paths.out.parent.glob("*out*")) == ["out.jsonl", "out.jsonl.run.json"]
 
 
@@ -396,6 +396,36 @@ def test_other_options_are_noticed(paths: Paths) -> None:
     Ledger(paths, other).close()  # it is how it is made now
 
 
+def test_of_a_schema_only_the_change_is_said(paths: Paths) -> None:
+    schema = {"type": "object"}
+    with Ledger(paths, {"--schema": schema}) as first:
+        first.out.append({"id": "a"})
+    for other, says in (
+        ({"type": "array"}, "way: --schema has another content."),
+        (None, "was given and is none."),
+    ):
+        with pytest.raises(UsageError, match=says):
+            Ledger(paths, {"--schema": other})
+
+
+def test_other_inputs_are_noticed(paths: Paths) -> None:
+    with Ledger(paths, OPTIONS, inputs=["/b", "/a/1.jpg", "/c"]) as first:
+        first.out.append({"id": "1.jpg"})
+    Ledger(paths, OPTIONS, inputs=["/c", "/c", "/a/1.jpg", "/b"]).close()  # they are a set
+    with pytest.raises(UsageError) as caught:
+        Ledger(paths, OPTIONS, inputs=["/b", "/x", "/y", "/z"])
+    assert str(caught.value) == (
+        f"{paths.out} was made in another way: the inputs were /a/1.jpg, /c and 1 more and are /x, /y and "
+        "2 more. Go on, where an id that is there counts as done: --resume. Begin anew, with the old file kept "
+        "aside: --fresh. Keep both: another -o FILE"
+    )
+    with Ledger(paths, OPTIONS, inputs=["/x"], resume=True) as second:
+        assert "1.jpg" in second
+    Ledger(paths, OPTIONS, inputs=["/x"]).close()  # it is how it is made now
+    paths.record.write_text(json.dumps({"options": OPTIONS}))  # of a version that kept no inputs
+    Ledger(paths, OPTIONS, inputs=["/any"]).close()
+
+
 def test_fresh_begins_anew_and_deletes_nothing(paths: Paths) -> None:
     for number in range(3):
         with Ledger(paths, {"--prompt": number}, fresh=bool(number)) as each:
@@ -412,15 +442,15 @@ def test_fresh_begins_anew_and_deletes_nothing(paths: Paths) -> None:
 
 @pytest.mark.parametrize("record", [None, "", "[]", "{}", '{"options": 5}'])
 def test_a_file_that_nobody_knows_is_not_touched(paths: Paths, record: str | None) -> None:
-    paths.out.write_text("my notes")
+    paths.out.write_text('{"id": "to')
     if record is not None:
         paths.record.write_text(record)
     with pytest.raises(UsageError, match=r"the record of how it was made, .*run\.json, is not\. .*--fresh"):
         Ledger(paths, OPTIONS)
-    assert paths.out.read_text() == "my notes"
+    assert paths.out.read_text() == '{"id": "to'
     # What somebody insists on cuts it, and keeps it.
     Ledger(paths, OPTIONS, resume=True).close()
-    assert Path(f"{paths.out}.torn").read_text() == "my notes\n"
+    assert Path(f"{paths.out}.torn").read_text() == '{"id": "to\n'
 
 
 def test_a_record_that_cannot_be_written(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,6 +239,7 @@ def test_a_schema(how: list[str], run: Run, tmp_path: Path) -> None:
     assert good.code == 0
     assert (bad.code, cut.code) == (1, 1)
     assert "Error: The answer does not fit the schema: $: 'total' is a required property." in bad.err
+    assert ("The whole answer: the same with --json" in bad.err) == ("--json" not in how)
     assert "Error: The answer was cut off: --max-tokens 512 is too small." in cut.err
     if how == ["--json"]:
         assert json.loads(bad.out)["choices"][0]["message"]["content"] == "{}"

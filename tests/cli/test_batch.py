@@ -158,6 +158,17 @@ def test_some_fail(run: Run) -> None:
     assert len(lines("out.errors.jsonl.1")) == 2
 
 
+def test_the_only_failure_is_said(run: Run) -> None:
+    Path("cut.png").write_bytes(Path("red.png").read_bytes()[:60])
+    with FakeEndpoint([echo]) as endpoint:
+        result = run(endpoint, "red.png", "cut.png", "-o", "out.jsonl")
+    assert result.code == 1
+    assert result.err.endswith(
+        "\nError: 1 failed: cut.png is cut off. Copy or download it again. When that is mended: "
+        "--retry-errors. The reason is in out.errors.jsonl, too.\n"
+    )
+
+
 def test_a_missing_file_has_the_exit_code_of_the_other_commands(run: Run) -> None:
     with FakeEndpoint() as endpoint:
         result = run(endpoint, "red.png", "none.png", "-o", "out.jsonl")
@@ -257,10 +268,20 @@ def test_a_schema_and_a_table(run: Run) -> None:
         rows = list(csv.reader(file))
     assert rows[0] == ["id", "shop", "total"]
     assert sorted(rows[1:]) == [["i0", "A, B", "7.5"], ["i1", "A, B", "7.5"]]
+    with FakeEndpoint([says("A bill")]) as endpoint:
+        options = [manifest(3), "-o", "out.jsonl", "--fresh"]
+        assert run(endpoint, *options, "--limit", "2").code == 0
+    with FakeEndpoint([says('{"total": 7.5}')]) as endpoint:
+        result = run(endpoint, *options[:3], "--resume", "--schema", "s.json", "--csv")
+    assert "Warning: out.csv: 2 of 3 rows have an id only, as the answer is not of --schema." in result.err
     with FakeEndpoint([says('{"total": "much"}'), says("{}")]) as endpoint:
         result = run(endpoint, manifest(1), "-o", "bad.jsonl", "--schema", "s.json", "--concurrency", "1")
     assert result.code == 1
-    assert lines("bad.errors.jsonl")[0]["error"]["type"] == "SchemaError"
+    assert lines("bad.errors.jsonl")[0]["error"] == {
+        "type": "SchemaError",
+        "message": "The answer does not fit the schema: $: 'total' is a required property.",
+        "answer": "{}",
+    }
     assert len(endpoint.asked) == 2
 
 
@@ -273,6 +294,9 @@ def test_a_schema_and_a_table(run: Run) -> None:
         (["list.jsonl", "-o", "out.jsonl", "--concurrency", "many"], "--concurrency takes auto, or a number"),
         (["list.jsonl", "-o", "out.jsonl", "--concurrency", "257"], "a number from 1 to 256"),
         (["list.jsonl", "-o", "out.jsonl", "--errors", "./out.jsonl"], "cannot go to one file"),
+        (["red.png", "-o", "red.png", "--fresh"], "red.png is no name for a file of JSON lines."),
+        (["red.png", "-o", "any.json", "--resume"], "any.json is there, and is no file of a batch."),
+        (["list.jsonl", "-o", "out.jsonl", "--resume", "--fresh"], "--fresh begins anew. Give one of them."),
         (["list.jsonl", "-o", "out.jsonl", "--csv"], "--csv makes columns of the properties in --schema"),
         (["list.jsonl", "-o", "out.jsonl", "--csv", "--schema", "none.json"], "none.json"),
         (["list.jsonl", "-o", "out.jsonl", "--csv", "--schema", "any.json"], "no properties"),
@@ -428,7 +452,7 @@ def test_other_options_are_noticed(run: Run) -> None:
             )
         Path("s.json").write_text('{"type": "object"}')
         assert (
-            "--schema was none and is {"
+            "--schema was none and is given."
             in run(endpoint, "list.jsonl", "-o", "out.jsonl", "--schema", "s.json").error
         )
         assert len(endpoint.asked) == 2
@@ -446,6 +470,23 @@ def test_other_options_are_noticed(run: Run) -> None:
         assert (
             "the model was 'pixtral' and is 'another'" in run(endpoint, "list.jsonl", "-o", "out.jsonl").error
         )
+
+
+def test_other_inputs_are_noticed(run: Run, tmp_path: Path) -> None:
+    """An id is the same picture in all lines of a file."""
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        Path(folder, "1.png").write_bytes(Path("red.png").read_bytes())
+    with FakeEndpoint([echo]) as endpoint:
+        assert run(endpoint, "a/1.png", "-o", "out.jsonl").code == 0
+        for others in (["b/1.png"], ["a"], ["a/*.png"], ["a/1.png", "b/1.png"]):
+            result = run(endpoint, *others, "-o", "out.jsonl")
+            assert result.code == 2
+            assert f"the inputs were {tmp_path}/a/1.png and are {tmp_path}/" in result.error
+        assert run(endpoint, f"file://{tmp_path}/b/../a/1.png", "-o", "out.jsonl").code == 0  # the same
+        assert len(endpoint.asked) == 1
+        assert run(endpoint, "b", "-o", "out.jsonl", "--resume").code == 0
+        assert [line["id"] for line in lines("out.jsonl")] == ["1.png", "b/1.png"]
 
 
 def test_shares_are_together_all(run: Run) -> None:
@@ -718,6 +759,7 @@ def test_its_files_are_the_users_alone(run: Run) -> None:
         ),
         (["empty", "blank.jsonl"], b"", "There is nothing to ask about in empty, blank.jsonl. Give"),
         (["-"], b"", "There is nothing to ask about in standard input. Give"),
+        (["-"], b"\xff\xd8\xff\xe0\0\x10JFIF", "JSON lines there. About one picture: pixtral-sky ask -"),
         (["-"], b"\n\n", "There is nothing to ask about in standard input. Give"),
     ],
 )
