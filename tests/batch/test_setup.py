@@ -89,7 +89,7 @@ def test_no_input_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     Path("odd").write_text('{"id": "a", "answer": 1}\n')
     Path("list.jsonl").symlink_to("odd")
-    for given in (["odd"], ["-", "list.jsonl"], ["*.jsonl"]):
+    for given in (["list.jsonl"], ["-", "list.jsonl"], ["*.jsonl"]):
         with pytest.raises(UsageError, match=r"is an input\. Write elsewhere: -o FILE"):
             check_targets(paths(tmp_path / "odd", None), given)
         with pytest.raises(UsageError, match=r"is an input\. Write elsewhere: --errors FILE"):
