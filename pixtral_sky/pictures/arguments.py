@@ -137,6 +137,7 @@ def _parse(argument: str, may_be_words: bool) -> Sequence[str | Source]:
         if stat.S_ISDIR(mode):
             raise directory_error(spelling)
         return _pictures(path, page)
+    pdf.check_page(_path(text))
 
     looks_like_path = _may_be_path(text) and _looks_like_path(text, argument)
     if _may_be_path(text) and glob.has_magic(text):

@@ -157,6 +157,12 @@ def test_pages_of_pdfs(here: Path) -> None:
     assert parse(["What?", "~/scan/B.PDF#page=2"]) == ["What?", Source(f"{here}/scan/B.PDF", 2)]
     assert fails("b.pdf").what == "b.pdf: no such file."
     assert fails("b.pdf#page=1").what == "b.pdf#page=1: no such file."
+    for wrong in ("page=1-2", "page=0", "page=x", "2", ""):
+        for error in (fails(f"scan/a.pdf#{wrong}"), fails("What?", f" 'scan/a.pdf#{wrong}'")):
+            assert error.what == f"scan/a.pdf#{wrong}: #{wrong} is no page."
+            assert "one by one: scan/a.pdf#page=1 scan/a.pdf#page=2; all of them: scan/a.pdf" in error.hint
+    make("scan/a.pdf#2")
+    assert sources("scan/a.pdf#2") == ["scan/a.pdf#2"], "a file of that name"
     make("broken.pdf")
     assert "not a PDF" in fails("broken.pdf").what
     assert parse(["What is on page 3 of a.pdf?"]) == ["What is on page 3 of a.pdf?"]
