@@ -18,6 +18,7 @@ from pixtral_sky.text import is_unicode, natural, os_reason, shown
 
 DEFAULT_QUESTION = "Describe this image in detail please."
 WORDS_OF_A_NAME = 2  # at most, of a file that does not exist
+TRIED = 32  # pictures, at most, that are read to see what else is wrong
 
 
 def parse(arguments: Sequence[str], images: Sequence[str] = ()) -> list[str | Source]:
@@ -43,7 +44,8 @@ def parse(arguments: Sequence[str], images: Sequence[str] = ()) -> list[str | So
 
     Raises UsageError when there is nothing to ask, for an empty argument, and for a second ``-``;
     PictureError, one for all, for a directory, for what looks like a path and leads to nothing, and when
-    nothing is on standard input.
+    nothing is on standard input. Only when there is such an error are the other pictures read, so that it
+    names all that is wrong.
     """
     found = [*_each(images, may_be_words=False), *_each(arguments)]
     if not found:
@@ -51,8 +53,8 @@ def parse(arguments: Sequence[str], images: Sequence[str] = ()) -> list[str | So
             "There is nothing to ask.", 'Try: pixtral-sky ask "What is in this picture?" photo.jpg'
         )
     _check_stdin([part for _, part in found])
-    if errors := [part for _, part in found if isinstance(part, PictureError)]:
-        raise all_of(errors)
+    if any(isinstance(part, PictureError) for _, part in found):
+        raise all_of(list(_all_errors([part for _, part in found])))
     parts = [
         _stdin() if part == Source("-") else part for _, part in found if not isinstance(part, PictureError)
     ]
@@ -97,6 +99,20 @@ def _each(
 def _check_stdin(parts: Sequence[str | Source | PictureError]) -> None:
     if parts.count(Source("-")) > 1:
         raise UsageError("Standard input ('-') can be given once only.")
+
+
+def _all_errors(parts: Sequence[str | Source | PictureError]) -> Iterator[PictureError]:
+    """The errors, and those of reading the pictures of this machine, in the order of ``parts``."""
+    tried = 0
+    for part in parts:
+        if isinstance(part, PictureError):
+            yield part
+        elif isinstance(part, Source) and part.location != "-" and not part.is_url and tried < TRIED:
+            tried += 1
+            try:
+                part.read()
+            except PictureError as error:
+                yield error
 
 
 def _stdin() -> str | Source:

@@ -17,6 +17,7 @@ from pixtral_sky.pictures import pdf
 from pixtral_sky.pictures.arguments import DEFAULT_QUESTION, parse
 from pixtral_sky.pictures.source import Source
 from tests.support import pdfs
+from tests.support.pictures import plain
 
 
 @pytest.fixture(autouse=True)
@@ -298,6 +299,14 @@ def test_all_that_is_mistyped_is_said_at_once() -> None:
     )
     assert error.hint == "What helps with each: pixtral-sky tokens FILE"
     assert fails("a.jpg", "b.jpg").hint == ""
+    make("v.mp4", "good.png", "bad.pdf")
+    Path("good.png").write_bytes(plain(16, 16))
+    Path("empty.jpg").touch()
+    error = fails("What?", "v.mp4", "good.png", "empty.jpg", "bad.pdf", "a.jpg", "https://h/never-asked.jpg")
+    assert error.what == (
+        "4 pictures cannot be sent: v.mp4 is a video. empty.jpg is empty. "
+        "bad.pdf is not a PDF that can be read. a.jpg: no such file."
+    )
 
 
 @pytest.mark.parametrize(
