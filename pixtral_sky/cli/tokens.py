@@ -41,7 +41,7 @@ def tokens(
     from pixtral_sky.pictures.arguments import sources
     from pixtral_sky.text import counted
 
-    found = sources(pictures)
+    found = sources(pictures, notify=output.say)
     shipped = task.load()
     max_images = shipped.number("MAX_IMAGES")
     context = task.number(shipped.envs, "MAX_MODEL_LEN", memory.default_context(max_images))

@@ -51,7 +51,7 @@ def check_page(text: str) -> None:
     if path != text and not split(text)[1] and os.path.isfile(path):  # noqa: PTH113 (Path's raises errors)
         file = shown(shlex.quote(path))
         raise PictureError(
-            f"{shown(text)}: {shown(text[len(path):])} is no page.",
+            f"{shown(text)}: {shown(text[len(path) :])} is no page.",
             f"Give pages one by one: {file}#page=1 {file}#page=2; all of them: {file}",
         )
 

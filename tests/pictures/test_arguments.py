@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,7 +137,8 @@ def test_home(here: Path) -> None:
     ("pattern", "expected"),
     [
         ("d/*.jpg", ["d/a1.jpg", "d/a2.jpg", "d/a10.jpg"]),
-        ("d/*", ["d/a1.jpg", "d/a2.jpg", "d/A3.PNG", "d/a10.jpg", "d/notes.txt"]),
+        ("d/*", ["d/a1.jpg", "d/a2.jpg", "d/A3.PNG", "d/a10.jpg"]),
+        ("d/*.txt", ["d/notes.txt"]),
         ("d/a?.jpg", ["d/a1.jpg", "d/a2.jpg"]),
         ("**/*.jpg", ["d/a1.jpg", "d/a2.jpg", "d/a10.jpg", "d/deep er/z.jpg"]),
         ("d/deep er/*", ["d/deep er/z.jpg"]),
@@ -145,7 +147,11 @@ def test_home(here: Path) -> None:
 )
 def test_globs(pattern: str, expected: Sequence[str]) -> None:
     make("d/a1.jpg", "d/a2.jpg", "d/A3.PNG", "d/a10.jpg", "d/notes.txt", "d/deep er/z.jpg")
-    assert sources(pattern) == list(expected)
+    said: list[str] = []
+    found = [part.location for part in parse([pattern], notify=said.append) if isinstance(part, Source)]
+    assert found == list(expected)
+    left_out = "Left out of d/*, being no pictures by name: 1 file"
+    assert said == ([left_out] if pattern == "d/*" else [])
 
 
 def test_pages_of_pdfs(here: Path) -> None:
@@ -237,6 +243,43 @@ def test_a_sentence_only_ends_as_a_file_does(text: str) -> None:
     assert parse([text]) == [text]
     make(text.strip())
     assert len(sources(text)) == 1, "but a file of that name is a picture"
+
+
+@pytest.mark.parametrize(
+    ("text", "files"),
+    [
+        ("Read photo.jpg and b.png please", "photo.jpg b.png"),
+        ("Describe photo.jpg.", "photo.jpg"),
+        ("Is it 'd/photo.jpg'? Or (./b.png)!", "d/photo.jpg ./b.png"),
+        ("What is in \u201cphoto.jpg\u201d", "photo.jpg"),
+        ("What is in photo.jpg", "photo.jpg"),
+        ("Sum up a.pdf#page=1-2 for me", "a.pdf#page=1-2"),
+        ("Is none.jpg like b.jpg? Is notes one?", ""),
+    ],
+)
+def test_files_that_a_sentence_names_are_said(text: str, files: str) -> None:
+    make("photo.jpg", "b.png", "d/photo.jpg", "a.pdf", "notes")
+    said: list[str] = []
+    assert parse([text], notify=said.append) == [text]
+    names = files.split()
+    own = f"Give each as an argument of its own: {shlex.join(names)}"
+    assert said == ([f"Taken as words, not as pictures: {', '.join(names)}. {own}"] if names else [])
+
+
+def test_a_file_that_is_given_as_well_is_not_said() -> None:
+    make("photo.jpg")
+    said: list[str] = []
+    parse(["Is photo.jpg sharp?", "photo.jpg"], notify=said.append)
+    assert said == []
+    parse(["What is in none.jpg"], notify=said.append)
+    assert said == ["Taken as words, as there is no such file: What is in none.jpg"]
+
+
+def test_two_words_of_which_one_is_a_file() -> None:
+    make("v.mp4")
+    error = fails("see v.mp4")
+    assert error.what == "see v.mp4: no such file."
+    assert error.hint == "Give each as an argument of its own: v.mp4"
 
 
 @pytest.mark.parametrize(
