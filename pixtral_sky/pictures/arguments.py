@@ -23,6 +23,7 @@ BEFORE_A_WORD, BEHIND_A_WORD = (
     "\"'`([{<\u201c\u201e\u2018\u00ab",
     "\"'`)]}>\u201d\u201c\u2019\u00bb.,;:!?\u2026",
 )
+WEB = r"([a-z0-9-]+\.)+[a-z]{2,}(:[0-9]+)?/\S"  # a URL without its scheme
 TRIED = 32  # pictures, at most, that are read to see what else is wrong
 
 
@@ -227,6 +228,8 @@ def _parse(argument: str, notify: Callable[[str], None], may_be_words: bool) -> 
         hint = "If these are words, add another one." if may_be_words else ""
         if not one_word and (files := _files_in(text)):
             hint = _on_its_own(files)
+        elif one_word and reason == "no such file" and re.match(WEB, text, re.IGNORECASE):
+            hint = f"If it is on the web: https://{shown(text)}"
         raise PictureError(f"{shown(text)}: {reason}.", hint)
     if not is_unicode(argument):
         raise UsageError(f"The words {shown(argument)!r} are not valid UTF-8.")

@@ -302,15 +302,15 @@ def test_a_name_with_a_space_at_its_end_or_quotes() -> None:
     ("url", "says"),
     [
         ("file://nas/d/a%20b.jpg", "is a file of another machine. Copy it here: scp 'nas:/d/a b.jpg' ."),
-        ("s3://bucket/d/a.jpg", "Pipe it in: aws s3 cp s3://bucket/d/a.jpg - | pixtral-sky ask -"),
-        ("gs://bucket/a;b.jpg", "Pipe it in: gcloud storage cat 'gs://bucket/a;b.jpg' | pixtral-sky ask -"),
+        ("s3://bucket/d/a.jpg", "Copy it here: aws s3 cp s3://bucket/d/a.jpg ."),
+        ("gs://bucket/a;b.jpg", "Copy it here: gcloud storage cp 'gs://bucket/a;b.jpg' ."),
         (
             "az://photos/d/a.jpg",
             "az storage blob download --account-name ACCOUNT -c photos -n d/a.jpg -f a.jpg",
         ),
         ("hf://datasets/me/cats/d/a.jpg", ": https://huggingface.co/datasets/me/cats/resolve/main/d/a.jpg"),
         ("hf://me/model/a.jpg", ": https://huggingface.co/me/model/resolve/main/a.jpg"),
-        ("FTP://me:SENTINEL@h/a.jpg?SENTINEL", "Pipe it in: curl -s ftp://h/a.jpg | pixtral-sky ask -"),
+        ("FTP://me:SENTINEL@h/a.jpg?SENTINEL", "Copy it here: curl -O ftp://h/a.jpg"),
         ("sftp://h/d/a.jpg", "Copy it here: scp h:/d/a.jpg ."),
         ("gopher://h/a", "gopher://h/a is not read here. Copy it here, and give the file. http(s)://"),
         ("ftp://me:SENT/INEL@h/a.jpg", "ftp://... is not read here."),
