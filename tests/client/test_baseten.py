@@ -363,7 +363,8 @@ def in_bash(script: str, **environ: str) -> Any:
     headers = [words[n + 1] for n, word in enumerate(words) if word == "-H"]
     body = json.loads(words[words.index("-d") + 1])
     assert body["stream"]
-    assert body["messages"][0]["content"] == "What is the capital of France?"
+    assert [part["type"] for part in body["messages"][0]["content"]] == ["text", "image_url"]
+    assert "model" not in body, "its name is not known before it is asked"
     return words[2], headers
 
 
