@@ -76,12 +76,9 @@ def ask(
     from pixtral_sky.client.client import Client
     from pixtral_sky.client.schema import Schema
     from pixtral_sky.deploy.resolve import find
-    from pixtral_sky.pictures.arguments import ends_as_file, parse
+    from pixtral_sky.pictures.arguments import parse
 
-    content = parse(parts or [], images or [])
-    for words in content:
-        if isinstance(words, str) and words in (parts or []) and ends_as_file(words):
-            output.say(f"Taken as words, as there is no such file: {words}")
+    content = parse(parts or [], images or [], notify=output.say)
     wanted = Schema(schema) if schema else None
     with Client(find(url, api_key, name), notify=output.say) as client:
         answer = question.send(

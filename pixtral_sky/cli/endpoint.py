@@ -30,7 +30,12 @@ def endpoint(
     env: Annotated[bool, typer.Option("--env", help="Print exports for a shell, the key with them.")] = False,
     request: Annotated[
         Literal["curl"] | None,
-        typer.Option("--for", help="Print a request that works as it stands, for bash.", show_default=False),
+        typer.Option(
+            "--for",
+            metavar="curl",
+            help="Print a request that works as it stands, for bash.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Print the URL of the endpoint. Behind ssh, it is open for a minute after its last use.
@@ -67,10 +72,13 @@ def endpoint(
 def curl(endpoint: Endpoint) -> str:
     """A small request to ``endpoint``."""
     from pixtral_sky.client import curl
+    from pixtral_sky.client.client import PIXEL
 
+    picture = {"type": "image_url", "image_url": {"url": PIXEL}}
+    words = {"type": "text", "text": "What color is this?"}
+    # Without a model, vLLM takes the one that it serves, whatever its name.
     body = {
-        "model": endpoint.model,
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": [words, picture]}],
         "stream": True,
         "max_tokens": 64,
     }

@@ -41,19 +41,21 @@ def tokens(
     from pixtral_sky.pictures.arguments import sources
     from pixtral_sky.text import counted
 
-    found = sources(pictures)
+    found = sources(pictures, notify=output.say)
     shipped = task.load()
     max_images = shipped.number("MAX_IMAGES")
     context = task.number(shipped.envs, "MAX_MODEL_LEN", memory.default_context(max_images))
     rows: list[dict[str, Any]] = []
+    first: PictureError | None = None
     for name, source in found:
         try:
             if isinstance(source, PictureError):
                 raise source
             picture = source.read()
         except PictureError as error:
-            if len(found) == 1:
+            if len(found) == 1 and not as_json:
                 raise
+            first = first or error
             row = {"picture": name, "error": str(error)}
         else:
             row = _row(picture, max_images, context)
@@ -69,6 +71,8 @@ def tokens(
     elif len(rows) > 1:
         good = [row["tokens"] for row in rows if "error" not in row]
         output.say(f"{counted(len(good), 'picture')}, {sum(good):,} tokens in all")
+    if first and len(rows) == 1:
+        raise first
     if bad := sum("error" in row for row in rows):
         raise PictureError(f"{bad} of {len(rows)} pictures cannot be sent.")
 

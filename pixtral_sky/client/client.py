@@ -409,7 +409,7 @@ class Client:
             return _TransientError(f"{url} is busy ({status}){long}", busy, wait)
         if status in (401, 403):
             what = "does not take this key" if self.endpoint.key else "asks for a key, and none was given"
-            return Unauthorized(f"{url} {what} ({status}).", self.endpoint.hint)
+            return Unauthorized(f"{url} {what} ({status}).", self.endpoint.key_hint)
         if status == 413:
             what = f"The request is {request.size}, more than {url} takes."
             return Refused(what, "Send fewer pictures at a time.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -44,6 +45,8 @@ class Endpoint:
     tunnel: Tunnel | None = None
     # Chat uses Baseten's `predict` route, as it was given, instead of `sync/`, which ``url`` has.
     predict: bool = False
+    # What gave the key, where that is no remembered deployment.
+    key_origin: str = field(default="PIXTRAL_API_KEY", compare=False)
 
     @classmethod
     def at(cls, text: str, key: str = "", origin: str = "") -> Endpoint:
@@ -87,14 +90,36 @@ class Endpoint:
 
     @property
     def hint(self) -> str:
-        """What to look at when it fails."""
-        if self.origin == "PIXTRAL_ENDPOINT" and not self.key:
-            return "PIXTRAL_ENDPOINT is set here, without a PIXTRAL_API_KEY: correct that, or unset it."
-        if self.origin == "PIXTRAL_ENDPOINT":
-            return "PIXTRAL_ENDPOINT and PIXTRAL_API_KEY are set here: correct them, or unset both."
-        if self.origin:
+        """What to look at when it does not answer as an endpoint does. A key has no part in that."""
+        if not self._is_given:
             return f"Is it running? pixtral-sky status {self.origin}"
-        return "Are its address and PIXTRAL_API_KEY right?"
+        ask = "Is its address right?"
+        if self.origin:
+            ask = "PIXTRAL_ENDPOINT is set here: correct it, or unset it."
+        parts = urlsplit(self.url)
+        if parts.scheme == "http" and not parts.port:
+            ask += f" It has no port; try http://{parts.netloc}:8081{parts.path}"
+        return ask
+
+    @property
+    def key_hint(self) -> str:
+        """What to look at when it does not take the key, or asks for one."""
+        if self.key and self.key_origin == "--api-key":
+            return "Is the key of --api-key right?"
+        if not self._is_given:
+            return f"Is it running? pixtral-sky status {self.origin}"
+        if not self.key:
+            # A URL that was given gets the key of the environment only if that has no other URL.
+            url = "" if self.origin else f"PIXTRAL_ENDPOINT={shlex.quote(self.url)} "
+            return f"Give it: export {url}PIXTRAL_API_KEY=..."
+        if self.origin:
+            return "PIXTRAL_ENDPOINT and PIXTRAL_API_KEY are set here: correct the key, or unset both."
+        return "Is PIXTRAL_API_KEY right?"
+
+    @property
+    def _is_given(self) -> bool:
+        """Whether the user gives its address, rather than the name of a deployment."""
+        return self.origin in ("", "PIXTRAL_ENDPOINT")
 
 
 def base_url(text: str) -> str:

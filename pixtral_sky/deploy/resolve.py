@@ -118,7 +118,7 @@ def find(
             " Or PIXTRAL_ENDPOINT=URL",
         )
     found = endpoint_of(deployment)
-    return replace(found, key=key) if key else found
+    return _with_option(found, key) if key else found
 
 
 def _at(given: Endpoint, key: str | None) -> Endpoint:
@@ -129,7 +129,7 @@ def _at(given: Endpoint, key: str | None) -> Endpoint:
     deployment = _remembered_at(given.url)
     found = endpoint_of(deployment) if deployment else given
     if key:
-        return replace(found, key=key)
+        return _with_option(found, key)
     launched_elsewhere = getattr(deployment, "request", None) == ""
     if launched_elsewhere or not found.key:
         return replace(found, key=given.key or found.key)
@@ -139,6 +139,10 @@ def _at(given: Endpoint, key: str | None) -> Endpoint:
             f' taken. Renew it: eval "$(pixtral-sky endpoint --env -n {deployment.name})"'
         )
     return found
+
+
+def _with_option(endpoint: Endpoint, key: str) -> Endpoint:
+    return replace(endpoint, key=key, key_origin="--api-key")
 
 
 def _remembered_at(url: str) -> Deployment | None:

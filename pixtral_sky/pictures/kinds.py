@@ -73,6 +73,12 @@ KINDS = (
         rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
         "Convert it: convert {file} {stem}.png",
     ),
+    Kind(
+        "a text",
+        (".txt", ".md"),
+        rb"(?!)",  # by its name alone: any bytes may begin a text
+        "If its words are the question: pixtral-sky ask - < {file}",
+    ),
     Kind("a PDF", (), rb"%PDF", "Give it as a file whose name ends in .pdf."),
 )
 

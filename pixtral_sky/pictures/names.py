@@ -13,11 +13,11 @@ from pixtral_sky.text import shown
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://\S", re.IGNORECASE)
 # By the scheme of a URL that is not read here, what leads to its file.
 _HELP = {
-    "s3": "Pipe it in: aws s3 cp {url} - | pixtral-sky ask -",
-    "gs": "Pipe it in: gcloud storage cat {url} | pixtral-sky ask -",
+    "s3": "Copy it here: aws s3 cp {url} .",
+    "gs": "Copy it here: gcloud storage cp {url} .",
     "az": "Copy it here: az storage blob download --account-name ACCOUNT -c {host} -n {path} -f {file}",
     "hf": "Give its address on the web: https://huggingface.co/{repo}/resolve/main/{inner}",
-    "ftp": "Pipe it in: curl -s {url} | pixtral-sky ask -",
+    "ftp": "Copy it here: curl -O {url}",
     "sftp": "Copy it here: scp {host}:/{path} .",
 }
 

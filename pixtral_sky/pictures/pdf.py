@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +37,23 @@ def split(text: str) -> tuple[str, int]:
     """The path and the page of ``a.pdf#page=3``; page 0 for a path alone."""
     found = _PAGE.fullmatch(text)
     return (found[1], int(found[2])) if found else (text, 0)
+
+
+def file_of(text: str) -> str:
+    """The path before whatever stands behind the ``#`` of ``a.pdf#...``; another ``text`` as it is."""
+    found = re.fullmatch(r"(.*?\.pdf)#.*", text, re.DOTALL | re.IGNORECASE)
+    return found[1] if found else text
+
+
+def check_page(text: str) -> None:
+    """Raise PictureError for a PDF that exists, and what follows its ``#`` is no page: ``a.pdf#page=1-2``."""
+    path = file_of(text)
+    if path != text and not split(text)[1] and os.path.isfile(path):  # noqa: PTH113 (Path's raises errors)
+        file = shown(shlex.quote(path))
+        raise PictureError(
+            f"{shown(text)}: {shown(text[len(path) :])} is no page.",
+            f"Give pages one by one: {file}#page=1 {file}#page=2; all of them: {file}",
+        )
 
 
 def pages(path: str) -> int:

@@ -150,7 +150,8 @@ def _download(url: str) -> bytes:
         with httpx.stream("GET", url, headers=headers, timeout=WAIT_SECONDS, follow_redirects=True) as answer:
             if not answer.is_success:
                 reason = shown(f"{answer.status_code} {answer.reason_phrase}".strip())
-                raise PictureError(f"{name} answers {reason}.", hint)
+                is_gone = answer.status_code in (404, 410)
+                raise PictureError(f"{name} answers {reason}.", "Is the address right?" if is_gone else hint)
             if answer.headers.get("content-encoding", "identity") != "identity":
                 # Nobody asked for it, and a few bytes can become gigabytes.
                 raise PictureError(f"{name} sends a compressed answer.", hint)

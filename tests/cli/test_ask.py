@@ -274,7 +274,7 @@ def test_exit_code_2(arguments: list[str], run: Run) -> None:
             "Error: At most 4 image(s)",
         ),
         (fake.status(413), "Error: The request is 0.0 MiB, more than http://127.0.0.1:"),
-        (fake.page(404), "not as an OpenAI-compatible API does. Are its address and PIXTRAL_API_KEY right?"),
+        (fake.page(404), "not as an OpenAI-compatible API does. Is its address right?"),
         (fake.vllm_error(400, f"You said Bearer {KEY}"), "Error: You said Bearer ***."),
     ],
 )
@@ -290,7 +290,7 @@ def test_a_wrong_key(run: Run) -> None:
     with FakeEndpoint(key="another") as endpoint:
         result = run(endpoint, "What?", "--api-key", "SENTINEL")
     assert result.code == 1
-    assert "does not take this key (401). Are its address and PIXTRAL_API_KEY right?" in result.err
+    assert "does not take this key (401). Is the key of --api-key right?" in result.err
     assert endpoint.requests[0].headers["authorization"] == "Bearer SENTINEL"
 
 

@@ -212,8 +212,8 @@ def test_one_bad_file_costs_its_own_line(run: Run, monkeypatch: pytest.MonkeyPat
         "p/locked": "p/locked cannot be read: Permission denied.",
         "gone.png": "gone.png: no such file.",
         "list.jsonl#line=3": 'list.jsonl, line 3: "images" has to be a list with at least one path or URL.',
-        "list.jsonl#line=4": "list.jsonl, line 4: s3://b/a.png is not read here. Pipe it in: "
-        "aws s3 cp s3://b/a.png - | pixtral-sky ask -",
+        "list.jsonl#line=4": "list.jsonl, line 4: s3://b/a.png is not read here. Copy it here: "
+        "aws s3 cp s3://b/a.png .",
         "list.jsonl#line=5": "list.jsonl, line 5: it is no JSON (Expecting value, column 1).",
         "p/good.png#again=2": "p/good.png is given twice.",
         "p/cut.png#again=2": "p/cut.png is given twice.",

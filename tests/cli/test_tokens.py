@@ -94,8 +94,11 @@ def test_a_url(run):
         (row,) = json.loads(run(f"{url}/x.png?token=secret", "--json").out)
         assert (row["tokens"], row["picture"]) == (6, f"{url}/x.png")
         missing = run(f"{url}/y.png", "--json")
-    says = f"{url}/y.png answers 404 Not Found. Download it yourself, and give the file."
-    assert (missing.code, missing.error) == (1, says)
+        shown = run(f"{url}/y.png")
+    says = f"{url}/y.png answers 404 Not Found. Is the address right?"
+    assert (shown.code, shown.error) == (1, says)
+    assert json.loads(missing.out) == [{"picture": f"{url}/y.png", "error": says}], "a document, as of many"
+    assert (missing.code, missing.err) == (1, f"Error: {says}\n")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,13 @@ def test_a_url(run):
         ([""], b"", 2, "An empty argument is neither words nor a picture."),
         (["gone.jpg"], b"", 1, "gone.jpg: no such file."),
         (["my scan.png"], b"", 1, "my scan.png: no such file."),
-        (["words.txt"], b"", 1, f"words.txt is not a picture. {KINDS}"),
+        (["h.org/a.png"], b"", 1, "h.org/a.png: no such file. If it is on the web: https://h.org/a.png"),
+        (
+            ["words.txt"],
+            b"",
+            1,
+            "words.txt is a text. If its words are the question: pixtral-sky ask - < words.txt",
+        ),
         (["."], b"", 1, ". is a directory. Give the pictures in it: './*.jpg'"),
     ],
 )
@@ -123,7 +132,7 @@ def test_what_is_no_picture(run, arguments, stdin, code, says):
     (plain(32, 32)[:60], "standard input is cut off. Copy or download it again."),
 ])  # fmt: skip
 def test_what_is_no_whole_picture(run, stdin, says):
-    result = run("-", "--json", stdin=stdin)
+    result = run("-", stdin=stdin)
     assert result.code == 1
     assert result.error.startswith(says)
 
@@ -140,7 +149,7 @@ def test_one_bad_picture_costs_its_own_row(run):
         "cut.png is cut off. Copy or download it again.",
         "gone.jpg: no such file.",
         "broken.pdf is not a PDF that can be read.",
-        "s3://bucket/a.jpg is not read here. Pipe it in: aws s3 cp s3://bucket/a.jpg - | pixtral-sky ask -",
+        "s3://bucket/a.jpg is not read here. Copy it here: aws s3 cp s3://bucket/a.jpg .",
     ]
     assert said[1:-1] == reasons
     assert (said[0].split()[-1], said[-1].split()[-1]) == ("a.png", "c.png")

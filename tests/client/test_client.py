@@ -489,7 +489,7 @@ def test_it_is_tried_again(failure: fake.Behaviour, notice: str) -> None:
         (
             fake.drops(),
             errors.Unreachable,
-            "hangs up without an answer to a request of 0.0 MiB. Are its address",
+            "hangs up without an answer to a request of 0.0 MiB. Is its address",
         ),
     ],
 )
@@ -570,7 +570,7 @@ def test_nothing_answers() -> None:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
     with talk_to(Endpoint(url, KEY)) as talking:
         text = talking.fails(errors.Unreachable)
-    assert text == f"Nothing answers at {url}. Are its address and PIXTRAL_API_KEY right?"
+    assert text == f"Nothing answers at {url}. Is its address right?"
     assert talking.notices[0].startswith(f"nothing answers at {url}; trying again in ")
     assert 1 <= sum(talking.pauses) <= FIRST_SECONDS, "as a rule, the address is mistyped"
 
@@ -640,7 +640,7 @@ def gateway_error(code: int, name: str, message: str) -> fake.Behaviour:
                 404, "not_found", "There is no POST '/x' here. A client's base URL ends in /v1; ..."
             ),
             errors.Refused,
-            "has no such route. Are its address",
+            "has no such route. Is its address",
         ),
         (
             gateway_error(
@@ -652,7 +652,7 @@ def gateway_error(code: int, name: str, message: str) -> fake.Behaviour:
             "'a.example' answered 404. Without --remote-urls it is downloaded here.",
         ),
         (fake.status(400, {"error": "no"}), errors.Refused, "no."),
-        (fake.status(401), errors.Unauthorized, "does not take this key (401). Are its address"),
+        (fake.status(401), errors.Unauthorized, "does not take this key (401). Is PIXTRAL_API_KEY right?"),
         (fake.page(403), errors.Unauthorized, "does not take this key (403)."),
         (fake.vllm_error(413, "too large"), errors.Refused, "The request is 0.0 MiB, more than http://127."),
         (

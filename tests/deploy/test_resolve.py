@@ -187,8 +187,24 @@ def test_an_ended_rehearsal_is_said() -> None:
 
 def test_the_hint_is_for_where_it_came_from() -> None:
     remember(running())
-    assert find(environ={}).hint == "Is it running? pixtral-sky status pixtral"
-    assert "unset both" in find(environ=ENV).hint
-    alone = find(environ={"PIXTRAL_ENDPOINT": "from-env:9000"})
-    assert alone.hint.startswith("PIXTRAL_ENDPOINT is set here, without a PIXTRAL_API_KEY:")
-    assert "PIXTRAL_API_KEY right?" in find("arg:1", environ={}).hint
+    status = "Is it running? pixtral-sky status pixtral"
+    at_fault = "PIXTRAL_ENDPOINT is set here: correct it, or unset it."
+    here, given = find(environ={}), find("arg:1", environ={})
+    assert (here.hint, here.key_hint) == (status, status)
+    assert find(environ=ENV).hint == find(environ={"PIXTRAL_ENDPOINT": "from-env:9000"}).hint == at_fault
+    assert given.hint == "Is its address right?"
+    assert find("https://arg", environ={}).hint == "Is its address right?"
+    without_port = find("arg/pixtral/v1", environ={}).hint
+    assert without_port == "Is its address right? It has no port; try http://arg:8081/pixtral"
+
+
+def test_the_hint_about_a_key_names_what_gave_it() -> None:
+    remember(running())
+    alone = {"PIXTRAL_ENDPOINT": "from-env:9000"}
+    assert find(environ=alone).key_hint == "Give it: export PIXTRAL_API_KEY=..."
+    by_url = "Give it: export PIXTRAL_ENDPOINT=http://arg:1 PIXTRAL_API_KEY=..."
+    assert find("arg:1", environ=ENV).key_hint == find("arg:1", environ={}).key_hint == by_url
+    assert "correct the key, or unset both" in find(environ=ENV).key_hint
+    assert find("arg:1", environ={"PIXTRAL_API_KEY": "sk"}).key_hint == "Is PIXTRAL_API_KEY right?"
+    for found in (find(key="sk", environ=ENV), find("arg:1", "sk", environ=ENV), find(key="sk", environ={})):
+        assert found.key_hint == "Is the key of --api-key right?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from pixtral_sky.pictures import pdf
 from pixtral_sky.pictures.arguments import DEFAULT_QUESTION, parse
 from pixtral_sky.pictures.source import Source
 from tests.support import pdfs
+from tests.support.pictures import plain
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +137,8 @@ def test_home(here: Path) -> None:
     ("pattern", "expected"),
     [
         ("d/*.jpg", ["d/a1.jpg", "d/a2.jpg", "d/a10.jpg"]),
-        ("d/*", ["d/a1.jpg", "d/a2.jpg", "d/A3.PNG", "d/a10.jpg", "d/notes.txt"]),
+        ("d/*", ["d/a1.jpg", "d/a2.jpg", "d/A3.PNG", "d/a10.jpg"]),
+        ("d/*.txt", ["d/notes.txt"]),
         ("d/a?.jpg", ["d/a1.jpg", "d/a2.jpg"]),
         ("**/*.jpg", ["d/a1.jpg", "d/a2.jpg", "d/a10.jpg", "d/deep er/z.jpg"]),
         ("d/deep er/*", ["d/deep er/z.jpg"]),
@@ -144,7 +147,11 @@ def test_home(here: Path) -> None:
 )
 def test_globs(pattern: str, expected: Sequence[str]) -> None:
     make("d/a1.jpg", "d/a2.jpg", "d/A3.PNG", "d/a10.jpg", "d/notes.txt", "d/deep er/z.jpg")
-    assert sources(pattern) == list(expected)
+    said: list[str] = []
+    found = [part.location for part in parse([pattern], notify=said.append) if isinstance(part, Source)]
+    assert found == list(expected)
+    left_out = "Left out of d/*, being no pictures by name: 1 file"
+    assert said == ([left_out] if pattern == "d/*" else [])
 
 
 def test_pages_of_pdfs(here: Path) -> None:
@@ -157,6 +164,12 @@ def test_pages_of_pdfs(here: Path) -> None:
     assert parse(["What?", "~/scan/B.PDF#page=2"]) == ["What?", Source(f"{here}/scan/B.PDF", 2)]
     assert fails("b.pdf").what == "b.pdf: no such file."
     assert fails("b.pdf#page=1").what == "b.pdf#page=1: no such file."
+    for wrong in ("page=1-2", "page=0", "page=x", "2", ""):
+        for error in (fails(f"scan/a.pdf#{wrong}"), fails("What?", f" 'scan/a.pdf#{wrong}'")):
+            assert error.what == f"scan/a.pdf#{wrong}: #{wrong} is no page."
+            assert "one by one: scan/a.pdf#page=1 scan/a.pdf#page=2; all of them: scan/a.pdf" in error.hint
+    make("scan/a.pdf#2")
+    assert sources("scan/a.pdf#2") == ["scan/a.pdf#2"], "a file of that name"
     make("broken.pdf")
     assert "not a PDF" in fails("broken.pdf").what
     assert parse(["What is on page 3 of a.pdf?"]) == ["What is on page 3 of a.pdf?"]
@@ -233,6 +246,43 @@ def test_a_sentence_only_ends_as_a_file_does(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "files"),
+    [
+        ("Read photo.jpg and b.png please", "photo.jpg b.png"),
+        ("Describe photo.jpg.", "photo.jpg"),
+        ("Is it 'd/photo.jpg'? Or (./b.png)!", "d/photo.jpg ./b.png"),
+        ("What is in \u201cphoto.jpg\u201d", "photo.jpg"),
+        ("What is in photo.jpg", "photo.jpg"),
+        ("Sum up a.pdf#page=1-2 for me", "a.pdf#page=1-2"),
+        ("Is none.jpg like b.jpg? Is notes one?", ""),
+    ],
+)
+def test_files_that_a_sentence_names_are_said(text: str, files: str) -> None:
+    make("photo.jpg", "b.png", "d/photo.jpg", "a.pdf", "notes")
+    said: list[str] = []
+    assert parse([text], notify=said.append) == [text]
+    names = files.split()
+    own = f"Give each as an argument of its own: {shlex.join(names)}"
+    assert said == ([f"Taken as words, not as pictures: {', '.join(names)}. {own}"] if names else [])
+
+
+def test_a_file_that_is_given_as_well_is_not_said() -> None:
+    make("photo.jpg")
+    said: list[str] = []
+    parse(["Is photo.jpg sharp?", "photo.jpg"], notify=said.append)
+    assert said == []
+    parse(["What is in none.jpg"], notify=said.append)
+    assert said == ["Taken as words, as there is no such file: What is in none.jpg"]
+
+
+def test_two_words_of_which_one_is_a_file() -> None:
+    make("v.mp4")
+    error = fails("see v.mp4")
+    assert error.what == "see v.mp4: no such file."
+    assert error.hint == "Give each as an argument of its own: v.mp4"
+
+
+@pytest.mark.parametrize(
     "form", ["{} ", "{}\n", " '{}'", '"{}"\n', "file://{}", "FILE://localhost{}", "file:{}"]
 )
 @pytest.mark.parametrize("name", ["a.jpg", "my best photo.jpg", "50%.jpg", "paper.pdf#page=2"])
@@ -252,15 +302,15 @@ def test_a_name_with_a_space_at_its_end_or_quotes() -> None:
     ("url", "says"),
     [
         ("file://nas/d/a%20b.jpg", "is a file of another machine. Copy it here: scp 'nas:/d/a b.jpg' ."),
-        ("s3://bucket/d/a.jpg", "Pipe it in: aws s3 cp s3://bucket/d/a.jpg - | pixtral-sky ask -"),
-        ("gs://bucket/a;b.jpg", "Pipe it in: gcloud storage cat 'gs://bucket/a;b.jpg' | pixtral-sky ask -"),
+        ("s3://bucket/d/a.jpg", "Copy it here: aws s3 cp s3://bucket/d/a.jpg ."),
+        ("gs://bucket/a;b.jpg", "Copy it here: gcloud storage cp 'gs://bucket/a;b.jpg' ."),
         (
             "az://photos/d/a.jpg",
             "az storage blob download --account-name ACCOUNT -c photos -n d/a.jpg -f a.jpg",
         ),
         ("hf://datasets/me/cats/d/a.jpg", ": https://huggingface.co/datasets/me/cats/resolve/main/d/a.jpg"),
         ("hf://me/model/a.jpg", ": https://huggingface.co/me/model/resolve/main/a.jpg"),
-        ("FTP://me:SENTINEL@h/a.jpg?SENTINEL", "Pipe it in: curl -s ftp://h/a.jpg | pixtral-sky ask -"),
+        ("FTP://me:SENTINEL@h/a.jpg?SENTINEL", "Copy it here: curl -O ftp://h/a.jpg"),
         ("sftp://h/d/a.jpg", "Copy it here: scp h:/d/a.jpg ."),
         ("gopher://h/a", "gopher://h/a is not read here. Copy it here, and give the file. http(s)://"),
         ("ftp://me:SENT/INEL@h/a.jpg", "ftp://... is not read here."),
@@ -292,6 +342,14 @@ def test_all_that_is_mistyped_is_said_at_once() -> None:
     )
     assert error.hint == "What helps with each: pixtral-sky tokens FILE"
     assert fails("a.jpg", "b.jpg").hint == ""
+    make("v.mp4", "good.png", "bad.pdf")
+    Path("good.png").write_bytes(plain(16, 16))
+    Path("empty.jpg").touch()
+    error = fails("What?", "v.mp4", "good.png", "empty.jpg", "bad.pdf", "a.jpg", "https://h/never-asked.jpg")
+    assert error.what == (
+        "4 pictures cannot be sent: v.mp4 is a video. empty.jpg is empty. "
+        "bad.pdf is not a PDF that can be read. a.jpg: no such file."
+    )
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_file_url(tmp_path: Path) -> None:
     assert read_picture(path.as_uri()).name == str(path)
     with pytest.raises(PictureError, match="is a file of another machine"):
         read_picture("file://nas/a.jpg")
-    with pytest.raises(PictureError, match="Pipe it in: aws s3 cp"):
+    with pytest.raises(PictureError, match="Copy it here: aws s3 cp"):
         read_picture("s3://bucket/a.jpg")
 
 
