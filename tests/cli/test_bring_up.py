@@ -217,7 +217,9 @@ def test_no_cloud(run: Run, command: Launch) -> None:
     command.server.clouds = []
     result = run("-q", *command.words, "--yes")
     assert result.code == 1
-    assert result.error.startswith("SkyPilot has no cloud, Kubernetes or Slurm to launch on. What is missing: ")
+    assert result.error.startswith(
+        "SkyPilot has no cloud, Kubernetes or Slurm to launch on. What is missing: "
+    )
     assert "check" in [name for name, _ in command.server.calls], "it is checked once, before that is said"
     assert nothing_is_there(command)
 
