@@ -25,12 +25,16 @@ def install(extra: str) -> str:
     if not (wanted := _required(extra)):  # no metadata: run from a folder that was not installed
         return f'pip install -e ".[{extra}]"'
     prefix = Path(sys.prefix)
-    if any(each.startswith("skypilot") for each in wanted) and not find_spec("pip"):
-        wanted.append("pip")  # SkyPilot makes a wheel of itself with it; uv's environments have none
+    programs: list[str] = []  # packages whose programs are called by their names: `sky`, `aws`
+    if any(each.startswith("skypilot") for each in wanted):
+        programs = ["skypilot", *(["awscli"] if extra == "aws" else [])]
+        if not find_spec("pip"):
+            wanted.append("pip")  # SkyPilot makes a wheel of itself with it; uv's environments have none
     if (receipt := prefix / "uv-receipt.toml").is_file():
-        return _command("uv", "tool", "install", *_tool(receipt, extra, "pip" in wanted))
+        return _command("uv", "tool", "install", *_tool(receipt, extra, programs, "pip" in wanted))
     if (prefix / "pipx_metadata.json").is_file():
-        return _command("pipx", "inject", prefix.name, *wanted)
+        shown = ["--include-apps"] if programs else []
+        return _command("pipx", "inject", *shown, prefix.name, *wanted, *programs[1:])
     return _command(*_pip(prefix), *wanted)
 
 
@@ -61,8 +65,11 @@ def _pip(prefix: Path) -> Iterator[str]:
             yield from ("--python", str(prefix))
 
 
-def _tool(receipt: Path, extra: str, pip: bool) -> Iterator[str]:
-    """The arguments that make uv's tool anew, as its ``receipt`` has it, with another extra, and pip."""
+def _tool(receipt: Path, extra: str, programs: Iterable[str], pip: bool) -> Iterator[str]:
+    """The arguments that make uv's tool anew, as its ``receipt`` has it, with another extra.
+
+    The ``programs`` of these packages are linked beside its own.
+    """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -72,13 +79,16 @@ def _tool(receipt: Path, extra: str, pip: bool) -> Iterator[str]:
     if python := tool.get("python"):
         yield from ("--python", python)
     this = {}
+    linked = {each.get("from", NAME) for each in tool.get("entrypoints", ())} - {NAME} | {*programs}
     for each in tool["requirements"]:
         if each["name"] == NAME:
             this = each
-        else:
+        elif _requirement(each) not in linked:
             yield from ("--with", _requirement(each))
     if pip:
         yield from ("--with", "pip")
+    if linked:
+        yield from ("--with-executables-from", ",".join(sorted(linked)))
     yield from _from_source({**this, "extras": sorted({*this.get("extras", ()), extra})})
 
 

@@ -12,7 +12,8 @@ import pytest
 from pixtral_sky import extras
 
 HEIC = "'pillow-heif<2,>=1.0'"
-SKY = f"skypilot=={extras.skypilot()}"
+VERSION = extras.skypilot()
+SKY = f"skypilot=={VERSION}"
 
 
 @pytest.fixture
@@ -71,6 +72,9 @@ def test_uvs_environment(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pipx(prefix: Path) -> None:
     (prefix / "pipx_metadata.json").write_text("{}")
     assert extras.install("heic") == f"pipx inject pixtral-sky {HEIC}"
+    assert (
+        extras.install("aws") == f"pipx inject --include-apps pixtral-sky 'skypilot[aws]=={VERSION}' awscli"
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +103,23 @@ def test_uvs_tool(prefix: Path, requirements: str, arguments: list[str]) -> None
 def test_uvs_tool_gets_pip_for_skypilot(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     has_no_pip(monkeypatch)
     (prefix / "uv-receipt.toml").write_text('[tool]\nrequirements = [{ name = "pixtral-sky" }]\n')
-    assert extras.install("aws") == "uv tool install --with pip 'pixtral-sky[aws]'"
+    said = "uv tool install --with pip --with-executables-from {} 'pixtral-sky[{}]'"
+    assert extras.install("aws") == said.format("awscli,skypilot", "aws")
+    assert extras.install("gcp") == said.format("skypilot", "gcp")
+
+
+def test_programs_stay(prefix: Path) -> None:
+    """As `uv tool install --with pip --with-executables-from skypilot,httpx pixtral-sky` writes it down."""
+    (prefix / "uv-receipt.toml").write_text("""[tool]
+requirements = [{ name = "pixtral-sky" }, { name = "pip" }, { name = "httpx" }, { name = "skypilot" }]
+entrypoints = [
+    { name = "httpx", install-path = "/b/httpx", from = "httpx" },
+    { name = "sky", install-path = "/b/sky", from = "skypilot" },
+    { name = "pixtral-sky", install-path = "/b/pixtral-sky", from = "pixtral-sky" },
+]""")
+    assert extras.install("heic") == (
+        "uv tool install --with pip --with-executables-from httpx,skypilot 'pixtral-sky[heic]'"
+    )
 
 
 def test_without_an_installation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,7 @@ WAYS = {
     "pip": "python3 -m venv own && own/bin/pip install -q {wheel}",
     "clone": "python3 -m venv own && uv pip install -q --python own -e {clone}",  # uv: it is quick; pip is beside it
     "uv": "uv venv -q own && uv pip install -q --python own {wheel}",
-    "uv tool": "uv tool install -q 'pixtral-sky[pdf] @ file://{wheel}' --with simplejpeg",
+    "uv tool": "uv tool install -q 'pixtral-sky[pdf] @ file://{wheel}' --with simplejpeg --with-executables-from httpx",
     "uv tool, clone": "uv tool install -q -e {clone}",
     "uv tool, git": "uv tool install -q 'pixtral-sky @ git+file://{clone}'",
     "pipx": "pipx install {wheel}",
@@ -188,12 +188,12 @@ def test_a_hint_works(environment: dict[str, str], copy: Path, tmp_path: Path, w
     """The command that a copy says installs what that copy lacks, and takes nothing of it away."""
     (wheel,) = copy.glob("*.whl")
     environment |= {
-        "PATH": f"{tmp_path}/bin:{environment['PATH']}:{copy}/tools/bin",
+        "PATH": f"{tmp_path}/links:{environment['PATH']}:{copy}/tools/bin",
         "UV_TOOL_DIR": str(tmp_path / "tools"),
-        "UV_TOOL_BIN_DIR": str(tmp_path / "bin"),
+        "UV_TOOL_BIN_DIR": str(tmp_path / "links"),
         "UV_PYTHON_DOWNLOADS": "never",
         "PIPX_HOME": str(tmp_path / "pipx"),
-        "PIPX_BIN_DIR": str(tmp_path / "bin"),
+        "PIPX_BIN_DIR": str(tmp_path / "links"),
         **uvs_index(),
     }
 
@@ -205,7 +205,7 @@ def test_a_hint_works(environment: dict[str, str], copy: Path, tmp_path: Path, w
         return run.stdout
 
     does(WAYS[way].format(wheel=wheel, clone=copy / "clone"))
-    command = tmp_path / ("own/bin" if (tmp_path / "own").exists() else "bin") / "pixtral-sky"
+    command = tmp_path / ("own/bin" if (tmp_path / "own").exists() else "links") / "pixtral-sky"
     python = command.read_text().splitlines()[0].removeprefix("#!")
     before = does(f"{python} -c 'import PIL, importlib.util as u; print(u.find_spec(\"pillow_heif\"))'")
     assert before == "None\n"
@@ -214,6 +214,7 @@ def test_a_hint_works(environment: dict[str, str], copy: Path, tmp_path: Path, w
     does(f"{python} -c 'import pillow_heif, pixtral_sky'")
     if way == "uv tool":
         does(f"{python} -c 'import pypdfium2, simplejpeg'")
+        assert (tmp_path / "links" / "httpx").exists()
     assert does(f"{command} --version").startswith("pixtral-sky ")
 
 
