@@ -159,13 +159,8 @@ def check_name(name: str) -> None:
     """Raise UsageError for a name that SkyPilot does not take. Such a name is no path, either."""
     if not re.fullmatch(r"[a-zA-Z]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?", name):
         raise UsageError(
-<<<<<<< HEAD
-            f"{name[:70]!r} is no name for a deployment: it begins with a letter, ends with one or a digit,"
-            " and is up to 63 letters, digits, '-', '_' and '.'."
-=======
             f"{name[:70]!r} is no name for a deployment: it begins with a letter, ends with a letter or"
             " digit, and is up to 63 letters, digits, '-', '_' and '.'."
->>>>>>> doctor
         )
 
 
