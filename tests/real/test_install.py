@@ -143,7 +143,7 @@ def test_an_extra_for_each_cloud_of_skypilot() -> None:
     others = {"all", "cloudflare", "coreweave", "docker", "huggingface", "remote", "server", "vastdata"}
     theirs = set(importlib.metadata.metadata("skypilot").get_all("Provides-Extra") or ())
     ours = set(importlib.metadata.metadata("pixtral-sky").get_all("Provides-Extra") or ())
-    assert ours - theirs == {"rehearse", "heic", "fast", "pdf", "plot", "sky"}
+    assert ours - theirs == {"rehearse", "heic", "fast", "chat", "pdf", "plot", "sky"}
     assert theirs - ours == others
     assert f"{len(theirs & ours)} clouds" in README
 
