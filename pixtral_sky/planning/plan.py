@@ -83,7 +83,7 @@ class Option:
 class Plan:
     ask: Ask
     spot: bool
-    machines: Sequence[Machine]
+    machines: Sequence[Machine]  # the fastest first, by the low end
     unfit: Sequence[Unfit]
     options: Sequence[Option]  # the machines with a price; the least cost of the work first
     offered: Set[str] | None  # GPUs (L4:2) with a price; None: prices were not read
@@ -185,7 +185,7 @@ def precisions(text: str) -> tuple[str, ...]:
 
 def plan(
     ask: Ask,
-    machines: Sequence[Machine],
+    machines: Iterable[Machine],
     unfit: Sequence[Unfit],
     offers: Sequence[Offer] | None,
     spot: bool,
@@ -194,6 +194,12 @@ def plan(
 
     Raises UsageError where no machine has a price.
     """
+
+    def order(machine: Machine) -> tuple[float, int, str, str]:
+        # Where they are as fast, fewer GPUs come first, and then bf16, as in `options`.
+        return -machine.rate.low, machine.fit.count, machine.precision, machine.fit.gpu
+
+    machines = sorted(machines, key=order)
     if offers is None:
         return Plan(ask, spot, machines, unfit, [], None)
     found = options(ask, machines, offers, spot)

@@ -134,12 +134,14 @@ def test_the_best_rows_and_all(run, monkeypatch):
     every = run(*SOLD, "--all")
     assert len(every.out.splitlines()) == 26
     assert "--all" not in every.err
-    # Without prices the smallest come first.
+    # Without prices the fastest come first, by the slow end.
     result = run("--no-prices", "--gpus", "L4,L40S")
-    assert [line.split()[0] for line in result.out.splitlines()[1:]] == ["L4:1", "L40S:1", "L40S:1"]
-    assert "12 more: --all\n" in result.err
+    assert [line.split()[0] for line in result.out.splitlines()[1:]] == ["L40S:8", "L40S:8", "L40S:4"]
+    assert "12 more are slower: --all\n" in result.err
     every = run("--no-prices", "--gpus", "L4,L40S", "--all")
-    assert len(every.out.splitlines()) == 16
+    rates = [float(line.split()[4].partition("-")[0]) for line in every.out.splitlines()[1:]]
+    assert len(rates) == 15
+    assert rates == sorted(rates, reverse=True)
     assert "--all" not in every.err
 
 
@@ -240,9 +242,12 @@ def test_the_request_in_json(run):
         "answer_tokens": 300,
     }
     assert document["server"] == {"MAX_MODEL_LEN": None, "MAX_IMAGES": 4}
-    assert [(row["gpus"], row["precision"]) for row in document["unpriced"]] == [
+    unpriced = document["unpriced"]
+    assert {(row["gpus"], row["precision"]) for row in unpriced} == {
         (f"L40S:{count}", precision) for count in (1, 2, 4, 8) for precision in ("bf16", "fp8")
-    ]
+    }
+    rates = [row["requests_per_second"]["low"] for row in unpriced]
+    assert rates == sorted(rates, reverse=True)
 
 
 # Measured
@@ -262,7 +267,7 @@ def test_what_was_measured(run):
     # Several of the same GPUs in the same precision are a range.
     files = [word for name in "bcd" for word in ("--measured", f"{name}.json")]
     result = run("--no-prices", "--gpus", "L4:2", *files)
-    bf16, fp8 = (line.split() for line in result.out.splitlines()[1:])
+    fp8, bf16 = (line.split() for line in result.out.splitlines()[1:])
     assert bf16[4:] == ["0.40-0.50", "0.80-1.0", "measured"]
     assert fp8[4:] == ["0.80", "1.6", "measured"]
     assert "d.json" not in result.err

@@ -150,6 +150,12 @@ def test_the_slow_end_decides_the_order():
     assert found[1].cost.low < found[0].cost.low
 
 
+def test_without_prices_the_slow_end_of_the_speed_decides():
+    names = [("L4", 4, 0.5, 9), ("L4", 1, 1, 2), ("H100", 1, 3, 4), ("L40S", 2, 1, 5)]
+    found = plan.plan(ASK, [machine(*each) for each in names], [], None, spot=False)
+    assert [each.gpus for each in found.machines] == ["H100:1", "L4:1", "L40S:2", "L4:4"]
+
+
 def test_whole_replicas_decide_the_order():
     # Busy, the large one is cheaper; for one request a second it is not.
     pairs = (
