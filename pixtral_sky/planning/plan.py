@@ -126,7 +126,9 @@ def asked(
     limit = wanted_context(context, max_images)
     pictures = max_images * MAX_IMAGE_TOKENS
     needed = pictures + workload.text + workload.answer
-    more = f"For example: --context {needed}" if needed <= MODEL_CONTEXT else "Less of it: --images"
+    shares = {"--images": pictures, "--prompt-tokens": workload.text, "--answer-tokens": workload.answer}
+    largest = max(shares, key=lambda option: shares[option])
+    more = f"For example: --context {needed}" if needed <= MODEL_CONTEXT else f"Less of it: {largest}"
     if limit <= pictures:
         raise UsageError(
             f"{max_images} picture{'s' * (max_images != 1)} can be {pictures:,} tokens, and the context is "

@@ -273,6 +273,8 @@ def test_how_many_pictures_the_server_is_for(images, context, needs):
     ({}, {"context": 128_001}, "--context is a number of tokens from 1 to 128,000, or -1 for all, not 128001."),
     ({"images": 8}, {}, "8 pictures can be 33,280 tokens, and the context is 32,768. For example: --context 33780"),
     ({"images": 31}, {"context": -1}, "31 pictures can be 128,960 tokens, and the context is 128,000. Less of it: --images"),
+    ({"text": 10**7}, {}, "A request is 10,004,680 tokens with an answer of 300, and the context is 32,768. Less of it: --prompt-tokens"),
+    ({"answer": 10**7}, {"context": -1}, "A request is 4,880 tokens with an answer of 10,000,000, and the context is 128,000. Less of it: --answer-tokens"),
     ({"text": 30_000}, {}, "A request is 34,680 tokens with an answer of 300, and the context is 32,768. For example: --context 46940"),
 ])  # fmt: skip
 def test_what_cannot_be_asked(workload, more, says):
