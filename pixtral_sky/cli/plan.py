@@ -176,7 +176,7 @@ def _prices(
             found = prices.read(kinds, counts, cpus, memory, clouds, ports, disk)
     except NoPrices as error:
         if needed:
-            raise
+            raise NoPrices(error.what, f"{error.hint}; or, without prices: {prices.WITHOUT}") from error
         output.warn(str(error))
         return None, str(error)
     reasons: dict[str, list[str]] = {}

@@ -156,6 +156,8 @@ def gpus(text: str | None) -> list[tuple[str, int]]:
     """GPUs and counts of ``L4,H100:1``. No count means each count, no text all GPUs. Raises UsageError."""
     if text is None:
         return [(gpu, count) for gpu in GPUS for count in TENSOR_PARALLEL]
+    if not text.strip():
+        raise UsageError("--gpus is empty.", "Leave it out to take all that are known here.")
     known = {gpu.lower(): gpu for gpu in GPUS}
     found: dict[tuple[str, int], None] = {}
     for word in text.split(","):

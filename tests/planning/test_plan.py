@@ -311,7 +311,8 @@ def test_gpus():
     for word, says in (
         ("T4", "The GPU 'T4' is not known here. These are: L4, A10G, "),
         ("H10:1", "The GPU 'H10' is not known here. Did you mean H100? These are: L4, "),
-        ("", "The GPU '' is not known here."),
+        ("", "--gpus is empty. Leave it out to take all that are known here."),
+        ("L4,", "The GPU '' is not known here."),
         ("L4:3", "Pixtral splits over 1, 2, 4 or 8 GPUs, not 3."),
         ("L4:", "Pixtral splits over 1, 2, 4 or 8 GPUs, not none."),
     ):
