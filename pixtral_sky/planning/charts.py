@@ -31,7 +31,8 @@ def check(path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         example = f"{path}.png" if not path.suffix else str(path.with_suffix(".png"))
         raise UsageError(
-            f"{path} is no name of a picture that can be drawn.", f"For example: --plot {shlex.quote(example)}"
+            f"{path} is no name of a picture that can be drawn.",
+            f"For example: --plot {shlex.quote(example)}",
         )
     files.check_writable(path, "--plot")
     if not importlib.util.find_spec("matplotlib"):

@@ -277,6 +277,8 @@ def test_without_matplotlib(run, monkeypatch):
 
 
 @pytest.mark.parametrize(("arguments", "about"), [
+    ("''", "The name of TRACE.csv is empty. Give it the name of a file."),
+    ("gone.csv --file ''", "--file is empty"),
     ("gone.csv --goal 101", "--goal"),
     ("gone.csv --price inf", "--price"),
     ("gone.csv --carries 1e300", "--carries"),
@@ -296,5 +298,5 @@ def test_a_mistake_is_said_at_once(run, monkeypatch, arguments, about):
     Path("folder.png").mkdir()
     Path("short.csv").write_text("1\n61\n")
     monkeypatch.setattr(skypilot, "check_installed", lambda: pytest.fail("SkyPilot is imported"))
-    result = run("capacity", *arguments.split())
+    result = run("capacity", *shlex.split(arguments))
     assert (result.code, about in result.error) == (2, True)
