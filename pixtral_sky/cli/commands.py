@@ -108,9 +108,22 @@ class Command(_Help, TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing:
+            self._check_files(ctx)
         if any(map(ctx.params.get, OTHER_NAMES)) and "name" in configured(ctx):
             ctx.params["name"] = None
         return rest
+
+    def _check_files(self, ctx: Any) -> None:
+        """Raise UsageError for the name of a file that is empty: as a Path, it would be the folder here."""
+        for each in self.params:
+            value = ctx.params.get(each.name)
+            if each.type.name == "path" and "" in (value if isinstance(value, (list, tuple)) else [value]):
+                from pixtral_sky.errors import UsageError
+
+                option = isinstance(each, TyperOption)
+                named = each.opts[0] if option else f"The name of {str(each.metavar).strip('[]')}"
+                raise UsageError(f"{named} is empty.", "Give it the name of a file.")
 
     def invoke(self, ctx: Any) -> Any:
         taken = {name: ctx.params[name] for name in configured(ctx) if ctx.params[name] is not None}

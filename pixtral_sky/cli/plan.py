@@ -176,7 +176,7 @@ def _prices(
             found = prices.read(kinds, counts, cpus, memory, clouds, ports, disk)
     except NoPrices as error:
         if needed:
-            raise
+            raise NoPrices(error.what, f"{error.hint}; or, without prices: {prices.WITHOUT}") from error
         output.warn(str(error))
         return None, str(error)
     reasons: dict[str, list[str]] = {}
@@ -195,7 +195,7 @@ def _show(found: Plan, priced: Prices | None, everything: bool, next_too: bool) 
     shown = rows if everything else rows[:ROWS]
     common.table(report.HEAD, shown)
     if len(rows) > len(shown):
-        output.say(f"{len(rows) - len(shown)} more{' cost more' * bool(found.options)}: --all")
+        output.say(f"{len(rows) - len(shown)} more {'cost more' if priced else 'are slower'}: --all")
     if priced:
         gb = int(task.read()["resources"]["disk_size"])
         output.say(report.sources(found.options[: len(shown)], priced, gb))

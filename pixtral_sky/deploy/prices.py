@@ -20,8 +20,10 @@ from pixtral_sky import extras
 from pixtral_sky.deploy import infra
 from pixtral_sky.deploy.skypilot import opens_ports, shown, sky_sdk
 from pixtral_sky.errors import NoPrices, SkyError, UsageError
+from pixtral_sky.text import closest
 
 CLOUDS = tuple(each for each in infra.CLOUDS if each not in infra.OWN)  # those with a catalog
+WITHOUT = "pixtral-sky plan --no-prices"
 
 # The disk that SkyPilot 0.14.1 orders for a task without disk_tier ("medium"): list prices in USD a month, in
 # the cloud's first region in the US, as of:
@@ -88,10 +90,18 @@ def named(text: str | None) -> list[str]:
     """The clouds of ``aws,gcp``; without a text, none. Raises UsageError for one without prices."""
     if text is None:
         return []
+    if not text.strip():
+        raise UsageError("--clouds is empty.", "Leave it out to take all with prices.")
     clouds = [word.strip().lower() for word in text.split(",")]
     for cloud in clouds:
+        if infra.ALIASES.get(cloud, cloud) in infra.OWN:
+            raise UsageError(f"Machines of your own have no prices: {cloud}.", f"What holds it: {WITHOUT}")
         if cloud not in CLOUDS:
-            raise UsageError(f"SkyPilot has no prices of {cloud!r}.", f"It has: {', '.join(CLOUDS)}")
+            close = closest(cloud, CLOUDS)
+            raise UsageError(
+                f"SkyPilot has no prices of {cloud!r}.",
+                f"Did you mean {close}?" if close else f"It has: {', '.join(CLOUDS)}",
+            )
     return clouds
 
 
@@ -216,7 +226,7 @@ def _no_catalog(failed: Mapping[Path, Exception]) -> NoPrices:
     kind = type(next(iter(failed.values()))).__name__
     return NoPrices(
         f"There are no prices: SkyPilot's catalogs cannot be downloaded ({kind}).",
-        "Again, with a network: pixtral-sky plan",
+        "Try again with a network",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shlex
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,11 @@ NAVY, ORANGE, GREY, BAND = "#1f4e79", "#b35f0f", "#8a9099", "#f5f6f8"
 def check(path: Path) -> None:
     """Raise UsageError where ``path`` cannot be drawn. matplotlib is not imported, which takes a second."""
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{path} is no name of a picture that can be drawn.", "For example: --plot plan.png")
+        example = f"{path}.png" if not path.suffix else str(path.with_suffix(".png"))
+        raise UsageError(
+            f"{path} is no name of a picture that can be drawn.",
+            f"For example: --plot {shlex.quote(example)}",
+        )
     files.check_writable(path, "--plot")
     if not importlib.util.find_spec("matplotlib"):
         raise UsageError("A picture needs matplotlib.", f"Run: {install('plot')}")

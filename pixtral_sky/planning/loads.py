@@ -38,7 +38,9 @@ class Load:
 
 def load(trace: Path | None, pattern: str | None, qps: str | None, seed: int) -> Load:
     """The requests of a CSV file, or of a day of a pattern. Raises UsageError."""
-    if bool(trace) == bool(pattern):
+    if trace and pattern is not None:
+        raise UsageError("The load is a CSV of times, or a pattern: not both.", "Leave one of them out")
+    if not trace and pattern is None:
         raise UsageError("The load is a CSV of times, or a pattern.", EXAMPLE)
     if trace and qps is not None:
         raise UsageError("--qps is of a pattern; a trace has its own.", EXAMPLE)
@@ -52,13 +54,20 @@ def load(trace: Path | None, pattern: str | None, qps: str | None, seed: int) ->
         return Load(str(trace), times, times[-1])
     if pattern not in PATTERNS:
         raise UsageError(f"There is no pattern {pattern!r}.", f"There are {', '.join(PATTERNS)}.")
+    example = f"For example: --pattern {pattern} --qps {'5' if pattern == 'steady' else '1..9'}"
     found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)(?:\.\.(\d{1,9}(?:\.\d+)?))?", qps or "", re.ASCII)
     if not found or (found[2] is None) != (pattern == "steady"):
-        wanted = "one number, --qps 5" if pattern == "steady" else "LOW..HIGH, --qps 1..9"
-        raise UsageError(f"{pattern} takes queries per second as {wanted}, not {qps!r}.", EXAMPLE)
+        raise UsageError(
+            f"{pattern} takes queries per second as {'one number' if pattern == 'steady' else 'LOW..HIGH'}"
+            f"{'' if qps is None else f', not {qps!r}'}.",
+            example,
+        )
     low, high = float(found[1]), float(found[2] or found[1])
-    if not (low <= high and 0 < high <= MOST_QPS):
-        raise UsageError(f"--qps goes up, from 0 to {MOST_QPS:g} at most, not {qps}.", EXAMPLE)
+    if low > high:
+        raise UsageError(f"--qps is LOW..HIGH, and {found[1]} is more than {found[2]}.", example)
+    if not 0 < high <= MOST_QPS:
+        most = "" if found[2] is None else "HIGH of "
+        raise UsageError(f"{most}--qps is more than 0, and {MOST_QPS:g} at most, not {qps}.", example)
     rates = {
         "steady": steady(high),
         "day-night": day_night(low, high, DAY),

@@ -83,7 +83,7 @@ class Option:
 class Plan:
     ask: Ask
     spot: bool
-    machines: Sequence[Machine]
+    machines: Sequence[Machine]  # the fastest first, by the low end
     unfit: Sequence[Unfit]
     options: Sequence[Option]  # the machines with a price; the least cost of the work first
     offered: Set[str] | None  # GPUs (L4:2) with a price; None: prices were not read
@@ -126,7 +126,9 @@ def asked(
     limit = wanted_context(context, max_images)
     pictures = max_images * MAX_IMAGE_TOKENS
     needed = pictures + workload.text + workload.answer
-    more = f"For example: --context {needed}" if needed <= MODEL_CONTEXT else "Less of it: --images"
+    shares = {"--images": pictures, "--prompt-tokens": workload.text, "--answer-tokens": workload.answer}
+    largest = max(shares, key=lambda option: shares[option])
+    more = f"For example: --context {needed}" if needed <= MODEL_CONTEXT else f"Less of it: {largest}"
     if limit <= pictures:
         raise UsageError(
             f"{max_images} picture{'s' * (max_images != 1)} can be {pictures:,} tokens, and the context is "
@@ -154,6 +156,8 @@ def gpus(text: str | None) -> list[tuple[str, int]]:
     """GPUs and counts of ``L4,H100:1``. No count means each count, no text all GPUs. Raises UsageError."""
     if text is None:
         return [(gpu, count) for gpu in GPUS for count in TENSOR_PARALLEL]
+    if not text.strip():
+        raise UsageError("--gpus is empty.", "Leave it out to take all that are known here.")
     known = {gpu.lower(): gpu for gpu in GPUS}
     found: dict[tuple[str, int], None] = {}
     for word in text.split(","):
@@ -185,7 +189,7 @@ def precisions(text: str) -> tuple[str, ...]:
 
 def plan(
     ask: Ask,
-    machines: Sequence[Machine],
+    machines: Iterable[Machine],
     unfit: Sequence[Unfit],
     offers: Sequence[Offer] | None,
     spot: bool,
@@ -194,6 +198,12 @@ def plan(
 
     Raises UsageError where no machine has a price.
     """
+
+    def order(machine: Machine) -> tuple[float, int, str, str]:
+        # Where they are as fast, fewer GPUs come first, and then bf16, as in `options`.
+        return -machine.rate.low, machine.fit.count, machine.precision, machine.fit.gpu
+
+    machines = sorted(machines, key=order)
     if offers is None:
         return Plan(ask, spot, machines, unfit, [], None)
     found = options(ask, machines, offers, spot)

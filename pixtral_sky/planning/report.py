@@ -19,9 +19,9 @@ HEAD = (
 
 
 def rows(plan: Plan) -> list[tuple[str, ...]]:
-    """A row of HEAD for each option; without prices for each machine, the fewest GPUs first."""
+    """A row of HEAD for each option; without prices for each machine, the fastest first."""
     if plan.offered is None:
-        return [_row(plan.ask, each, None) for each in sorted(plan.machines, key=lambda each: each.fit.count)]
+        return [_row(plan.ask, each, None) for each in plan.machines]
     return [_row(plan.ask, each.machine, each) for each in plan.options]
 
 

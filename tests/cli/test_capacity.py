@@ -171,16 +171,18 @@ EXAMPLE = "For example: pixtral-sky capacity --pattern day-night --qps 1..9"
 
 @pytest.mark.parametrize(("arguments", "says"), [
     ("", f"The load is a CSV of times, or a pattern. {EXAMPLE}"),
-    ("even.csv --pattern steady --qps 5", f"The load is a CSV of times, or a pattern. {EXAMPLE}"),
+    ("even.csv --pattern steady --qps 5", "The load is a CSV of times, or a pattern: not both. Leave one of them out"),
     ("--pattern noon --qps 5", "There is no pattern 'noon'. There are steady, day-night, burst."),
-    ("--pattern steady", f"steady takes queries per second as one number, --qps 5, not None. {EXAMPLE}"),
-    ("--pattern steady --qps 1..9", f"steady takes queries per second as one number, --qps 5, not '1..9'. {EXAMPLE}"),
-    ("--pattern burst --qps 5", f"burst takes queries per second as LOW..HIGH, --qps 1..9, not '5'. {EXAMPLE}"),
-    ("--pattern steady --qps -5", f"steady takes queries per second as one number, --qps 5, not '-5'. {EXAMPLE}"),
-    ("--pattern burst --qps 9..1", f"--qps goes up, from 0 to 100 at most, not 9..1. {EXAMPLE}"),
-    ("--pattern burst --qps 0..0", f"--qps goes up, from 0 to 100 at most, not 0..0. {EXAMPLE}"),
-    ("--pattern steady --qps 1e9", f"steady takes queries per second as one number, --qps 5, not '1e9'. {EXAMPLE}"),
-    ("--pattern steady --qps 101", f"--qps goes up, from 0 to 100 at most, not 101. {EXAMPLE}"),
+    ("--pattern steady", "steady takes queries per second as one number. For example: --pattern steady --qps 5"),
+    ("--pattern day-night", "day-night takes queries per second as LOW..HIGH. For example: --pattern day-night --qps 1..9"),
+    ("--pattern steady --qps 1..9", "steady takes queries per second as one number, not '1..9'. For example: --pattern steady --qps 5"),
+    ("--pattern burst --qps 5", "burst takes queries per second as LOW..HIGH, not '5'. For example: --pattern burst --qps 1..9"),
+    ("--pattern steady --qps -5", "steady takes queries per second as one number, not '-5'. For example: --pattern steady --qps 5"),
+    ("--pattern burst --qps 9..1", "--qps is LOW..HIGH, and 9 is more than 1. For example: --pattern burst --qps 1..9"),
+    ("--pattern burst --qps 0..0", "HIGH of --qps is more than 0, and 100 at most, not 0..0. For example: --pattern burst --qps 1..9"),
+    ("--pattern steady --qps 1e9", "steady takes queries per second as one number, not '1e9'. For example: --pattern steady --qps 5"),
+    ("--pattern steady --qps 0", "--qps is more than 0, and 100 at most, not 0. For example: --pattern steady --qps 5"),
+    ("--pattern steady --qps 101", "--qps is more than 0, and 100 at most, not 101. For example: --pattern steady --qps 5"),
     ("--pattern steady --qps 0.0000001", "At this rate no request comes in a day. Give a higher --qps."),
     ("none.csv", "none.csv cannot be read: No such file or directory."),
     ("empty.csv", "empty.csv has no times. Its first column: seconds since the epoch, or ISO 8601."),
@@ -205,7 +207,7 @@ EXAMPLE = "For example: pixtral-sky capacity --pattern day-night --qps 1..9"
      "What a replica carries is not known: the file has no target_qps_per_replica. For example: --carries 2"),
     ("even.csv --file pixtral.yaml",
      "pixtral.yaml is no service: it has no 'service:' section. The shipped one: service.yaml"),
-    ("even.csv --plot day.jpg", "day.jpg is no name of a picture that can be drawn. For example: --plot plan.png"),
+    ("even.csv --plot day.jpg", "day.jpg is no name of a picture that can be drawn. For example: --plot day.png"),
     ("even.csv --plot nowhere/day.png", "There is no directory nowhere. Run: mkdir -p nowhere"),
 ])  # fmt: skip
 def test_what_is_refused_in_one_line(run, arguments, says):
@@ -275,6 +277,8 @@ def test_without_matplotlib(run, monkeypatch):
 
 
 @pytest.mark.parametrize(("arguments", "about"), [
+    ("''", "The name of TRACE.csv is empty. Give it the name of a file."),
+    ("gone.csv --file ''", "--file is empty"),
     ("gone.csv --goal 101", "--goal"),
     ("gone.csv --price inf", "--price"),
     ("gone.csv --carries 1e300", "--carries"),
@@ -294,5 +298,5 @@ def test_a_mistake_is_said_at_once(run, monkeypatch, arguments, about):
     Path("folder.png").mkdir()
     Path("short.csv").write_text("1\n61\n")
     monkeypatch.setattr(skypilot, "check_installed", lambda: pytest.fail("SkyPilot is imported"))
-    result = run("capacity", *arguments.split())
+    result = run("capacity", *shlex.split(arguments))
     assert (result.code, about in result.error) == (2, True)

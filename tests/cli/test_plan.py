@@ -134,12 +134,14 @@ def test_the_best_rows_and_all(run, monkeypatch):
     every = run(*SOLD, "--all")
     assert len(every.out.splitlines()) == 26
     assert "--all" not in every.err
-    # Without prices the smallest come first.
+    # Without prices the fastest come first, by the slow end.
     result = run("--no-prices", "--gpus", "L4,L40S")
-    assert [line.split()[0] for line in result.out.splitlines()[1:]] == ["L4:1", "L40S:1", "L40S:1"]
-    assert "12 more: --all\n" in result.err
+    assert [line.split()[0] for line in result.out.splitlines()[1:]] == ["L40S:8", "L40S:8", "L40S:4"]
+    assert "12 more are slower: --all\n" in result.err
     every = run("--no-prices", "--gpus", "L4,L40S", "--all")
-    assert len(every.out.splitlines()) == 16
+    rates = [float(line.split()[4].partition("-")[0]) for line in every.out.splitlines()[1:]]
+    assert len(rates) == 15
+    assert rates == sorted(rates, reverse=True)
     assert "--all" not in every.err
 
 
@@ -240,9 +242,12 @@ def test_the_request_in_json(run):
         "answer_tokens": 300,
     }
     assert document["server"] == {"MAX_MODEL_LEN": None, "MAX_IMAGES": 4}
-    assert [(row["gpus"], row["precision"]) for row in document["unpriced"]] == [
+    unpriced = document["unpriced"]
+    assert {(row["gpus"], row["precision"]) for row in unpriced} == {
         (f"L40S:{count}", precision) for count in (1, 2, 4, 8) for precision in ("bf16", "fp8")
-    ]
+    }
+    rates = [row["requests_per_second"]["low"] for row in unpriced]
+    assert rates == sorted(rates, reverse=True)
 
 
 # Measured
@@ -262,7 +267,7 @@ def test_what_was_measured(run):
     # Several of the same GPUs in the same precision are a range.
     files = [word for name in "bcd" for word in ("--measured", f"{name}.json")]
     result = run("--no-prices", "--gpus", "L4:2", *files)
-    bf16, fp8 = (line.split() for line in result.out.splitlines()[1:])
+    fp8, bf16 = (line.split() for line in result.out.splitlines()[1:])
     assert bf16[4:] == ["0.40-0.50", "0.80-1.0", "measured"]
     assert fp8[4:] == ["0.80", "1.6", "measured"]
     assert "d.json" not in result.err
@@ -414,7 +419,10 @@ def test_what_is_refused(run, arguments, says):
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
-    (["--clouds", "aws,asw"], "SkyPilot has no prices of 'asw'. It has: "),
+    (["--clouds", "aws,awss"], "SkyPilot has no prices of 'awss'. Did you mean aws?"),
+    (["--clouds", "zzz"], "SkyPilot has no prices of 'zzz'. It has: "),
+    (["--clouds", "k8s"], "Machines of your own have no prices: k8s. What holds it: pixtral-sky plan --no-prices"),
+    (["--clouds", "aws,slurm"], "Machines of your own have no prices: slurm. What holds it: "),
     (["--clouds", "nebius", "--gpus", "L4"], "None of these clouds has a price for what fits. Name other --clouds or --gpus"),
     (["--clouds", "vast", "--spot"], "None of these clouds has a spot price for what fits. Name other --clouds or --gpus"),
 ])  # fmt: skip
@@ -439,12 +447,14 @@ def test_what_the_catalogs_do_not_have(run, arguments, says):
     (["--qps", "1e308"], "--qps"),
     (["--qps", "1e-300"], "--qps"),
     (["--total", 10**20], "--total"),
-    (["--clouds", ""], "no prices of ''"),
-    (["--clouds", "kubernetes"], "no prices of 'kubernetes'"),
-    (["--gpus", ""], "The GPU ''"),
+    (["--clouds", ""], "--clouds is empty"),
+    (["--clouds", "kubernetes"], "no prices: kubernetes"),
+    (["--gpus", ""], "--gpus is empty"),
     (["--gpus", "L4:0"], "not 0"),
     (["--no-prices", "--clouds", ""], "--no-prices"),
-    (["--plot", ""], "is no name of a picture"),
+    (["--plot", ""], "--plot is empty. Give it the name of a file."),
+    (["--qps", 1, "--write", ""], "--write is empty"),
+    (["--measured", ""], "--measured is empty"),
     (["--plot", "folder.png"], "folder.png is a directory"),
     (["--plot", "gone/plan.png"], "There is no directory gone. Run: mkdir -p gone"),
     (["--plot", "/proc/plan.png"], "/proc/plan.png cannot be written: "),
@@ -477,7 +487,7 @@ def missing(request, monkeypatch, tmp_path) -> str:
     if request.param == "network":
         return (
             "There are no prices: SkyPilot's catalogs cannot be downloaded (ConnectionError). "
-            "Again, with a network: pixtral-sky plan"
+            "Try again with a network"
         )
     damaged = tmp_path / "catalogs" / "gcp" / "vms.csv"
     damaged.parent.mkdir(parents=True)
@@ -506,7 +516,7 @@ def test_what_fits_where_there_are_no_prices(run, missing):
 )
 def test_what_needs_prices_where_there_are_none(run, missing, arguments):
     result = run(*arguments)
-    assert (result.code, result.error) == (1, missing)
+    assert (result.code, result.error) == (1, f"{missing}; or, without prices: pixtral-sky plan --no-prices")
     assert not {*Path().glob("a.*")}
 
 

@@ -150,6 +150,12 @@ def test_the_slow_end_decides_the_order():
     assert found[1].cost.low < found[0].cost.low
 
 
+def test_without_prices_the_slow_end_of_the_speed_decides():
+    names = [("L4", 4, 0.5, 9), ("L4", 1, 1, 2), ("H100", 1, 3, 4), ("L40S", 2, 1, 5)]
+    found = plan.plan(ASK, [machine(*each) for each in names], [], None, spot=False)
+    assert [each.gpus for each in found.machines] == ["H100:1", "L4:1", "L40S:2", "L4:4"]
+
+
 def test_whole_replicas_decide_the_order():
     # Busy, the large one is cheaper; for one request a second it is not.
     pairs = (
@@ -267,6 +273,8 @@ def test_how_many_pictures_the_server_is_for(images, context, needs):
     ({}, {"context": 128_001}, "--context is a number of tokens from 1 to 128,000, or -1 for all, not 128001."),
     ({"images": 8}, {}, "8 pictures can be 33,280 tokens, and the context is 32,768. For example: --context 33780"),
     ({"images": 31}, {"context": -1}, "31 pictures can be 128,960 tokens, and the context is 128,000. Less of it: --images"),
+    ({"text": 10**7}, {}, "A request is 10,004,680 tokens with an answer of 300, and the context is 32,768. Less of it: --prompt-tokens"),
+    ({"answer": 10**7}, {"context": -1}, "A request is 4,880 tokens with an answer of 10,000,000, and the context is 128,000. Less of it: --answer-tokens"),
     ({"text": 30_000}, {}, "A request is 34,680 tokens with an answer of 300, and the context is 32,768. For example: --context 46940"),
 ])  # fmt: skip
 def test_what_cannot_be_asked(workload, more, says):
@@ -303,7 +311,8 @@ def test_gpus():
     for word, says in (
         ("T4", "The GPU 'T4' is not known here. These are: L4, A10G, "),
         ("H10:1", "The GPU 'H10' is not known here. Did you mean H100? These are: L4, "),
-        ("", "The GPU '' is not known here."),
+        ("", "--gpus is empty. Leave it out to take all that are known here."),
+        ("L4,", "The GPU '' is not known here."),
         ("L4:3", "Pixtral splits over 1, 2, 4 or 8 GPUs, not 3."),
         ("L4:", "Pixtral splits over 1, 2, 4 or 8 GPUs, not none."),
     ):
