@@ -45,6 +45,7 @@ ELSEWHERE = {
     r"pixtral-sky serve status --json\s+\|": "make clients: tests/real/clients/test_monitoring.py",
     r"pixtral-sky capacity --pattern": "make check: tools/autoscaling.py",
     r"pixtral-sky launch --infra slurm/": "make e2e",
+    r"pixtral-sky bench": "it measures for minutes: tests/cli/test_bench.py, tests/real/engine/test_bench.py",
     r"pixtral-sky plan --measured": "tests/cli/test_plan.py, with a file that is there",
     r".* --plot ": "tests/cli/test_plan.py: it takes a while",
     r".*\| (vault|gcloud) ": "programs with an account",
