@@ -360,7 +360,7 @@ def test_an_argument_that_leads_to_nothing_ends_it_at_once(inputs, says):
         (
             "note.txt",
             b"Buy milk.",
-            "note.txt is not a picture. Give pictures, PDFs, or JSON lines in a file that",
+            "note.txt is a text.",
         ),
         ("list.json", b'{"images": ["a.jpg"]}\n', "JSON lines in a file that ends in .jsonl. A folder, or"),
         ("empty", b"", "empty is not a picture."),

@@ -280,7 +280,7 @@ def test_where_skypilot_cannot_be_asked(run, fake, monkeypatch):
     (["--gpus", "L4:3"], "Pixtral splits over 1, 2, 4 or 8 GPUs, not 3."),
     (["--precision", "both"], "--precision is bf16 or fp8 here, not 'both'."),
     (["--price-per-hour", "nan"], "--price-per-hour is a number of dollars, not nan."),
-    (["--plot", "x.gif"], "x.gif is no name of a picture that can be drawn. For example: --plot plan.png"),
+    (["--plot", "x.gif"], "x.gif is no name of a picture that can be drawn. For example: --plot x.png"),
     (["-o", "no/x.json"], "There is no directory no. Run: mkdir -p no"),
     (["-o", "."], ". is a directory. Give --out the name of a file."),
     (["--write", "there.yaml"], "there.yaml is there already. Give --write another name."),

@@ -269,10 +269,10 @@ def test_an_offer_has_its_disk(catalog):
 
 def test_named_clouds():
     assert (prices.named(None), prices.named("AWS, gcp")) == ([], ["aws", "gcp"])
-    with pytest.raises(UsageError, match=r"SkyPilot has no prices of 'asw'\. It has: aws, azure, "):
+    with pytest.raises(UsageError, match=r"SkyPilot has no prices of 'asw'\. Did you mean aws\?"):
         prices.named("aws,asw")
     for word in ("kubernetes", "", "aws,"):
-        with pytest.raises(UsageError, match="SkyPilot has no prices of"):
+        with pytest.raises(UsageError, match="no prices|is empty"):
             prices.named(word)
 
 
