@@ -272,7 +272,7 @@ def test_named_clouds():
     with pytest.raises(UsageError, match=r"SkyPilot has no prices of 'asw'\. Did you mean aws\?"):
         prices.named("aws,asw")
     for word in ("kubernetes", "", "aws,"):
-        with pytest.raises(UsageError, match="no prices|is empty"):
+        with pytest.raises(UsageError, match=r"no prices|is empty"):
             prices.named(word)
 
 
