@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from pixtral_sky.deploy import candidates, task
-from pixtral_sky.deploy.skypilot import sky_sdk
 from pixtral_sky.errors import UsageError
 from tests.conftest import ROOT
 from tests.support import fake_catalog
@@ -22,10 +20,7 @@ ENVS = task.load().envs
 
 @pytest.fixture
 def sky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """With SkyPilot's catalogs, and no server."""
-    fake_catalog.install(monkeypatch)
-    with sky_sdk(silent=True) as sky, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with fake_catalog.skypilot(monkeypatch) as sky:
         yield sky
 
 

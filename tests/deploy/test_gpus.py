@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from pixtral_sky.deploy import gpus, task
-from pixtral_sky.deploy.skypilot import sky_sdk
 from pixtral_sky.errors import UsageError
 from tests.support import fake_catalog
 
@@ -18,10 +16,7 @@ ENVS = task.load().envs
 
 @pytest.fixture
 def sky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """With SkyPilot's catalogs, and no server."""
-    fake_catalog.install(monkeypatch)
-    with sky_sdk(silent=True) as sky, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with fake_catalog.skypilot(monkeypatch) as sky:
         yield sky
 
 

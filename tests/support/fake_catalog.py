@@ -7,7 +7,11 @@ reader of files that is another one here.
 from __future__ import annotations
 
 import functools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,3 +43,12 @@ def install(monkeypatch: pytest.MonkeyPatch, root: Path = ROOT) -> None:
     monkeypatch.setattr(common, "get_catalog_path", lambda name: str(root / name))
     monkeypatch.setattr(prices, "_day", lambda file: DAY if file.is_file() else "")
     monkeypatch.setattr(aws_catalog, "_user_df", None)
+
+
+@contextmanager
+def skypilot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """SkyPilot's package with these catalogs, and no server."""
+    install(monkeypatch)
+    with sky_sdk(silent=True) as sky, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield sky

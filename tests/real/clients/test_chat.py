@@ -241,12 +241,18 @@ def test_pictures_answers_and_what_leaves_the_process(tab, page, endpoint):
     assert next(iter(page.files.iterdir())).stat().st_mode & 0o777 == 0o700
 
 
-def test_stop_ends_the_request(tab, page, endpoint):
+def counting(tab, page, endpoint):
+    """Begins an answer that goes on and on; the event is that its request has ended."""
     ended = threading.Event()
     endpoint._steps = [lambda exchange: counts(exchange, ended)]
     opened(tab, page.address)
     ask(tab, "Count")
     tab.get_by_text("0 1 2 3").wait_for()
+    return ended
+
+
+def test_stop_ends_the_request(tab, page, endpoint):
+    ended = counting(tab, page, endpoint)
     assert not ended.is_set()
     tab.get_by_role("button", name="Stop").click()
     assert ended.wait(5)
@@ -258,11 +264,7 @@ def test_stop_ends_the_request(tab, page, endpoint):
 
 
 def test_a_closed_tab_ends_the_request(tab, page, endpoint):
-    ended = threading.Event()
-    endpoint._steps = [lambda exchange: counts(exchange, ended)]
-    opened(tab, page.address)
-    ask(tab, "Count")
-    tab.get_by_text("0 1 2 3").wait_for()
+    ended = counting(tab, page, endpoint)
     tab.close()
     assert ended.wait(20)
 
