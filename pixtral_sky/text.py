@@ -59,6 +59,11 @@ def shown(name: str) -> str:
     return text if len(text) <= 160 else f"{text[:100]}...{text[-57:]}"
 
 
+def quoted(text: str) -> str:
+    """What a user typed, in quotes for a message: printable, and at most 60 characters."""
+    return repr(printable(text if len(text) <= 60 else f"{text[:57]}..."))
+
+
 def is_unicode(text: str) -> bool:
     """Whether it is valid Unicode: JSON can spell half a surrogate pair, and a path can hold any byte."""
     try:

@@ -15,7 +15,6 @@ from typing import Literal
 from pixtral_sky.errors import PictureError, UsageError
 from pixtral_sky.pictures import kinds, pdf
 from pixtral_sky.pictures.names import bare, check_scheme, is_data_url, is_url, local, spellings
-from pixtral_sky.pictures.picture import EXTENSIONS
 from pixtral_sky.pictures.source import Source
 from pixtral_sky.text import counted, is_unicode, natural, os_reason, shown
 
@@ -76,7 +75,7 @@ def parse(argument: str) -> list[Input]:
         named = _is_named(path)
         return [Input("folder", path.rstrip("/") or "/", parent if named else absolute, named)]
     if not is_manifest(path):
-        if stat.S_ISREG(mode) and not is_wanted(path):
+        if stat.S_ISREG(mode) and not pdf.is_picture_name(path):
             _check_content(path)
         return [Input("file", path, parent)]
     if not stat.S_ISREG(mode):  # it cannot be read twice
@@ -166,8 +165,8 @@ def _expand(pattern: str) -> list[Input]:
         if manifests:
             return [replace(each, base=base, named=False) for each in manifests]
     folders = "**" not in pattern  # "**" enters folders by itself
-    skipped = [path for path in found if not is_wanted(path) and not Path(path).is_dir()]
-    found = [path for path in found if is_wanted(path) or (folders and Path(path).is_dir())]
+    skipped = [path for path in found if not pdf.is_picture_name(path) and not Path(path).is_dir()]
+    found = [path for path in found if pdf.is_picture_name(path) or (folders and Path(path).is_dir())]
     if not found:
         raise PictureError(f"{shown(pattern)}: no picture, PDF or folder matches.")
     return [Input("glob", pattern, base, named=False, matches=found, skipped=skipped)]
@@ -185,11 +184,6 @@ def with_common_base(inputs: list[Input]) -> list[Input]:
 
 def is_manifest(path: str) -> bool:
     return path.lower().endswith(MANIFESTS)
-
-
-def is_wanted(path: str) -> bool:
-    """Whether it is a picture or a PDF, by its extension."""
-    return os.path.splitext(path)[1].lower() in EXTENSIONS or pdf.is_pdf(path)  # noqa: PTH122
 
 
 def kind(path: str) -> str:
@@ -277,7 +271,7 @@ def _list(folder: str, skipped: Counter[str]) -> tuple[list[str], list[str], lis
                 continue
             if _is_folder(entry):
                 names[1 + entry.is_symlink()].append(entry.name)
-            elif is_wanted(entry.name):
+            elif pdf.is_picture_name(entry.name):
                 names[0].append(entry.name)
             else:
                 skipped[kind(entry.name)] += 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,13 +12,14 @@ from typing import Any
 
 from pixtral_sky.batch import csv_export
 from pixtral_sky.batch.concurrency import MOST
-from pixtral_sky.batch.inputs import Walked, is_wanted, parse
+from pixtral_sky.batch.inputs import Walked, parse
 from pixtral_sky.batch.items import BadInput, Item
 from pixtral_sky.batch.journal import READ_BYTES, Paths
 from pixtral_sky.batch.runner import Job
 from pixtral_sky.batch.walk import is_openai
 from pixtral_sky.client.schema import Schema
 from pixtral_sky.errors import UsageError
+from pixtral_sky.pictures import pdf
 from pixtral_sky.text import shown
 
 
@@ -48,7 +51,7 @@ def _check_path(path: Path, option: str) -> None:
         raise UsageError(
             f"{name}: there is no such folder.", f"Make it: mkdir -p {shlex.quote(str(path.parent))}"
         )
-    if path.suffix.lower() == ".csv" or is_wanted(str(path)):
+    if path.suffix.lower() == ".csv" or pdf.is_picture_name(str(path)):
         table = ". The table beside it: --csv" if path.suffix.lower() == ".csv" else ""
         raise UsageError(
             f"{name} is no name for a file of JSON lines.",
@@ -88,10 +91,15 @@ def _is_same(one: Path, other: Path) -> bool:
 
 def check_targets(paths: Paths, inputs: Sequence[str]) -> None:
     """Raise UsageError if the batch would write to one of its inputs."""
+    targets = {"-o": paths.out, "--errors": paths.errors}
+    there = {option: target.stat() for option, target in targets.items() if target.exists()}
+    if not there:  # most runs: a glob may have a million matches
+        return
     for given in (each for argument in inputs for each in parse(argument)):
         for path in given.matches or [given.path]:
-            for option, target in (("-o", paths.out), ("--errors", paths.errors)):
-                if _is_same(Path(path), target):
+            with contextlib.suppress(OSError):  # it is gone since, or standard input
+                status = Path(path).stat()
+                if option := next((each for each in there if os.path.samestat(status, there[each])), ""):
                     raise UsageError(f"{shown(path)} is an input.", f"Write elsewhere: {option} FILE")
 
 

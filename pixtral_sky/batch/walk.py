@@ -109,7 +109,7 @@ def _found(given: Input, openai: bool, skipped: Counter[str]) -> Iterator[_Found
     else:
         skipped.update(map(inputs.kind, given.skipped))
         for path in given.matches or [given.path]:
-            if given.kind == "file" or inputs.is_wanted(path):
+            if given.kind == "file" or pdf.is_picture_name(path):
                 yield from _pictures(path, id_of(relative(path, given.base)), "")
             else:
                 yield from _found(Input("folder", path, given.base), openai, skipped)

@@ -123,7 +123,7 @@ def main() -> None:
         if error.message.startswith("Usage: "):  # without arguments, the message is the help
             output.tell(error.message)
         else:
-            if "such option: -n" in error.message or "such option: --name" in error.message:
+            if error.ctx and commands.is_named_by_argument(error.ctx.command, error):
                 error.message += ": the name is an argument here."
             help_of = f" Help: {error.ctx.command_path} --help" if error.ctx else ""
             what = " ".join(error.format_message().split())

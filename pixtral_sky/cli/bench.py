@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,6 +102,7 @@ def bench(
       pixtral-sky bench --gpus L4:2 -o l4.json
       pixtral-sky bench --gpus L4:2 --write my-service.yaml
     """
+    from pixtral_sky import files
     from pixtral_sky.bench import sweep
     from pixtral_sky.bench.figures import slo as parsed_slo
     from pixtral_sky.bench.load import Bench, Length
@@ -116,7 +116,9 @@ def bench(
     workload = Workload(images, *parsed_size(size), prompt_tokens, answer_tokens)
     goals = parsed_slo(slo)
     gpus, precision = _named(gpus, precision)
-    _check_files(plot, write, out)
+    common.check_files(plot, write)
+    if out:
+        files.check_writable(out, "--out")
     endpoint = find(url, api_key, name)
     machines = _machines(endpoint)
     endpoint, is_rehearsal = _learned(endpoint, machines)
@@ -172,18 +174,6 @@ def _named(gpus: str | None, precision: str | None) -> tuple[str, str]:
             raise UsageError(f"--precision is bf16 or fp8 here, not {precision!r}.")
         precision = found[0]
     return gpus or "", precision or ""
-
-
-def _check_files(plot: Path | None, write: Path | None, out: Path | None) -> None:
-    from pixtral_sky import files
-    from pixtral_sky.planning import charts
-
-    if write:
-        files.check_new(write, "--write")
-    if out:
-        files.check_writable(out, "--out")
-    if plot:
-        charts.check(plot)
 
 
 def _check_write(subject: Subject, write: Path) -> None:
@@ -308,20 +298,14 @@ def _end(
 def _write(path: Path, chosen: Step, subject: Subject) -> None:
     from pixtral_sky.planning import service_file
 
-    name, command = (" ".join(words.split()) for words in (path.name, shlex.join(sys.argv[1:])))
     goal = " and meet --slo" if subject.slo else ""
     why = f"of {subject.gpus}, measured: what {chosen.concurrency} at once bring{goal}"
-    text = service_file.measured_file(
+    made = partial(
+        service_file.measured_file,
         subject.gpus,
         subject.precision,
         subject.workload.images,
         subject.carried(chosen),
         why,
-        name,
-        f"pixtral-sky {command}",
     )
-    for warning in service_file.warnings(text):
-        output.warn(warning)
-    path.write_text(text)
-    output.say(f"Written: {path}, {service_file.summary(text)}")
-    output.say(f"Next:  pixtral-sky serve up --file {path}")
+    common.write_service(path, made)

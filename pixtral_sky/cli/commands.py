@@ -163,6 +163,12 @@ def summary(command: Any) -> str:
     return re.split(r"(?<=\.)\s", " ".join(inspect.cleandoc(command.help or "").split()), maxsplit=1)[0]
 
 
+def is_named_by_argument(command: Any, error: Any) -> bool:
+    """Whether the error is that of -n or --name, where the name of a deployment is an argument."""
+    has_name = any(isinstance(each, TyperArgument) and each.name == "name" for each in command.params)
+    return has_name and getattr(error, "option_name", "") in ("-n", "--name")
+
+
 def configured(ctx: Any) -> list[str]:
     """The parameters whose values come from the configuration."""
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -121,6 +122,31 @@ def say_next(name: str, service: bool = False) -> None:
     if service:
         commands = (f"serve status{it}", f"ask{this} picture.jpg", f"serve down{it}")
     output.say("Next:  " + "   |   ".join(f"pixtral-sky {command}" for command in commands))
+
+
+def check_files(plot: Path | None, write: Path | None) -> None:
+    """Raise UsageError for a picture or a new service file that cannot be written."""
+    from pixtral_sky import files
+
+    if write:
+        files.check_new(write, "--write")
+    if plot:
+        from pixtral_sky.planning import charts
+
+        charts.check(plot)
+
+
+def write_service(path: Path, made: Callable[[str, str], str]) -> None:
+    """Write the service file that ``made`` makes of its name and of this command, for its first lines."""
+    from pixtral_sky.planning import service_file
+
+    name, command = (" ".join(words.split()) for words in (path.name, shlex.join(sys.argv[1:])))
+    text = made(name, f"pixtral-sky {command}")
+    for warning in service_file.warnings(text):
+        output.warn(warning)
+    path.write_text(text)
+    output.say(f"Written: {path}, {service_file.summary(text)}")
+    output.say(f"Next:  pixtral-sky serve up --file {path}")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], indent: str = "") -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,7 +114,7 @@ def plan(
     wanted, precisions, named = planning.gpus(gpus), planning.precisions(precision), prices.named(clouds)
     workload = Workload(images, *planning.size(size), prompt_tokens, answer_tokens)
     ask = _ask(workload, context, qps, total)
-    _check_files(plot, write)
+    common.check_files(plot, write)
     machines, unfit = planning.machines(ask, wanted, _rates(measured or [], workload), precisions)
     priced, why_not = (None, "--no-prices") if no_prices else _prices(wanted, named, qps, about_prices)
     found = planning.plan(ask, machines, unfit, priced.offers if priced else None, spot)
@@ -124,18 +123,6 @@ def plan(
     else:
         _show(found, priced, everything, next_too=not write)
     _draw_and_write(found, priced, plot, write)
-
-
-def _check_files(plot: Path | None, write: Path | None) -> None:
-    """Raise UsageError for files that cannot be written."""
-    from pixtral_sky import files
-
-    if write:
-        files.check_new(write, "--write")
-    if plot:
-        from pixtral_sky.planning import charts
-
-        charts.check(plot)
 
 
 def _ask(workload: Workload, context: int | None, qps: float | None, total: int | None) -> Ask:
@@ -214,10 +201,4 @@ def _draw_and_write(found: Plan, priced: Prices | None, plot: Path | None, write
     if write:
         from pixtral_sky.planning import service_file
 
-        name, command = (" ".join(words.split()) for words in (write.name, shlex.join(sys.argv[1:])))
-        text = service_file.service_file(found, name, f"pixtral-sky {command}")
-        for warning in service_file.warnings(text):
-            output.warn(warning)
-        write.write_text(text)
-        output.say(f"Written: {write}, {service_file.summary(text)}")
-        output.say(f"Next:  pixtral-sky serve up --file {write}")
+        common.write_service(write, partial(service_file.service_file, found))

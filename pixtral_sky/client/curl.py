@@ -13,7 +13,7 @@ def curl(endpoint: Endpoint, data: str) -> str:
     The key is not in its arguments, which other users can see.
     """
     lines = []
-    if endpoint.origin not in ("", "PIXTRAL_ENDPOINT") and (endpoint.key or endpoint.tunnel):
+    if not endpoint.is_given and (endpoint.key or endpoint.tunnel):
         # This puts the key into the environment, and opens the tunnel.
         lines.append(f'eval "$(pixtral-sky endpoint --env --name {endpoint.origin})"')
     header = ""

@@ -91,7 +91,7 @@ class Endpoint:
     @property
     def hint(self) -> str:
         """What to look at when it does not answer as an endpoint does. A key has no part in that."""
-        if not self._is_given:
+        if not self.is_given:
             return f"Is it running? pixtral-sky status {self.origin}"
         ask = "Is its address right?"
         if self.origin:
@@ -106,7 +106,7 @@ class Endpoint:
         """What to look at when it does not take the key, or asks for one."""
         if self.key and self.key_origin == "--api-key":
             return "Is the key of --api-key right?"
-        if not self._is_given:
+        if not self.is_given:
             return f"Is it running? pixtral-sky status {self.origin}"
         if not self.key:
             # A URL that was given gets the key of the environment only if that has no other URL.
@@ -117,7 +117,7 @@ class Endpoint:
         return "Is PIXTRAL_API_KEY right?"
 
     @property
-    def _is_given(self) -> bool:
+    def is_given(self) -> bool:
         """Whether the user gives its address, rather than the name of a deployment."""
         return self.origin in ("", "PIXTRAL_ENDPOINT")
 

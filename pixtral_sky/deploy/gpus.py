@@ -13,7 +13,7 @@ from pixtral_sky.deploy import infra as infra_syntax
 from pixtral_sky.deploy import task
 from pixtral_sky.deploy.skypilot import sky_sdk
 from pixtral_sky.errors import UsageError
-from pixtral_sky.text import closest, printable
+from pixtral_sky.text import closest, quoted
 
 # Arguments of vLLM that change the memory or the GPUs that it needs.
 MEMORY_ARGS = re.compile(
@@ -40,7 +40,7 @@ class Gpus:
 
 def parse(text: str) -> Gpus:
     """The GPUs of ``GPU[:COUNT]``. Raises UsageError."""
-    said = repr(printable(text if len(text) <= 60 else f"{text[:57]}..."))
+    said = quoted(text)
     if not text.strip():
         raise UsageError("--gpus is empty.", "Leave it out to take what the file allows.")
     name, colon, count = text.strip().partition(":")
@@ -119,7 +119,7 @@ def _check_fit(gpu: str, count: int, envs: Mapping[str, Any]) -> None:
 
 def _unknown(gpu: str, place: str) -> str:
     """The warning about a GPU that is not known here. Raises UsageError when SkyPilot does not know it."""
-    own = infra_syntax.ALIASES.get(cloud := place.partition("/")[0].lower(), cloud) in infra_syntax.OWN
+    own = infra_syntax.named(place.partition("/")[0]) in infra_syntax.OWN
     theirs = [] if own else _skypilots_gpus()
     unknown = f"{gpu} is not known here: whether it holds the model shows when it starts."
     if gpu.lower() in [each.lower() for each in theirs] or own:

@@ -94,7 +94,7 @@ def named(text: str | None) -> list[str]:
         raise UsageError("--clouds is empty.", "Leave it out to take all with prices.")
     clouds = [word.strip().lower() for word in text.split(",")]
     for cloud in clouds:
-        if infra.ALIASES.get(cloud, cloud) in infra.OWN:
+        if infra.named(cloud) in infra.OWN:
             raise UsageError(f"Machines of your own have no prices: {cloud}.", f"What holds it: {WITHOUT}")
         if cloud not in CLOUDS:
             close = closest(cloud, CLOUDS)

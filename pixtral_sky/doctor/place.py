@@ -165,11 +165,10 @@ def _own(facts: Facts, place: Infra) -> str:
     }
     if fitting:
         return ", ".join(f"{name}: {free} of {all_} free" for name, (_, all_, free) in fitting.items())
-    has = ", ".join(f"{name}:{most}" for name, (most, *_) in there.items())
-    example = next((f"{name}:{most}" for name, (most, *_) in there.items()), "")
+    has = [f"{name}:{most}" for name, (most, *_) in there.items()]
     raise PixtralSkyError(
-        f"{place} has none of the file's GPUs, but {has or 'no GPU at all'}.",
-        f"Run: pixtral-sky launch --infra {place} --gpus {example}" if example else "Look: sky gpus list",
+        f"{place} has none of the file's GPUs, but {', '.join(has) or 'no GPU at all'}.",
+        f"Run: pixtral-sky launch --infra {place} --gpus {has[0]}" if has else "Look: sky gpus list",
     )
 
 

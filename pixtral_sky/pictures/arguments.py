@@ -13,7 +13,7 @@ from pathlib import Path
 from pixtral_sky.errors import PictureError, UsageError
 from pixtral_sky.pictures import kinds, pdf
 from pixtral_sky.pictures.names import check_scheme, is_url, local, spellings
-from pixtral_sky.pictures.picture import EXTENSIONS, all_of, directory_error
+from pixtral_sky.pictures.picture import all_of, directory_error
 from pixtral_sky.pictures.source import Source, read_stdin
 from pixtral_sky.text import counted, is_unicode, natural, os_reason, shown
 
@@ -95,11 +95,7 @@ def sources(
 def _ends_as_file(text: str) -> bool:
     """Whether ``text`` ends as the name of a picture does, or of what is mistaken for one."""
     path, _ = pdf.split(text)
-    return _is_named_as_picture(path) or Path(path).suffix.lower() in kinds.EXTENSIONS
-
-
-def _is_named_as_picture(path: str) -> bool:
-    return Path(path).suffix.lower() in EXTENSIONS or pdf.is_pdf(path)
+    return pdf.is_picture_name(path) or Path(path).suffix.lower() in kinds.EXTENSIONS
 
 
 def _notify_of_files_in_words(
@@ -107,11 +103,12 @@ def _notify_of_files_in_words(
 ) -> None:
     sentences = [part for _, part in found if isinstance(part, str)]
     given = {part.location for _, part in found if isinstance(part, Source)}
-    named = dict.fromkeys(file for words in sentences for file in _files_in(words))
+    files_in = {words: _files_in(words) for words in sentences}
+    named = dict.fromkeys(file for files in files_in.values() for file in files)
     if files := [file for file in named if _file(file) not in given]:
         notify(f"Taken as words, not as pictures: {shown(', '.join(files))}. {_on_its_own(files)}")
-    for words in sentences:
-        if _ends_as_file(words) and not _files_in(words):
+    for words, there in files_in.items():
+        if _ends_as_file(words) and not there:
             notify(f"Taken as words, as there is no such file: {words}")
 
 
@@ -215,7 +212,7 @@ def _parse(argument: str, notify: Callable[[str], None], may_be_words: bool) -> 
         found = glob.glob(_path(text), recursive=recursive)  # noqa: PTH207 (Path.glob takes no absolute path)
         # The words "Why?" match a picture Why1.jpg, but not a file that happens to be called Why1.
         files = [f for f in found if Path(f).is_file() and (looks_like_path or _ends_as_file(f))]
-        pictures = [file for file in files if _is_named_as_picture(file)]
+        pictures = [file for file in files if pdf.is_picture_name(file)]
         if pictures and (left_out := len(files) - len(pictures)):
             notify(f"Left out of {shown(text)}, being no pictures by name: {counted(left_out, 'file')}")
         if files:

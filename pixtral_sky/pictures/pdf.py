@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pixtral_sky import pixtral
 from pixtral_sky.errors import PictureError
 from pixtral_sky.extras import install
-from pixtral_sky.pictures.picture import Picture, open_file
+from pixtral_sky.pictures.picture import EXTENSIONS, Picture, open_file
 from pixtral_sky.text import shown
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ _LOCK = threading.Lock()
 def is_pdf(path: str) -> bool:
     """Whether it is a PDF, by its extension."""
     return path.lower().endswith(".pdf")
+
+
+def is_picture_name(path: str) -> bool:
+    """Whether it is a picture or a PDF, by its extension."""
+    return os.path.splitext(path)[1].lower() in EXTENSIONS or is_pdf(path)  # noqa: PTH122
 
 
 def split(text: str) -> tuple[str, int]:

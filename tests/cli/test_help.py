@@ -112,3 +112,8 @@ def test_help_anywhere(words: tuple[str, ...], same: tuple[str, ...], run: Run) 
 @pytest.mark.parametrize("command", ["down", "status", "logs", "tunnel"])
 def test_a_name_that_is_an_argument(command: str, run: Run) -> None:
     assert "No such option: -n: the name is an argument here." in run(command, "-n", "x").error
+
+
+@pytest.mark.parametrize("command", ["tokens", "plan", "completion"])
+def test_a_command_without_a_name(command: str, run: Run) -> None:
+    assert "the name is" not in run(command, "-n", "x").error
